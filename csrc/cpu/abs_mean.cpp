@@ -1,0 +1,119 @@
+// The mean of |x|, and the two linear maps of a code that every derivative is made of.
+#include "operators.h"
+#include "parallel.h"
+
+namespace drsn::cpu {
+namespace {
+
+template <class T>
+void abs_mean_typed(const AbsMean& p) {
+  using A = accumulator_t<T>;
+  const auto& k = kernels<T>();
+  const Lines lines(p.rows, p.per_sample);
+  const LineCode code(p.code, lines, kAbsMeanPlanes);
+  const T* x = as<T>(p.x);
+  A* mean = as<A>(p.mean);
+  const int64_t width = lines.width, unit_rows = lines.per_unit * width;
+  two_passes(
+      lines,
+      [&](int64_t line, int64_t begin, int64_t n, double* sums) {
+        const T* from = x + line * lines.length + begin;
+        if (width == 1) {
+          *sums += k.abs_sum(from, n);
+        } else {
+          sum_columns<A>(n, width, sums, [&](int64_t i, int64_t count, A* columns) { k.abs_add(from + i, columns, count); });
+        }
+        if (code.data) k.sign_code(from, code.write(line, begin), n);
+      },
+      [&](int64_t unit, const double* sums) {
+        double all = 0;
+        for (int64_t r = 0; r < unit_rows; ++r) {
+          all += sums[r];
+          if (!p.per_sample) mean[unit * unit_rows + r] = A(sums[r] / std::max<int64_t>(p.rows.length, 1));
+        }
+        if (p.per_sample) mean[unit] = A(all / std::max<int64_t>(p.rows.channels * p.rows.length, 1));
+      },
+      [](int64_t, int64_t, int64_t) {});
+}
+
+// The matrix (N or 1, C or 1) as one number for each row; nothing where there is no matrix.
+template <class A>
+std::vector<A> each_row(const RowValues& values, const Rows& rows) {
+  if (!values.data) return {};
+  std::vector<A> out(rows.samples * rows.channels);
+  for (int64_t row = 0; row < int64_t(out.size()); ++row) {
+    out[row] = as<A>(values.data)[row / rows.channels * values.sample_stride + row % rows.channels * values.channel_stride];
+  }
+  return out;
+}
+
+template <class T>
+void combine_typed(const Combine& p) {
+  using A = accumulator_t<T>;
+  const auto& k = kernels<T>();
+  const Lines lines(p.rows, false);
+  const LineCode code(p.code, lines, p.planes);
+  const T* g = p.planes > kActive ? as<T>(p.grad) : nullptr;
+  T* out = as<T>(p.out);
+  const std::vector<A> w = each_row<A>(p.planes > kActive ? p.w : RowValues{}, p.rows);
+  const std::vector<A> v = each_row<A>(p.v, p.rows);
+  for_each_task(lines.count, lines.length, [&](int64_t line) {
+    const int64_t offset = line * lines.length;
+    const AlongLine<A> along_w(w.empty() ? nullptr : w.data(), line, lines.width);
+    const AlongLine<A> along_v(v.empty() ? nullptr : v.data(), line, lines.width);
+    along_v.for_each(0, lines.length, [&](int64_t i, int64_t count) {
+      k.combine(g ? g + offset + i : nullptr, code.read(line, i), along_w.at(i), along_v.at(i), out + offset + i, count);
+    });
+  });
+}
+
+template <class T>
+void row_sums_typed(const RowSums& p) {
+  using A = accumulator_t<T>;
+  const auto& k = kernels<T>();
+  const Lines lines(p.rows, false);
+  const LineCode code(p.code, lines, p.planes);
+  const T* g = as<T>(p.grad);
+  const int64_t width = lines.width;
+  // The sum along sign(x) is the sum along active * sign(x) with kNonzero in the place of kActive.
+  const auto sum_over = [&](bool active, A* out) {
+    if (!out) return;
+    if (active && p.planes <= kActive) return std::fill(out, out + p.rows.samples * p.rows.channels, A(0));
+    two_passes(
+        lines,
+        [&](int64_t line, int64_t begin, int64_t n, double* sums) {
+          const T* from = g + line * lines.length + begin;
+          const auto bits = [&](int64_t i) {
+            Bits b = code.read(line, begin + i);
+            if (!active) b.active = b.nonzero;
+            return b;
+          };
+          if (width == 1) {
+            *sums += k.signed_sum(from, bits(0), n);
+          } else {
+            sum_columns<A>(n, width, sums,
+                           [&](int64_t i, int64_t count, A* columns) { k.signed_add(from + i, bits(i), columns, count); });
+          }
+        },
+        [&](int64_t unit, const double* sums) { std::copy(sums, sums + width, out + unit * width); },
+        [](int64_t, int64_t, int64_t) {});
+  };
+  sum_over(true, as<A>(p.active_sum));
+  sum_over(false, as<A>(p.sign_sum));
+}
+
+}  // namespace
+
+void abs_mean(const AbsMean& p) {
+  with_type(p.dtype, [&](auto type) { abs_mean_typed<decltype(type)>(p); });
+}
+
+void combine(const Combine& p) {
+  with_type(p.dtype, [&](auto type) { combine_typed<decltype(type)>(p); });
+}
+
+void row_sums(const RowSums& p) {
+  with_type(p.dtype, [&](auto type) { row_sums_typed<decltype(type)>(p); });
+}
+
+}  // namespace drsn::cpu

@@ -1,0 +1,63 @@
+// Which instruction set's loops run: the best that the processor has, or a lower one that DRSN_OPS_SIMD names.
+#include "kernels.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace drsn::cpu {
+
+namespace simd_default {
+template <class T>
+const Kernels<T>& table();
+}
+namespace simd_avx2 {
+template <class T>
+const Kernels<T>& table();
+}
+namespace simd_avx512 {
+template <class T>
+const Kernels<T>& table();
+}
+
+namespace {
+
+const char* const kLevels[] = {"default", "avx2", "avx512"};
+
+int choose() {
+  int level = 0;
+#if defined(__x86_64__)
+  const auto avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const auto avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  level = avx2 ? (avx512 ? 2 : 1) : 0;
+#endif
+  const char* wanted = std::getenv("DRSN_OPS_SIMD");
+  for (int lower = 0; wanted && lower < level; ++lower) {
+    if (!std::strcmp(wanted, kLevels[lower])) level = lower;
+  }
+  return level;
+}
+
+int level() {
+  static const int chosen = choose();
+  return chosen;
+}
+
+}  // namespace
+
+const char* simd_level() { return kLevels[level()]; }
+
+template <class T>
+const Kernels<T>& kernels() {
+#if defined(__x86_64__)
+  if (level() == 2) return simd_avx512::table<T>();
+  if (level() == 1) return simd_avx2::table<T>();
+#endif
+  return simd_default::table<T>();
+}
+template const Kernels<float>& kernels();
+template const Kernels<double>& kernels();
+template const Kernels<Half>& kernels();
+template const Kernels<BFloat16>& kernels();
+
+}  // namespace drsn::cpu

@@ -1,0 +1,7 @@
+// Any x86-64 or arm64 processor.
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define DRSN_SIMD simd_default
+#include "kernels_impl.h"

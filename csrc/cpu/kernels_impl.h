@@ -1,0 +1,361 @@
+// Included by one .cpp file an instruction set, which defines DRSN_SIMD (the namespace) and sets the target first.
+// Vectors of eight lanes whatever the instruction set, and sums over 32 lanes in blocks of one length: the same bits
+// come out of every one of them.
+
+#include <cstring>
+
+#include "kernels.h"
+#include "shrinkage_math.h"
+
+// GCC wants the attribute on the call operator too: a lambda that is not inlined costs a call for eight elements.
+#define DRSN_FORCED inline __attribute__((always_inline))
+#define DRSN_LAMBDA __attribute__((always_inline))
+
+namespace drsn::cpu::DRSN_SIMD {
+namespace {
+
+constexpr int kLanes = 8;
+constexpr int kUnroll = 4;
+constexpr int64_t kBlock = 4096;  // floats added in float; blocks are added in double
+
+template <class A>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float Vector __attribute__((vector_size(32)));
+  typedef int32_t Mask __attribute__((vector_size(32)));
+};
+template <>
+struct Lanes<double> {
+  typedef double Vector __attribute__((vector_size(64)));
+  typedef int64_t Mask __attribute__((vector_size(64)));
+};
+template <class T>
+using vector_t = typename Lanes<accumulator_t<T>>::Vector;
+template <class T>
+using mask_t = typename Lanes<accumulator_t<T>>::Mask;
+
+typedef uint16_t U16 __attribute__((vector_size(16)));
+typedef uint32_t U32 __attribute__((vector_size(32)));
+
+template <class V, class S>
+DRSN_INLINE V read(const S* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+DRSN_INLINE vector_t<float> load(const float* p) { return read<vector_t<float>>(p); }
+DRSN_INLINE vector_t<double> load(const double* p) { return read<vector_t<double>>(p); }
+DRSN_INLINE vector_t<float> load(const BFloat16* p) {
+  return (vector_t<float>)(__builtin_convertvector(read<U16>(p), U32) << 16);
+}
+
+DRSN_INLINE void store(float* p, vector_t<float> v) { std::memcpy(p, &v, sizeof(v)); }
+DRSN_INLINE void store(double* p, vector_t<double> v) { std::memcpy(p, &v, sizeof(v)); }
+DRSN_INLINE void store(BFloat16* p, vector_t<float> v) {
+  const U32 bits = (U32)v;
+  const U32 nan = (U32)(v != v);
+  const U32 even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // round to nearest, ties to even
+  const U16 narrow = __builtin_convertvector((even & ~nan) | (nan & 0x7fc0), U16);
+  std::memcpy(p, &narrow, sizeof(narrow));
+}
+
+#if defined(DRSN_SIMD_AVX2)
+DRSN_INLINE vector_t<float> load(const Half* p) {
+  return (vector_t<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+DRSN_INLINE void store(Half* p, vector_t<float> v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+// Half precision in integer arithmetic: without F16C a compiler's own conversion is a call an element.
+DRSN_INLINE vector_t<float> load(const Half* p) {
+  const U32 half = __builtin_convertvector(read<U16>(p), U32);
+  const U32 sign = (half & 0x8000) << 16;
+  const U32 magnitude = half & 0x7fff;
+  // Shifted into place the exponent is 112 short: a product with 2^112 is exact, for subnormal numbers too.
+  const U32 scaled = (U32)((vector_t<float>)(magnitude << 13) * 0x1p112f);
+  const U32 special = (U32)(magnitude >= 0x7c00) & 0x7f800000;
+  return (vector_t<float>)(scaled | special | sign);
+}
+DRSN_INLINE void store(Half* p, vector_t<float> v) {
+  const U32 bits = (U32)v;
+  const U32 sign = (bits >> 16) & 0x8000;
+  const U32 magnitude = bits & 0x7fffffff;
+  const U32 normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Adding 0.5 aligns a subnormal number's last place with float's, and rounds it to even on the way.
+  const U32 subnormal = (U32)((vector_t<float>)magnitude + 0.5f) - 0x3f000000;
+  const U32 small = (U32)(magnitude < 0x38800000);
+  const U32 over = (U32)(magnitude >= 0x47800000);
+  const U32 nan = (U32)(magnitude > 0x7f800000);
+  U32 half = (subnormal & small) | (normal & ~small);
+  half = (half & ~over) | (over & 0x7c00) | (nan & 0x200);
+  const U16 narrow = __builtin_convertvector(half | sign, U16);
+  std::memcpy(p, &narrow, sizeof(narrow));
+}
+#endif
+
+template <class T>
+DRSN_INLINE vector_t<T> load(const T* p, int64_t count) {
+  if (count >= kLanes) return load(p);
+  T buffer[kLanes] = {};
+  std::memcpy(buffer, p, count * sizeof(T));
+  return load(buffer);
+}
+
+template <class T>
+DRSN_INLINE void store(T* p, vector_t<T> v, int64_t count) {
+  if (count >= kLanes) return store(p, v);
+  T buffer[kLanes];
+  store(buffer, v);
+  std::memcpy(p, buffer, count * sizeof(T));
+}
+
+#if defined(DRSN_SIMD_AVX2)
+DRSN_INLINE uint8_t pack(mask_t<float> m) { return uint8_t(_mm256_movemask_ps((__m256)m)); }
+DRSN_INLINE uint8_t pack(mask_t<double> m) {
+  __m256d half[2];
+  std::memcpy(half, &m, sizeof(m));
+  return uint8_t(_mm256_movemask_pd(half[0]) | _mm256_movemask_pd(half[1]) << 4);
+}
+#elif defined(__SSE2__)
+DRSN_INLINE uint8_t pack(mask_t<float> m) {
+  __m128 half[2];
+  std::memcpy(half, &m, sizeof(m));
+  return uint8_t(_mm_movemask_ps(half[0]) | _mm_movemask_ps(half[1]) << 4);
+}
+DRSN_INLINE uint8_t pack(mask_t<double> m) {
+  __m128d part[4];
+  std::memcpy(part, &m, sizeof(m));
+  return uint8_t(_mm_movemask_pd(part[0]) | _mm_movemask_pd(part[1]) << 2 | _mm_movemask_pd(part[2]) << 4 |
+                 _mm_movemask_pd(part[3]) << 6);
+}
+#else
+template <class M>
+DRSN_INLINE uint8_t pack(M m) {
+  uint8_t byte = 0;
+  for (int i = 0; i < kLanes; ++i) byte |= uint8_t((m[i] & 1) << i);
+  return byte;
+}
+#endif
+
+template <class M>
+DRSN_INLINE M unpack(uint8_t byte) {
+  const M bit = {1, 2, 4, 8, 16, 32, 64, 128};
+  const M all = M{} + byte;
+  return (all & bit) == bit;
+}
+
+
+// The operations of a vector of accumulators.
+template <class T>
+struct Vec {
+  using A = accumulator_t<T>;
+  using V = vector_t<T>;
+  using M = mask_t<T>;
+  static constexpr M kSign = M{} + (sizeof(A) == 4 ? INT32_MIN : INT64_MIN);
+
+  static DRSN_FORCED V splat(A a) { return V{} + a; }
+  static DRSN_FORCED V abs(V x) { return (V)((M)x & ~kSign); }
+  static DRSN_FORCED V keep(M m, V x) { return (V)((M)x & m); }
+  static DRSN_FORCED V relu(V x) { return (V)((M)x & ~(M)(x <= V{})); }
+  static DRSN_FORCED V flip(M negative, V x) { return (V)((M)x ^ (negative & kSign)); }
+  static DRSN_FORCED V with_sign(V magnitude, V sign) { return (V)((M)magnitude | ((M)sign & kSign)); }
+};
+
+// 32 partial sums, added up in one order.
+template <class T>
+struct Sum {
+  using V = vector_t<T>;
+  V part[kUnroll] = {};
+
+  DRSN_FORCED double total() const {
+    const V all = (part[0] + part[1]) + (part[2] + part[3]);
+    return double(((all[0] + all[4]) + (all[2] + all[6])) + ((all[1] + all[5]) + (all[3] + all[7])));
+  }
+};
+
+// Calls term(i, count) for each eight elements and adds up what it returns.
+template <class T, class Term>
+DRSN_INLINE double sum_terms(int64_t n, const Term& term) {
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t end = n < begin + kBlock ? n : begin + kBlock;
+    Sum<T> sum;
+    int64_t i = begin;
+    for (; i + kUnroll * kLanes <= end; i += kUnroll * kLanes) {
+      for (int u = 0; u < kUnroll; ++u) sum.part[u] += term(i + u * kLanes, kLanes);
+    }
+    for (int u = 0; i < end; i += kLanes, ++u) sum.part[u] += term(i, end - i);
+    total += sum.total();
+  }
+  return total;
+}
+
+// Calls body(i, count) for each eight elements; count is below eight in the last call alone.
+template <class Body>
+DRSN_INLINE void for_each_eight(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) body(i, int64_t(kLanes));
+  if (i < n) body(i, n - i);
+}
+
+template <class T>
+double abs_sum(const T* x, int64_t n) {
+  return sum_terms<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA { return Vec<T>::abs(load(x + i, count)); });
+}
+
+template <class T>
+void abs_add(const T* x, accumulator_t<T>* sums, int64_t n) {
+  for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+    store(sums + i, load(sums + i, count) + Vec<T>::abs(load(x + i, count)), count);
+  });
+}
+
+template <class T>
+void sign_code(const T* x, Planes code, int64_t n) {
+  using V = vector_t<T>;
+  for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+    const V v = load(x + i, count);
+    const uint8_t negative = pack((mask_t<T>)(v < V{}));
+    code.negative[i / 8] = negative;
+    code.nonzero[i / 8] = negative | pack((mask_t<T>)(v > V{}));
+  });
+}
+
+enum class Code { kNone, kSoftThreshold, kShrink };
+
+template <class T, Code kCode, bool kVary>
+void shrink_loop(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes code, int64_t n) {
+  using W = Vec<T>;
+  using V = typename W::V;
+  using M = typename W::M;
+  const V one = kVary ? V{} : W::splat(*tau);
+  for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+    const V v = load(x + i, count);
+    V raw = one;
+    if constexpr (kVary) raw = load(tau + i, count);
+    const V threshold = W::relu(raw);
+    const V magnitude = W::abs(v);
+    V out = W::with_sign(W::relu(magnitude - threshold), v);
+    if (residual) out += load(residual + i, count);
+    store(y + i, out, count);
+    if constexpr (kCode != Code::kNone) {
+      const M active = magnitude > threshold;
+      if constexpr (kCode == Code::kShrink) {
+        code.negative[i / 8] = pack((M)(v < V{}));
+        code.nonzero[i / 8] = pack((M)(magnitude > V{}));
+        code.active[i / 8] = pack(active);
+      } else {
+        const M open = raw < V{};
+        code.negative[i / 8] = pack((M)(active & (open | (M)(v < V{}))));
+        code.active[i / 8] = pack((M)(active & ~open));
+      }
+    }
+  });
+}
+
+template <class T>
+void shrink(const T* x, Values<accumulator_t<T>> tau, const T* residual, T* y, Planes code, int64_t n) {
+  const auto run = [&](auto vary) {
+    constexpr bool kVary = decltype(vary)::value;
+    if (!code.active) return shrink_loop<T, Code::kNone, kVary>(x, tau.data, residual, y, code, n);
+    if (code.nonzero) return shrink_loop<T, Code::kShrink, kVary>(x, tau.data, residual, y, code, n);
+    return shrink_loop<T, Code::kSoftThreshold, kVary>(x, tau.data, residual, y, code, n);
+  };
+  tau.vary ? run(std::true_type{}) : run(std::false_type{});
+}
+
+// The `count` bits from `bit` on; the second byte is read only where they reach into it.
+template <bool kShifted>
+DRSN_INLINE uint8_t bits_at(const uint8_t* plane, int64_t bit, int64_t count) {
+  if constexpr (!kShifted) return plane[bit / 8];
+  const int shift = int(bit % 8);
+  const int next = shift + count > 8 ? plane[bit / 8 + 1] : 0;
+  return uint8_t((plane[bit / 8] | next << 8) >> shift);
+}
+
+template <class T, bool kShifted>
+DRSN_INLINE vector_t<T> signed_active(const T* g, const Bits& code, int64_t i, int64_t count) {
+  using M = mask_t<T>;
+  const M active = unpack<M>(bits_at<kShifted>(code.active, code.offset + i, count));
+  const M negative = unpack<M>(bits_at<kShifted>(code.negative, code.offset + i, count));
+  return Vec<T>::keep(active, Vec<T>::flip(negative, load(g + i, count)));
+}
+
+template <class T>
+double signed_sum(const T* g, Bits code, int64_t n) {
+  return sum_terms<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+    return code.offset % 8 ? signed_active<T, true>(g, code, i, count) : signed_active<T, false>(g, code, i, count);
+  });
+}
+
+template <class T>
+void signed_add(const T* g, Bits code, accumulator_t<T>* sums, int64_t n) {
+  for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+    const vector_t<T> term =
+        code.offset % 8 ? signed_active<T, true>(g, code, i, count) : signed_active<T, false>(g, code, i, count);
+    store(sums + i, load(sums + i, count) + term, count);
+  });
+}
+
+template <class T, bool kShifted, bool kVary>
+void combine_loop(const T* g, Bits code, const accumulator_t<T>* w, const accumulator_t<T>* v, T* out, int64_t n) {
+  using W = Vec<T>;
+  using V = typename W::V;
+  using M = typename W::M;
+  const V one_w = w && !kVary ? W::splat(*w) : V{};
+  const V one_v = v && !kVary ? W::splat(*v) : V{};
+  for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+    const int64_t bit = code.offset + i;
+    const uint8_t negative = bits_at<kShifted>(code.negative, bit, count);
+    const uint8_t active = code.active ? bits_at<kShifted>(code.active, bit, count) : uint8_t(0);
+    const M flip = unpack<M>(negative);
+    V sum = {};
+    if (g) sum = W::keep(unpack<M>(code.nonzero ? active : active | negative), load(g + i, count));
+    if (w) sum += W::keep(unpack<M>(active), W::flip(flip, kVary ? load(w + i, count) : one_w));
+    if (v) {
+      const M nonzero = unpack<M>(bits_at<kShifted>(code.nonzero, bit, count));
+      sum += W::keep(nonzero, W::flip(flip, kVary ? load(v + i, count) : one_v));
+    }
+    store(out + i, sum, count);
+  });
+}
+
+template <class T>
+void combine(const T* g, Bits code, Values<accumulator_t<T>> w, Values<accumulator_t<T>> v, T* out, int64_t n) {
+  const bool vary = w.vary || v.vary;
+  if (code.offset % 8) {
+    vary ? combine_loop<T, true, true>(g, code, w.data, v.data, out, n)
+         : combine_loop<T, true, false>(g, code, w.data, v.data, out, n);
+  } else {
+    vary ? combine_loop<T, false, true>(g, code, w.data, v.data, out, n)
+         : combine_loop<T, false, false>(g, code, w.data, v.data, out, n);
+  }
+}
+
+template <class T>
+void widen(const T* from, accumulator_t<T>* to, int64_t n) {
+  for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA { store(to + i, load(from + i, count), count); });
+}
+
+template <class T>
+void narrow(const accumulator_t<T>* from, T* to, int64_t n) {
+  for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA { store(to + i, load(from + i, count), count); });
+}
+
+}  // namespace
+
+template <class T>
+const Kernels<T>& table() {
+  static constexpr Kernels<T> kTable{abs_sum<T>,    abs_add<T>, sign_code<T>, shrink<T>, signed_sum<T>,
+                                     signed_add<T>, combine<T>, widen<T>,     narrow<T>};
+  return kTable;
+}
+template const Kernels<float>& table();
+template const Kernels<double>& table();
+template const Kernels<Half>& table();
+template const Kernels<BFloat16>& table();
+
+}  // namespace drsn::cpu::DRSN_SIMD

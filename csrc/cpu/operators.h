@@ -1,0 +1,16 @@
+#pragma once
+
+#include "params.h"
+
+namespace drsn::cpu {
+
+void soft_threshold(const SoftThreshold& p);
+void soft_threshold_backward(const SoftThresholdBackward& p);
+void soft_threshold_tangent(const SoftThresholdTangent& p);
+void abs_mean(const AbsMean& p);
+void shrink(const Shrink& p);
+void shrink_backward(const ShrinkBackward& p);
+void combine(const Combine& p);
+void row_sums(const RowSums& p);
+
+}  // namespace drsn::cpu

@@ -1,0 +1,183 @@
+// How the CPU kernels share work: in fixed pieces through PyTorch's own thread pool, so that no sum depends on the
+// number of threads.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+#include "shrinkage_math.h"
+#include "torch_api.h"
+
+namespace drsn::cpu {
+
+constexpr int64_t kGrain = 32768;  // elements below which a second thread costs more than it brings
+constexpr int64_t kBuffer = 1024;  // elements of a buffer that stays in the first-level cache
+
+// Calls run(T{}) with the element type of a real dtype.
+template <class Run>
+void with_type(DType dtype, const Run& run) {
+  switch (dtype) {
+    case DType::kHalf:
+      return run(Half{});
+    case DType::kBFloat16:
+      return run(BFloat16{});
+    case DType::kFloat:
+      return run(float{});
+    case DType::kDouble:
+      return run(double{});
+    default:
+      throw std::invalid_argument("x: expected a real type");
+  }
+}
+
+template <class T>
+const T* as(const void* p) {
+  return static_cast<const T*>(p);
+}
+template <class T>
+T* as(void* p) {
+  return static_cast<T*>(p);
+}
+
+// Calls run(task) for every task; `elements` is the size of one.
+template <class Run>
+void for_each_task(int64_t tasks, int64_t elements, const Run& run) {
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(elements, 1));
+  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) run(task);
+  });
+}
+
+// What two passes over x walk along. A line is contiguous in memory and has one segment of the code: a row, of width 1,
+// or, in channels_last, a sample, whose elements belong to `width` channels in turn. A unit is what shares a statistic.
+struct Lines {
+  int64_t count, length, width;
+  int64_t per_unit;
+  int64_t piece;  // elements summed at a time: a multiple of 8, whole bytes of code, and of the width
+
+  Lines(const Rows& rows, bool per_sample)
+      : count(rows.segments()),
+        length(rows.segment_length()),
+        width(rows.channels_last ? rows.channels : 1),
+        per_unit(per_sample && !rows.channels_last ? std::max<int64_t>(rows.channels, 1) : 1),
+        piece(std::max<int64_t>(8, kGrain / std::max<int64_t>(width, 1) / 8 * 8) * std::max<int64_t>(width, 1)) {}
+
+  int64_t units() const { return count / per_unit; }
+  int64_t pieces() const { return std::max<int64_t>(1, (length + piece - 1) / piece); }
+};
+
+// sum(line, begin, n, sums) adds to sums[width]; finish(unit, sums) gets those of the unit's lines one behind the other;
+// apply(line, begin, n) comes after. A thread takes a unit through all three while it is in its cache; where there are
+// fewer units than threads, pieces are shared out instead, and the same sums are added in the same order.
+template <class Sum, class Finish, class Apply>
+void two_passes(const Lines& lines, const Sum& sum, const Finish& finish, const Apply& apply) {
+  const int64_t pieces = lines.pieces();
+  const int64_t width = lines.width;
+  const auto add_piece = [&](int64_t line, int64_t piece, double* sums) {
+    const int64_t begin = piece * lines.piece;
+    sum(line, begin, std::min(lines.piece, lines.length - begin), sums);
+  };
+  const int64_t unit_size = lines.per_unit * lines.length;
+  if (lines.units() >= torch::stable::get_num_threads() || unit_size <= kGrain) {
+    for_each_task(lines.units(), unit_size, [&](int64_t unit) {
+      thread_local std::vector<double> sums, part;
+      sums.assign(lines.per_unit * width, 0);
+      for (int64_t i = 0; i < lines.per_unit; ++i) {
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+          part.assign(width, 0);
+          add_piece(unit * lines.per_unit + i, piece, part.data());
+          for (int64_t j = 0; j < width; ++j) sums[i * width + j] += part[j];
+        }
+      }
+      finish(unit, sums.data());
+      for (int64_t i = 0; i < lines.per_unit; ++i) apply(unit * lines.per_unit + i, 0, lines.length);
+    });
+    return;
+  }
+  std::vector<double> parts(lines.count * pieces * width);
+  for_each_task(lines.count * pieces, lines.piece,
+                [&](int64_t task) { add_piece(task / pieces, task % pieces, &parts[task * width]); });
+  std::vector<double> sums(lines.per_unit * width);
+  for (int64_t unit = 0; unit < lines.units(); ++unit) {
+    std::fill(sums.begin(), sums.end(), 0);
+    for (int64_t i = 0; i < lines.per_unit * pieces; ++i) {
+      const double* part = &parts[(unit * lines.per_unit * pieces + i) * width];
+      for (int64_t j = 0; j < width; ++j) sums[i / pieces * width + j] += part[j];
+    }
+    finish(unit, sums.data());
+  }
+  for_each_task(lines.count * pieces, lines.piece, [&](int64_t task) {
+    const int64_t begin = task % pieces * lines.piece;
+    apply(task / pieces, begin, std::min(lines.piece, lines.length - begin));
+  });
+}
+
+// Adds up numbers that belong to `width` columns in turn: add(i, n, columns) adds those of n elements from i on to
+// columns[0, n), with i and n multiples of the width. Columns repeat up to a buffer's length, which keeps narrow rows
+// of columns as fast as wide ones.
+template <class A, class Add>
+void sum_columns(int64_t n, int64_t width, double* sums, const Add& add) {
+  const int64_t span = width < kBuffer ? kBuffer / width * width : width;
+  constexpr int64_t kFlush = 64;  // additions in A before they go on in double
+  thread_local std::vector<A> columns;
+  columns.resize(span);
+  for (int64_t begin = 0; begin < n; begin += span * kFlush) {
+    std::fill(columns.begin(), columns.end(), A(0));
+    const int64_t end = std::min(n, begin + span * kFlush);
+    for (int64_t i = begin; i < end; i += span) add(i, std::min(span, end - i), columns.data());
+    for (int64_t j = 0; j < span; ++j) sums[j % width] += columns[j];
+  }
+}
+
+// One number a row of `values` (N * C) laid along a line: the row's own, or the channels' numbers in turn.
+template <class A>
+class AlongLine {
+ public:
+  AlongLine(const A* values, int64_t line, int64_t width) : data_(values ? values + line * width : nullptr), width_(width) {
+    if (!values || width == 1) return;
+    turn_.resize(width + kBuffer);
+    for (int64_t j = 0; j < width + kBuffer; ++j) turn_[j] = data_[j % width];
+    data_ = turn_.data();
+  }
+
+  // From element i on; varying numbers last for kBuffer elements.
+  Values<A> at(int64_t i) const {
+    if (!data_) return {};
+    return width_ == 1 ? Values<A>{data_, false} : Values<A>{data_ + i % width_, true};
+  }
+
+  // Calls run(i, n) for the stretches that at() serves.
+  template <class Run>
+  void for_each(int64_t begin, int64_t n, const Run& run) const {
+    const int64_t step = width_ == 1 ? std::max<int64_t>(n, 1) : kBuffer;
+    for (int64_t i = begin; i < begin + n; i += step) run(i, std::min(step, begin + n - i));
+  }
+
+ private:
+  std::vector<A> turn_;
+  const A* data_;
+  int64_t width_;
+};
+
+// Where the planes of a line's code are, from element `begin` on.
+struct LineCode {
+  uint8_t* data;
+  int64_t bytes;   // of a plane
+  int planes;
+
+  LineCode(const uint8_t* code, const Lines& lines, int planes)
+      : data(const_cast<uint8_t*>(code)), bytes(code_bytes(lines.length)), planes(planes) {}
+
+  uint8_t* plane(int64_t line, int index) const { return data + (line * planes + index) * bytes; }
+  Planes write(int64_t line, int64_t begin) const {
+    if (!data) return {};
+    return {plane(line, kNegative) + begin / 8, plane(line, kNonzero) + begin / 8,
+            planes > kActive ? plane(line, kActive) + begin / 8 : nullptr};
+  }
+  Bits read(int64_t line, int64_t begin) const {
+    return {plane(line, kNegative), plane(line, kNonzero), planes > kActive ? plane(line, kActive) : nullptr, begin};
+  }
+};
+
+}  // namespace drsn::cpu

@@ -1,0 +1,33 @@
+// The CPU kernels' way into the dispatcher.
+#include "../operators.h"
+
+#include "kernels.h"
+#include "operators.h"
+
+namespace {
+
+struct Cpu {
+  struct Guard {
+    explicit Guard(const torch::stable::Tensor&) {}
+  };
+  static void soft_threshold(const drsn::SoftThreshold& p, const drsn::Tensor&) { drsn::cpu::soft_threshold(p); }
+  static void soft_threshold_backward(const drsn::SoftThresholdBackward& p, const drsn::Tensor&) {
+    drsn::cpu::soft_threshold_backward(p);
+  }
+  static void soft_threshold_tangent(const drsn::SoftThresholdTangent& p, const drsn::Tensor&) {
+    drsn::cpu::soft_threshold_tangent(p);
+  }
+  static void abs_mean(const drsn::AbsMean& p, const drsn::Tensor&) { drsn::cpu::abs_mean(p); }
+  static void shrink(const drsn::Shrink& p, const drsn::Tensor&) { drsn::cpu::shrink(p); }
+  static void shrink_backward(const drsn::ShrinkBackward& p, const drsn::Tensor&) { drsn::cpu::shrink_backward(p); }
+  static void combine(const drsn::Combine& p, const drsn::Tensor&) { drsn::cpu::combine(p); }
+  static void row_sums(const drsn::RowSums& p, const drsn::Tensor&) { drsn::cpu::row_sums(p); }
+};
+
+std::string cpu_simd() { return drsn::cpu::simd_level(); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CPU, m) { drsn::Operators<Cpu>::add_to(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CompositeExplicitAutograd, m) { m.impl("cpu_simd", TORCH_BOX(&cpu_simd)); }

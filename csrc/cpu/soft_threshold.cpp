@@ -1,0 +1,311 @@
+// soft_threshold under a tau that lies anyhow over x: tau is laid out a buffer at a time, then one loop serves all.
+#include <cmath>
+#include <complex>
+
+#include "operators.h"
+#include "parallel.h"
+
+namespace drsn::cpu {
+namespace {
+
+// Reads tau for the elements [begin, begin + n) of x in memory order.
+template <class T, class A>
+void lay_out(const Broadcast& over, const T* tau, int64_t begin, int64_t n, A* out) {
+  int64_t index[kMaxAxes];
+  int64_t offset = 0;
+  for (int axis = over.axes - 1, rest = 0; axis >= rest; --axis) {
+    index[axis] = begin % over.size[axis];
+    offset += index[axis] * over.stride[axis];
+    begin /= over.size[axis];
+  }
+  const int last = over.axes - 1;
+  const int64_t stride = over.stride[last];
+  while (n > 0) {
+    const int64_t run = std::min(n, over.size[last] - index[last]);
+    if (stride == 0) {
+      A one;
+      kernels<T>().widen(tau + offset, &one, 1);
+      std::fill(out, out + run, one);
+    } else if (stride == 1) {
+      kernels<T>().widen(tau + offset, out, run);
+    } else {
+      for (int64_t i = 0; i < run; ++i) kernels<T>().widen(tau + offset + i * stride, out + i, 1);
+    }
+    out += run;
+    n -= run;
+    offset += run * stride;
+    index[last] += run;
+    for (int axis = last; axis > 0 && index[axis] == over.size[axis]; --axis) {
+      index[axis] = 0;
+      offset += over.stride[axis - 1] - over.size[axis] * over.stride[axis];
+      ++index[axis - 1];
+    }
+  }
+}
+
+// tau over memory: where it is one number for a long stretch it is not laid out.
+template <class T>
+class Threshold {
+ public:
+  using A = accumulator_t<T>;
+  Threshold(const void* tau, bool in_accumulator, double value, const Broadcast& over)
+      : tau_(tau), wide_(in_accumulator), value_(A(value)), over_(over) {}
+
+  // Calls run(i, n, tau) for stretches of [begin, begin + n); all but the last have a multiple of 8 elements.
+  template <class Run>
+  void for_each(int64_t begin, int64_t n, const Run& run) const {
+    constexpr int64_t kStretch = 512;
+    const int64_t end = begin + n, inner = over_.size[over_.axes - 1];
+    const bool repeats = !tau_ || over_.stride[over_.axes - 1] == 0;
+    A buffer[kBuffer];
+    for (int64_t i = begin; i < end;) {
+      const int64_t left = tau_ ? std::min(end - i, inner - i % inner) : end - i;
+      int64_t count = std::min(end - i, kBuffer);
+      if (repeats && (left >= kStretch || left == end - i)) {
+        count = left == end - i ? left : left / 8 * 8;
+        const A one = tau_ ? (read(i, 1, buffer), buffer[0]) : value_;
+        run(i, count, Values<A>{&one, false});
+      } else {
+        read(i, count, buffer);
+        run(i, count, Values<A>{buffer, true});
+      }
+      i += count;
+    }
+  }
+
+ private:
+  void read(int64_t begin, int64_t n, A* out) const {
+    if (wide_) {
+      lay_out(over_, as<A>(tau_), begin, n, out);
+    } else {
+      lay_out(over_, as<T>(tau_), begin, n, out);
+    }
+  }
+
+  const void* tau_;
+  bool wide_;
+  A value_;
+  const Broadcast& over_;
+};
+
+// Calls run(begin, n) for pieces of all elements, in parallel.
+template <class Run>
+void for_each_piece(int64_t numel, const Run& run) {
+  constexpr int64_t kPiece = 8192;
+  for_each_task((numel + kPiece - 1) / kPiece, kPiece, [&](int64_t piece) {
+    run(piece * kPiece, std::min(kPiece, numel - piece * kPiece));
+  });
+}
+
+Bits read_code(const uint8_t* code, int64_t numel, int64_t begin) {
+  return {code + kNegative * code_bytes(numel), nullptr, code + kSoftThresholdActive * code_bytes(numel), begin};
+}
+
+Planes write_code(uint8_t* code, int64_t numel, int64_t begin) {
+  if (!code) return {};
+  return {code + kNegative * code_bytes(numel) + begin / 8, nullptr,
+          code + kSoftThresholdActive * code_bytes(numel) + begin / 8};
+}
+
+// Adds up what each element contributes to its tau. contribute(i, n, out) writes the contributions of [i, i + n), n at
+// most kBuffer; out is null where no sum is wanted. The axes of `over` are seen as (outer, reduced, inner), and the
+// pieces that are summed apart depend on their sizes alone.
+template <class A, class Contribute>
+void reduce_to_tau(const Broadcast& over, int64_t numel, double* dtau, const Contribute& contribute) {
+  if (!dtau) {
+    return for_each_piece(numel, [&](int64_t begin, int64_t n) { contribute(begin, n, static_cast<A*>(nullptr)); });
+  }
+  const int last = over.axes - 1;
+  const bool repeats = over.stride[last] == 0;
+  const int64_t inner = repeats ? 1 : over.size[last];
+  const int reduced_axis = repeats ? last : (last > 0 && over.stride[last - 1] == 0 ? last - 1 : -1);
+  const int64_t reduced = reduced_axis < 0 ? 1 : over.size[reduced_axis];
+  const int outer_axes = reduced_axis < 0 ? last : reduced_axis;
+  const int64_t outer = numel / (reduced * inner);
+
+  const int64_t columns = std::min(inner, kBuffer);
+  const int64_t blocks = (inner + columns - 1) / columns;
+  const int64_t chunk = std::max<int64_t>(1, kGrain / columns);
+  const int64_t chunks = (reduced + chunk - 1) / chunk;
+  std::vector<double> parts(outer * chunks * inner);
+
+  for_each_task(outer * chunks * blocks, std::min(chunk, reduced) * columns, [&](int64_t task) {
+    const int64_t first_column = task % blocks * columns, r0 = task / blocks % chunks * chunk;
+    const int64_t width = std::min(columns, inner - first_column), rows = std::min(chunk, reduced - r0);
+    const int64_t o = task / blocks / chunks;
+    double* part = &parts[(o * chunks + r0 / chunk) * inner + first_column];
+    const int64_t begin = (o * reduced + r0) * inner + first_column;
+    A buffer[kBuffer];
+    if (blocks > 1) {
+      for (int64_t r = 0; r < rows; ++r) {
+        contribute(begin + r * inner, width, buffer);
+        for (int64_t j = 0; j < width; ++j) part[j] += buffer[j];
+      }
+    } else {
+      sum_columns<A>(rows * inner, inner, part, [&](int64_t i, int64_t n, A* sums) {
+        contribute(begin + i, n, buffer);
+        for (int64_t j = 0; j < n; ++j) sums[j] += buffer[j];
+      });
+    }
+  });
+
+  for (int64_t o = 0; o < outer; ++o) {
+    int64_t offset = 0;
+    for (int64_t axis = outer_axes - 1, rest = o; axis >= 0; --axis) {
+      offset += rest % over.size[axis] * over.stride[axis];
+      rest /= over.size[axis];
+    }
+    for (int64_t i = 0; i < chunks * inner; ++i) {
+      dtau[offset + (repeats ? 0 : i % inner * over.stride[last])] += parts[o * chunks * inner + i];
+    }
+  }
+}
+
+// Runs `reduce` on a buffer of sums and rounds them to the type of dtau.
+template <class T, class Reduce>
+void write_dtau(const SoftThresholdBackward& p, const Reduce& reduce) {
+  using A = accumulator_t<T>;
+  if (!p.dtau) return reduce(nullptr);
+  std::vector<double> sums(p.dtau_numel);
+  reduce(sums.data());
+  const std::vector<A> narrow(sums.begin(), sums.end());
+  if (p.tau_in_accumulator) {
+    std::copy(narrow.begin(), narrow.end(), as<A>(p.dtau));
+  } else {
+    kernels<T>().narrow(narrow.data(), as<T>(p.dtau), p.dtau_numel);
+  }
+}
+
+template <class T>
+void forward(const SoftThreshold& p) {
+  const auto& k = kernels<T>();
+  const T* x = as<T>(p.x);
+  T* y = as<T>(p.y);
+  const Threshold<T> threshold(p.tau, p.tau_in_accumulator, p.value, p.over);
+  for_each_piece(p.numel, [&](int64_t begin, int64_t n) {
+    threshold.for_each(begin, n, [&](int64_t i, int64_t count, Values<accumulator_t<T>> tau) {
+      k.shrink(x + i, tau, nullptr, y + i, write_code(p.code, p.numel, i), count);
+    });
+  });
+}
+
+template <class T>
+void backward(const SoftThresholdBackward& p) {
+  using A = accumulator_t<T>;
+  const auto& k = kernels<T>();
+  const T* g = as<T>(p.grad);
+  T* dx = as<T>(p.dx);
+  const auto gradient_of_x = [&](int64_t i, int64_t n) {
+    if (dx) k.combine(g + i, read_code(p.code, p.numel, i), {}, {}, dx + i, n);
+  };
+  // dtau = -sign * g where active
+  const auto gradient_of_tau = [&](int64_t i, int64_t n, A* out) {
+    std::fill(out, out + n, A(0));
+    k.signed_add(g + i, read_code(p.code, p.numel, i), out, n);
+    for (int64_t j = 0; j < n; ++j) out[j] = -out[j];
+  };
+  const bool elementwise = p.over.axes == 1 && p.over.stride[0] == 1;
+  if (p.dtau && elementwise) {
+    for_each_piece(p.numel, [&](int64_t begin, int64_t n) {
+      A buffer[kBuffer];
+      for (int64_t i = begin; i < begin + n; i += kBuffer) {
+        const int64_t count = std::min(kBuffer, begin + n - i);
+        gradient_of_x(i, count);
+        gradient_of_tau(i, count, buffer);
+        p.tau_in_accumulator ? void(std::copy(buffer, buffer + count, as<A>(p.dtau) + i))
+                             : k.narrow(buffer, as<T>(p.dtau) + i, count);
+      }
+    });
+    return;
+  }
+  write_dtau<T>(p, [&](double* dtau) {
+    reduce_to_tau<A>(p.over, p.numel, dtau, [&](int64_t i, int64_t n, A* out) {
+      gradient_of_x(i, n);
+      if (out) gradient_of_tau(i, n, out);
+    });
+  });
+}
+
+template <class T>
+void tangent(const SoftThresholdTangent& p) {
+  using A = accumulator_t<T>;
+  const auto& k = kernels<T>();
+  const T* dx = as<T>(p.dx);
+  T* dy = as<T>(p.dy);
+  const Threshold<T> dtau(p.dtau, true, 0, p.over);
+  for_each_piece(p.numel, [&](int64_t begin, int64_t n) {
+    A minus[kBuffer];
+    for (int64_t start = begin; start < begin + n; start += kBuffer) {
+      dtau.for_each(start, std::min(kBuffer, begin + n - start), [&](int64_t i, int64_t count, Values<A> t) {
+        const int64_t distinct = t.vary ? count : 1;
+        for (int64_t j = 0; j < distinct; ++j) minus[j] = -t.data[j];
+        k.combine(dx ? dx + i : nullptr, read_code(p.code, p.numel, i), {minus, t.vary}, {}, dy + i, count);
+      });
+    }
+  });
+}
+
+// A complex number keeps its phase and loses tau of its magnitude.
+template <class A>
+void complex_forward(const SoftThreshold& p) {
+  const auto* x = as<std::complex<A>>(p.x);
+  auto* y = as<std::complex<A>>(p.y);
+  const Threshold<A> threshold(p.tau, p.tau_in_accumulator, p.value, p.over);
+  for_each_piece(p.numel, [&](int64_t begin, int64_t n) {
+    threshold.for_each(begin, n, [&](int64_t i, int64_t count, Values<A> tau) {
+      for (int64_t j = 0; j < count; ++j) {
+        const A t = relu(tau.data[tau.vary ? j : 0]);
+        const A r = std::hypot(x[i + j].real(), x[i + j].imag());
+        const A left = relu(r - t);
+        y[i + j] = left == A(0) ? std::complex<A>(0) : t == A(0) ? x[i + j] : x[i + j] * (left / r);
+      }
+    });
+  });
+}
+
+// With u = z / r and a = tau / r, where r > tau: dz = (1 - a) g + a u Re(conj(u) g), dtau = -Re(conj(u) g).
+template <class A>
+void complex_backward(const SoftThresholdBackward& p) {
+  const auto* x = as<std::complex<A>>(p.x);
+  const auto* g = as<std::complex<A>>(p.grad);
+  auto* dx = as<std::complex<A>>(p.dx);
+  const Threshold<A> threshold(p.tau, p.tau_in_accumulator, p.value, p.over);
+  write_dtau<A>(p, [&](double* dtau) {
+    reduce_to_tau<A>(p.over, p.numel, dtau, [&](int64_t begin, int64_t n, A* out) {
+      threshold.for_each(begin, n, [&](int64_t i, int64_t count, Values<A> tau) {
+        for (int64_t j = 0; j < count; ++j) {
+          const A raw = tau.data[tau.vary ? j : 0];
+          const A t = relu(raw);
+          const std::complex<A> z = x[i + j];
+          const A r = std::hypot(z.real(), z.imag());
+          const bool active = r > t;
+          const std::complex<A> u = active ? std::complex<A>(z.real() / r, z.imag() / r) : std::complex<A>(0);
+          const A along = u.real() * g[i + j].real() + u.imag() * g[i + j].imag();
+          const A a = active ? t / r : A(0);
+          if (dx) dx[i + j] = active ? g[i + j] * (A(1) - a) + u * (a * along) : std::complex<A>(0);
+          if (out) out[i + j - begin] = active && !(raw < A(0)) ? -along : A(0);
+        }
+      });
+    });
+  });
+}
+
+}  // namespace
+
+void soft_threshold(const SoftThreshold& p) {
+  if (p.dtype == DType::kComplexFloat) return complex_forward<float>(p);
+  if (p.dtype == DType::kComplexDouble) return complex_forward<double>(p);
+  with_type(p.dtype, [&](auto type) { forward<decltype(type)>(p); });
+}
+
+void soft_threshold_backward(const SoftThresholdBackward& p) {
+  if (p.dtype == DType::kComplexFloat) return complex_backward<float>(p);
+  if (p.dtype == DType::kComplexDouble) return complex_backward<double>(p);
+  with_type(p.dtype, [&](auto type) { backward<decltype(type)>(p); });
+}
+
+void soft_threshold_tangent(const SoftThresholdTangent& p) {
+  with_type(p.dtype, [&](auto type) { tangent<decltype(type)>(p); });
+}
+
+}  // namespace drsn::cpu

@@ -1,0 +1,400 @@
+// The operators between dispatcher and kernels, once for every backend: layouts, allocation, parameters. A Backend has
+// a static function for each struct of params.h, and `Guard`, which makes a tensor's device current.
+#pragma once
+
+#include "shrinkage_math.h"
+#include "torch_api.h"
+
+namespace drsn {
+
+using Optional = std::optional<Tensor>;
+
+inline Rows rows_of(const Shape& shape, bool channels_last) {
+  check(shape.size() >= 2, "x: expected (N, C, *spatial)");
+  int64_t length = 1;
+  for (size_t axis = 2; axis < shape.size(); ++axis) length *= shape[axis];
+  return {shape[0], shape[1], length, channels_last};
+}
+
+// One number a row from a matrix of (N or 1, C or 1).
+inline RowValues row_values(const Optional& matrix) {
+  if (!matrix) return {nullptr, 0, 0};
+  return {data(matrix), matrix->size(0) == 1 ? 0 : matrix->stride(0), matrix->size(1) == 1 ? 0 : matrix->stride(1)};
+}
+
+inline void check_row_matrix(const Tensor& t, const Rows& rows, ScalarType dtype, const char* message) {
+  check(t.dim() == 2 && (t.size(0) == rows.samples || t.size(0) == 1) &&
+            (t.size(1) == rows.channels || t.size(1) == 1) && t.scalar_type() == dtype,
+        message);
+}
+
+inline Tensor empty_code(const Rows& rows, int64_t planes, const Tensor& like) {
+  return empty({rows.segments(), planes, code_bytes(rows.segment_length())}, ScalarType::Byte, like);
+}
+
+inline Broadcast broadcast(const Shape& shape, bool channels_last, const Shape& tau_shape, const Shape& tau_strides) {
+  const auto axes = int64_t(shape.size());
+  const auto missing = axes - int64_t(tau_shape.size());
+  check(missing >= 0, "tau: has more axes than x");
+  Broadcast over{};
+  for (int64_t p = 0; p < axes; ++p) {
+    const int axis = memory_axis(p, axes, channels_last);
+    const int64_t tau_axis = axis - missing;
+    const int64_t tau_size = tau_axis < 0 ? 1 : tau_shape[tau_axis];
+    check(tau_size == 1 || tau_size == shape[axis], "tau: does not broadcast to x");
+    if (shape[axis] == 1) continue;
+    const int64_t stride = tau_size == 1 ? 0 : tau_strides[tau_axis];
+    const int last = over.axes - 1;
+    if (over.axes > 0 && over.stride[last] == stride * shape[axis]) {
+      over.size[last] *= shape[axis];
+      over.stride[last] = stride;
+    } else {
+      check(over.axes < kMaxAxes, "tau: repeats along more axes than the kernels follow");
+      over.size[over.axes] = shape[axis];
+      over.stride[over.axes++] = stride;
+    }
+  }
+  if (over.axes == 0) over = {1, {1}, {0}};
+  return over;
+}
+
+inline Shape strides_of(const Tensor& t) {
+  const auto strides = t.strides();
+  return Shape(strides.begin(), strides.end());
+}
+
+inline bool check_tau_type(ScalarType tau, ScalarType x) {
+  const ScalarType wide = accumulator_of(x);
+  check(tau == wide || tau == x, "tau: expected the type of x or of its accumulator");
+  return tau == wide;
+}
+
+inline void zero(Tensor t) { torch::stable::zero_(t); }
+
+template <class Backend>
+struct Operators {
+  // Writes y, which may be x, and the code where there is one.
+  static void run_soft_threshold(const Tensor& x, const Optional& tau, double value, const Tensor& y,
+                                 bool channels_last, uint8_t* code) {
+    const Shape shape = shape_of(x);
+    const ScalarType type = x.scalar_type();
+    SoftThreshold p{};
+    p.dtype = dtype_of(type);
+    p.x = data(x);
+    p.y = y.mutable_data_ptr();
+    p.tau = data(tau);
+    p.value = value;
+    p.numel = x.numel();
+    if (tau) {
+      p.tau_in_accumulator = check_tau_type(tau->scalar_type(), type);
+      p.over = broadcast(shape, channels_last, shape_of(*tau), strides_of(*tau));
+    } else {
+      p.over = {1, {p.numel}, {0}};
+    }
+    p.code = code;
+    if (p.numel > 0) Backend::soft_threshold(p, x);
+  }
+
+  static Tensor empty_soft_threshold_code(const Tensor& x, bool wanted) {
+    return empty({wanted ? kSoftThresholdPlanes : 0, code_bytes(x.numel())}, ScalarType::Byte, x);
+  }
+
+  static std::tuple<Tensor, Tensor> soft_threshold_with_code(Tensor x, Optional tau, double value) {
+    const typename Backend::Guard guard(x);
+    const bool channels_last = is_channels_last(x);
+    x = laid_out(x, channels_last);
+    const Tensor y = empty(shape_of(x), x.scalar_type(), x, channels_last);
+    const Tensor code = empty_soft_threshold_code(x, true);
+    run_soft_threshold(x, tau, value, y, channels_last, bytes(code));
+    return {y, code};
+  }
+
+  static Tensor soft_threshold(Tensor x, Optional tau, double value) {
+    const typename Backend::Guard guard(x);
+    const bool channels_last = is_channels_last(x);
+    x = laid_out(x, channels_last);
+    const Tensor y = empty(shape_of(x), x.scalar_type(), x, channels_last);
+    run_soft_threshold(x, tau, value, y, channels_last, nullptr);
+    return y;
+  }
+
+  static Tensor soft_threshold_(Tensor x, Optional tau, double value, bool with_code) {
+    const typename Backend::Guard guard(x);
+    const bool channels_last = is_channels_last(x);
+    check(lies_in(x, channels_last), "x: to be overwritten it has to be contiguous or channels_last");
+    const Tensor code = empty_soft_threshold_code(x, with_code);
+    run_soft_threshold(x, tau, value, x, channels_last, with_code ? bytes(code) : nullptr);
+    return code;
+  }
+
+  // Fills in where the gradients go and what tau looks like, runs, and returns (dx, dtau).
+  static std::tuple<Tensor, Tensor> run_soft_threshold_backward(SoftThresholdBackward p, const Tensor& grad,
+                                                                const Shape& tau_shape,
+                                                                std::optional<ScalarType> tau_dtype,
+                                                                bool channels_last, bool need_x) {
+    const Shape shape = shape_of(grad);
+    const ScalarType type = grad.scalar_type();
+    p.dtype = dtype_of(type);
+    p.grad = data(grad);
+    p.numel = grad.numel();
+    const Tensor dx = empty(need_x ? shape : Shape{0}, type, grad, need_x && channels_last);
+    // A tau of the shape of x gets its gradient in the layout of x, which is one straight run over memory.
+    const bool follows = channels_last && tau_shape == shape;
+    const Tensor dtau = empty(tau_dtype ? tau_shape : Shape{0}, tau_dtype.value_or(type), grad, tau_dtype && follows);
+    p.dx = need_x ? dx.mutable_data_ptr() : nullptr;
+    p.dtau = tau_dtype ? dtau.mutable_data_ptr() : nullptr;
+    p.dtau_numel = dtau.numel();
+    p.over = broadcast(shape, channels_last, tau_shape, strides_for(tau_shape, follows));
+    if (p.numel > 0) {
+      Backend::soft_threshold_backward(p, grad);
+    } else if (p.dtau) {
+      zero(dtau);
+    }
+    return {dx, dtau};
+  }
+
+  static std::tuple<Tensor, Tensor> soft_threshold_backward(Tensor grad, Tensor code, Shape tau_shape,
+                                                            std::optional<ScalarType> tau_dtype, bool channels_last,
+                                                            bool need_x) {
+    const typename Backend::Guard guard(grad);
+    grad = laid_out(grad, channels_last);
+    check(code.numel() == kSoftThresholdPlanes * code_bytes(grad.numel()), "code: belongs to an x of another size");
+    SoftThresholdBackward p{};
+    p.code = bytes(code);
+    if (tau_dtype) p.tau_in_accumulator = check_tau_type(*tau_dtype, grad.scalar_type());
+    return run_soft_threshold_backward(p, grad, tau_shape, tau_dtype, channels_last, need_x);
+  }
+
+  static std::tuple<Tensor, Tensor> complex_soft_threshold_backward(Tensor grad, Tensor x, Optional tau, double value,
+                                                                    bool need_x, bool need_tau) {
+    const typename Backend::Guard guard(x);
+    const bool channels_last = is_channels_last(x);
+    x = laid_out(x, channels_last);
+    grad = laid_out(grad, channels_last);
+    check(shape_of(grad) == shape_of(x) && grad.scalar_type() == x.scalar_type(), "grad: expected the shape and type of x");
+    SoftThresholdBackward p{};
+    p.x = data(x);
+    p.value = value;
+    Tensor dense_tau = x;
+    std::optional<ScalarType> tau_dtype;
+    if (tau) {
+      dense_tau = laid_out(*tau, channels_last && shape_of(*tau) == shape_of(x));
+      p.tau = data(dense_tau);
+      p.tau_in_accumulator = check_tau_type(tau->scalar_type(), x.scalar_type());
+      if (need_tau) tau_dtype = tau->scalar_type();
+    }
+    return run_soft_threshold_backward(p, grad, tau ? shape_of(*tau) : Shape{}, tau_dtype, channels_last, need_x);
+  }
+
+  static Tensor soft_threshold_tangent(Optional dx, Optional dtau, Tensor code, Shape shape, ScalarType dtype,
+                                       bool channels_last) {
+    const typename Backend::Guard guard(code);
+    const Tensor dy = empty(shape, dtype, code, channels_last);
+    SoftThresholdTangent p{};
+    p.dtype = dtype_of(dtype);
+    p.numel = dy.numel();
+    p.over = {1, {p.numel}, {0}};
+    if (dx) {
+      check(shape_of(*dx) == shape && dx->scalar_type() == dtype, "dx: expected the shape and type of x");
+      dx = laid_out(*dx, channels_last);
+    }
+    if (dtau) {
+      check(dtau->scalar_type() == accumulator_of(dtype), "dtau: expected the type of x's accumulator");
+      p.over = broadcast(shape, channels_last, shape_of(*dtau), strides_of(*dtau));
+    }
+    p.dx = data(dx);
+    p.dtau = data(dtau);
+    p.code = bytes(code);
+    p.dy = dy.mutable_data_ptr();
+    if (p.numel > 0) Backend::soft_threshold_tangent(p, code);
+    return dy;
+  }
+
+  static Tensor run_abs_mean(Tensor x, bool per_sample, Tensor* code) {
+    const typename Backend::Guard guard(x);
+    const ScalarType type = x.scalar_type();
+    AbsMean p{};
+    p.dtype = dtype_of(type);
+    p.rows = rows_of(shape_of(x), is_channels_last(x));
+    p.per_sample = per_sample;
+    x = laid_out(x, p.rows.channels_last);
+    const Tensor mean = empty({p.rows.samples, per_sample ? 1 : p.rows.channels}, accumulator_of(type), x);
+    if (code) {
+      *code = empty_code(p.rows, kAbsMeanPlanes, x);
+      p.code = bytes(*code);
+    }
+    p.x = data(x);
+    p.mean = mean.mutable_data_ptr();
+    p.rows.numel() > 0 ? Backend::abs_mean(p, x) : zero(mean);
+    return mean;
+  }
+
+  static Tensor abs_mean(Tensor x, bool per_sample) { return run_abs_mean(x, per_sample, nullptr); }
+
+  static std::tuple<Tensor, Tensor> abs_mean_with_code(Tensor x, bool per_sample) {
+    Tensor code;
+    const Tensor mean = run_abs_mean(x, per_sample, &code);
+    return {mean, code};
+  }
+
+  static Tensor empty_shrink_code(const Tensor& x, bool channels_last) {
+    return empty_code(rows_of(shape_of(x), channels_last), kShrinkPlanes, x);
+  }
+
+  // Writes y, which may be x, and the code where there is one; returns the means.
+  static Tensor run_shrink(const Tensor& x, const Tensor& alpha, Optional residual, const Tensor& y, bool per_sample,
+                           bool channels_last, uint8_t* code) {
+    const ScalarType type = x.scalar_type();
+    Shrink p{};
+    p.dtype = dtype_of(type);
+    p.rows = rows_of(shape_of(x), channels_last);
+    p.per_sample = per_sample;
+    check_row_matrix(alpha, p.rows, accumulator_of(type), "alpha: expected (N or 1, C or 1) of the accumulator's type");
+    if (residual) {
+      check(shape_of(*residual) == shape_of(x) && residual->scalar_type() == type,
+            "residual: expected the shape and type of x");
+      residual = laid_out(*residual, channels_last);
+    }
+    const Tensor mean = empty({p.rows.samples, per_sample ? 1 : p.rows.channels}, accumulator_of(type), x);
+    p.x = data(x);
+    p.residual = data(residual);
+    p.y = y.mutable_data_ptr();
+    p.alpha = row_values(alpha);
+    p.mean = mean.mutable_data_ptr();
+    p.code = code;
+    p.rows.numel() > 0 ? Backend::shrink(p, x) : zero(mean);
+    return mean;
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> shrink_with_code(Tensor x, Tensor alpha, Optional residual,
+                                                             bool per_sample) {
+    const typename Backend::Guard guard(x);
+    const bool channels_last = is_channels_last(x);
+    x = laid_out(x, channels_last);
+    const Tensor y = empty(shape_of(x), x.scalar_type(), x, channels_last);
+    const Tensor code = empty_shrink_code(x, channels_last);
+    const Tensor mean = run_shrink(x, alpha, residual, y, per_sample, channels_last, bytes(code));
+    return {y, mean, code};
+  }
+
+  static std::tuple<Tensor, Tensor> shrink(Tensor x, Tensor alpha, Optional residual, bool per_sample) {
+    const typename Backend::Guard guard(x);
+    const bool channels_last = is_channels_last(x);
+    x = laid_out(x, channels_last);
+    const Tensor y = empty(shape_of(x), x.scalar_type(), x, channels_last);
+    return {y, run_shrink(x, alpha, residual, y, per_sample, channels_last, nullptr)};
+  }
+
+  static std::tuple<Tensor, Tensor> shrink_(Tensor x, Tensor alpha, Optional residual, bool per_sample,
+                                            bool with_code) {
+    const typename Backend::Guard guard(x);
+    const bool channels_last = is_channels_last(x);
+    check(lies_in(x, channels_last), "x: to be overwritten it has to be contiguous or channels_last");
+    const Tensor code = with_code ? empty_shrink_code(x, channels_last) : empty({0}, ScalarType::Byte, x);
+    return {run_shrink(x, alpha, residual, x, per_sample, channels_last, with_code ? bytes(code) : nullptr), code};
+  }
+
+  static std::tuple<Tensor, Tensor> shrink_backward(Tensor grad, Optional grad_mean, Tensor code, Tensor alpha,
+                                                    Tensor mean, bool per_sample, bool channels_last, bool need_x,
+                                                    bool need_alpha) {
+    const typename Backend::Guard guard(grad);
+    const Shape shape = shape_of(grad);
+    const ScalarType type = grad.scalar_type();
+    const ScalarType wide = accumulator_of(type);
+    grad = laid_out(grad, channels_last);
+    if (grad_mean) grad_mean = laid_out(*grad_mean, false);
+    ShrinkBackward p{};
+    p.dtype = dtype_of(type);
+    p.rows = rows_of(shape, channels_last);
+    p.per_sample = per_sample;
+    check_row_matrix(alpha, p.rows, wide, "alpha: expected (N or 1, C or 1) of the accumulator's type");
+    check(code.numel() == kShrinkPlanes * p.rows.segments() * code_bytes(p.rows.segment_length()),
+          "code: belongs to an x of another shape");
+    const Tensor dx = empty(need_x ? shape : Shape{0}, type, grad, need_x && channels_last);
+    const Tensor dalpha = empty(need_alpha ? shape_of(alpha) : Shape{0}, wide, grad);
+    p.grad = data(grad);
+    p.grad_mean = data(grad_mean);
+    p.code = bytes(code);
+    p.alpha = row_values(alpha);
+    p.mean = data(mean);
+    p.dx = need_x ? dx.mutable_data_ptr() : nullptr;
+    p.dalpha = need_alpha ? dalpha.mutable_data_ptr() : nullptr;
+    p.alpha_per_sample = alpha.size(0) == p.rows.samples;
+    p.alpha_per_channel = alpha.size(1) == p.rows.channels;
+    if (p.rows.numel() > 0) {
+      Backend::shrink_backward(p, grad);
+    } else if (need_alpha) {
+      zero(dalpha);
+    }
+    return {dx, dalpha};
+  }
+
+  static int planes_of(const Tensor& code) { return code.dim() == 3 ? int(code.size(1)) : 0; }
+
+  static Tensor combine(Optional grad, Optional w, Optional v, Tensor code, Shape shape, ScalarType dtype,
+                        bool channels_last) {
+    const typename Backend::Guard guard(code);
+    const ScalarType wide = accumulator_of(dtype);
+    Combine p{};
+    p.dtype = dtype_of(dtype);
+    p.rows = rows_of(shape, channels_last);
+    if (grad) {
+      check(shape_of(*grad) == shape && grad->scalar_type() == dtype, "grad: expected the shape and type of x");
+      grad = laid_out(*grad, channels_last);
+    }
+    if (w) check_row_matrix(*w, p.rows, wide, "w: expected (N or 1, C or 1) of the accumulator's type");
+    if (v) check_row_matrix(*v, p.rows, wide, "v: expected (N or 1, C or 1) of the accumulator's type");
+    const Tensor out = empty(shape, dtype, code, channels_last);
+    p.grad = data(grad);
+    p.w = row_values(w);
+    p.v = row_values(v);
+    p.code = bytes(code);
+    p.planes = planes_of(code);
+    p.out = out.mutable_data_ptr();
+    if (out.numel() > 0) Backend::combine(p, code);
+    return out;
+  }
+
+  static std::tuple<Tensor, Tensor> row_sums(Tensor grad, Tensor code, bool channels_last) {
+    const typename Backend::Guard guard(grad);
+    grad = laid_out(grad, channels_last);
+    RowSums p{};
+    p.dtype = dtype_of(grad.scalar_type());
+    p.rows = rows_of(shape_of(grad), channels_last);
+    const Shape shape{p.rows.samples, p.rows.channels};
+    const Tensor active = empty(shape, accumulator_of(grad.scalar_type()), grad);
+    const Tensor sign = empty(shape, accumulator_of(grad.scalar_type()), grad);
+    p.grad = data(grad);
+    p.code = bytes(code);
+    p.planes = planes_of(code);
+    p.active_sum = active.mutable_data_ptr();
+    p.sign_sum = sign.mutable_data_ptr();
+    if (p.rows.numel() > 0) {
+      Backend::row_sums(p, grad);
+    } else {
+      zero(active);
+      zero(sign);
+    }
+    return {active, sign};
+  }
+
+  template <class Library>
+  static void add_to(Library& m) {
+    m.impl("soft_threshold", TORCH_BOX(&soft_threshold));
+    m.impl("soft_threshold_with_code", TORCH_BOX(&soft_threshold_with_code));
+    m.impl("soft_threshold_", TORCH_BOX(&soft_threshold_));
+    m.impl("soft_threshold_backward", TORCH_BOX(&soft_threshold_backward));
+    m.impl("soft_threshold_tangent", TORCH_BOX(&soft_threshold_tangent));
+    m.impl("complex_soft_threshold_backward", TORCH_BOX(&complex_soft_threshold_backward));
+    m.impl("abs_mean", TORCH_BOX(&abs_mean));
+    m.impl("abs_mean_with_code", TORCH_BOX(&abs_mean_with_code));
+    m.impl("shrink", TORCH_BOX(&shrink));
+    m.impl("shrink_with_code", TORCH_BOX(&shrink_with_code));
+    m.impl("shrink_", TORCH_BOX(&shrink_));
+    m.impl("shrink_backward", TORCH_BOX(&shrink_backward));
+    m.impl("combine", TORCH_BOX(&combine));
+    m.impl("row_sums", TORCH_BOX(&row_sums));
+  }
+};
+
+}  // namespace drsn

@@ -1,0 +1,137 @@
+// What an operator hands to a kernel: plain pointers and sizes, no torch type. Every pointer is on the backend's device.
+#pragma once
+
+#include <cstdint>
+
+namespace drsn {
+
+enum class DType : int { kHalf, kBFloat16, kFloat, kDouble, kComplexFloat, kComplexDouble };
+
+// The type of statistics, thresholds and sums: double for double and complex double, else float.
+constexpr bool accumulates_in_double(DType t) {
+  return t == DType::kDouble || t == DType::kComplexDouble;
+}
+
+// How tau lies over x: x's axes in memory order, neighbours merged where tau's strides allow, innermost last.
+constexpr int kMaxAxes = 12;
+struct Broadcast {
+  int axes;
+  int64_t size[kMaxAxes];
+  int64_t stride[kMaxAxes];  // of tau, in elements; 0 where tau repeats
+};
+
+struct SoftThreshold {
+  DType dtype;
+  const void* x;
+  void* y;            // may be x
+  uint8_t* code;      // or null: no gradient is needed; always null for complex x
+  const void* tau;    // or null: `value` is tau
+  bool tau_in_accumulator;  // tau's type is the accumulator's, else the (real) type of x
+  double value;
+  int64_t numel;
+  Broadcast over;
+};
+
+// dtau has no repeated axes: over.stride is that of a contiguous tau, 0 only where tau repeats over x.
+struct SoftThresholdBackward {
+  DType dtype;        // of grad and dx
+  const void* grad;
+  const uint8_t* code;  // real x
+  const void* x;        // complex x, with tau and value as in SoftThreshold, `tau` contiguous
+  const void* tau;
+  double value;
+  bool tau_in_accumulator;  // of tau and dtau
+  void* dx;           // or null: not wanted
+  void* dtau;         // or null: not wanted
+  int64_t dtau_numel;
+  int64_t numel;
+  Broadcast over;
+};
+
+// dy = passes * dx - active * sign * dtau; passes = active or open. dtau is of the accumulator's type.
+struct SoftThresholdTangent {
+  DType dtype;
+  const void* dx;     // or null: 0
+  const void* dtau;   // or null: 0
+  const uint8_t* code;
+  void* dy;
+  int64_t numel;
+  Broadcast over;     // of dtau
+};
+
+// x of shape (samples, channels, length), or (samples, length, channels) in memory where channels_last.
+struct Rows {
+  int64_t samples, channels, length;
+  bool channels_last;
+  int64_t numel() const { return samples * channels * length; }
+  int64_t segments() const { return channels_last ? samples : samples * channels; }
+  int64_t segment_length() const { return channels_last ? channels * length : length; }
+};
+
+// One number a row, of the accumulator's type, at data[n * sample_stride + c * channel_stride].
+struct RowValues {
+  const void* data;
+  int64_t sample_stride, channel_stride;
+};
+
+struct AbsMean {
+  DType dtype;
+  const void* x;
+  void* mean;         // (samples, channels), or (samples) where per_sample; accumulator's type, contiguous
+  uint8_t* code;      // or null
+  Rows rows;
+  bool per_sample;
+};
+
+struct Shrink {
+  DType dtype;
+  const void* x;
+  const void* residual;  // or null
+  void* y;               // may be x
+  RowValues alpha;
+  void* mean;            // as in AbsMean
+  uint8_t* code;         // or null
+  Rows rows;
+  bool per_sample;
+};
+
+// d_tau = -sum over the row of active * sign * g, 0 where alpha * mean < 0
+// d_alpha = d_tau * mean;  d_mean = d_tau * alpha (summed over the sample's channels where per_sample) + grad_mean
+// dx = active * g + sign * d_mean / count,  count = length, or channels * length where per_sample
+struct ShrinkBackward {
+  DType dtype;
+  const void* grad;
+  const void* grad_mean;  // as AbsMean::mean, or null: 0
+  const uint8_t* code;
+  RowValues alpha;
+  const void* mean;
+  void* dx;               // or null
+  void* dalpha;           // contiguous, (samples or 1, channels or 1): alpha's own shape, summed where alpha repeats; or null
+  bool alpha_per_sample, alpha_per_channel;  // false: that axis of dalpha is 1
+  Rows rows;
+  bool per_sample;
+};
+
+// out = active * (g + sign * w) + sign * v; g, w and v may each be null (0). Two planes (abs_mean): nothing is active.
+struct Combine {
+  DType dtype;
+  const void* grad;
+  RowValues w, v;
+  const uint8_t* code;
+  int planes;
+  void* out;
+  Rows rows;
+};
+
+// active_sum = sum over the row of active * sign * g, sign_sum = sum of sign * g; (samples, channels) each, or null.
+struct RowSums {
+  DType dtype;
+  const void* grad;
+  const uint8_t* code;
+  int planes;
+  void* active_sum;
+  void* sign_sum;
+  Rows rows;
+};
+
+}  // namespace drsn

@@ -1,0 +1,65 @@
+// The element formulas and the format of the code, once for every backend.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define DRSN_INLINE static __host__ __device__ __forceinline__
+#else
+// Internal linkage and forced inlining: a copy compiled for AVX-512 must never serve an older processor.
+#define DRSN_INLINE static inline __attribute__((always_inline))
+#endif
+
+namespace drsn {
+
+// The code is what a backward pass keeps instead of x. It is a list of segments; a segment of `length` elements holds
+// planes of code_bytes(length) bytes one behind the other; bit e % 8 of byte e / 8 of a plane belongs to element e, and
+// the bits past the end are 0.
+//   soft_threshold  planes kNegative, kActive          one segment: all of x in memory order
+//   abs_mean        planes kNegative, kNonzero         a segment a row, or a sample where x is channels_last
+//   shrink          planes kNegative, kNonzero, kActive   likewise
+// kActive: |x| > tau. kNonzero: x > 0 or x < 0. kNegative: the sign bit of x where another plane is set, else 0.
+// In the code of soft_threshold alone, kNegative without kActive marks an open element: tau < 0 acted as 0, so that the
+// gradient passes to x and none reaches tau.
+constexpr int kNegative = 0;
+constexpr int kNonzero = 1;
+constexpr int kActive = 2;
+constexpr int kSoftThresholdPlanes = 2;
+constexpr int kSoftThresholdActive = 1;  // the index of kActive in the two-plane code of soft_threshold
+constexpr int kAbsMeanPlanes = 2;
+constexpr int kShrinkPlanes = 3;
+
+DRSN_INLINE int64_t code_bytes(int64_t length) { return (length + 7) / 8; }
+
+// max(v, 0) that keeps NaN.
+template <class A>
+DRSN_INLINE A relu(A v) {
+  return v <= A(0) ? A(0) : v;
+}
+
+// sign(x) * max(|x| - tau, 0) for tau >= 0; NaN in either propagates.
+template <class A>
+DRSN_INLINE A soft_threshold(A x, A tau) {
+  const A magnitude = relu((x < A(0) ? -x : x) - tau);
+  return x < A(0) ? -magnitude : magnitude;
+}
+
+// The bits of one element, plane p at bit p; `tau` >= 0 or NaN. This is the code of shrink.
+template <class A>
+DRSN_INLINE unsigned element_code(A x, A tau) {
+  const A magnitude = x < A(0) ? -x : x;
+  return unsigned(x < A(0)) << kNegative | unsigned(magnitude > A(0)) << kNonzero |
+         unsigned(magnitude > tau) << kActive;
+}
+
+// What the gradient of x receives: g where active, plus the row's share of the mean's gradient along sign(x), plus the
+// row's tangent of the threshold along sign(x) where active.
+//   combine = active * (g + sign * w) + sign * v
+template <class A>
+DRSN_INLINE A combine(bool negative, bool nonzero, bool active, A g, A w, A v) {
+  const A sign_w = negative ? -w : w;
+  const A sign_v = negative ? -v : v;
+  return (active ? g + sign_w : A(0)) + (nonzero ? sign_v : A(0));
+}
+
+}  // namespace drsn

@@ -1,0 +1,573 @@
+"""``torch.autograd.Function`` over the registered operators.
+
+Which way a call goes:
+
+- nothing needs a gradient: the operator that keeps no code;
+- eager autograd: the ``Function`` below, whose backward works from the code. Its derivatives are linear in the gradient,
+  and each is the adjoint of another operator, so ``create_graph=True`` goes on to any order in fused operators;
+- ``torch.compile`` and ``torch.export``: the registered operator itself, with fake kernels and ``register_autograd``;
+- a ``torch.func`` transform, forward-mode AD, or a device without kernels: the plain formulas of ``reference``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd import forward_ad as _forward_ad
+from torch.library import register_autograd, register_fake
+
+from . import reference
+from ._library import has_kernels
+from .reference import accumulator
+
+_ops = torch.ops.drsn_ops
+
+# Below autograd's keys: register_autograd's kernel would cost a second graph node and some microseconds a call.
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_in_torch_func = torch._C._are_functorch_transforms_active
+
+
+@torch.compiler.assume_constant_result
+def _traced_in_torch_func() -> bool:
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def _transforming() -> bool:
+    """Whether a transform watches that only plain operators go through."""
+    if torch.compiler.is_compiling():
+        return _traced_in_torch_func()
+    return _in_torch_func() or _forward_ad._current_level >= 0
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x lies in memory as (N, *spatial, C) and not as (N, C, *spatial)."""
+    return x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def _overwrites(x: Tensor, needs_grad: bool) -> bool:
+    """Whether a kernel may write into x; ``Tensor.copy_`` knows the rules for leaves, views and overlapping memory."""
+    if torch.compiler.is_compiling() or (needs_grad and (x.requires_grad and x.is_leaf or x._is_view())):
+        return False
+    return x.is_contiguous() or is_channels_last(x)
+
+
+class Layout(NamedTuple):
+    """What of x a backward pass needs besides the code."""
+
+    shape: list[int]
+    dtype: torch.dtype
+    channels_last: bool
+
+    @classmethod
+    def of(cls, x: Tensor) -> Layout:
+        return cls(list(x.shape), x.dtype, is_channels_last(x))
+
+    def empty(self, like: Tensor) -> Tensor:
+        """A tensor as the kernels allocate it."""
+        if not self.channels_last:
+            return like.new_empty(self.shape, dtype=self.dtype)
+        memory = [self.shape[0], *self.shape[2:], self.shape[1]]
+        return like.new_empty(memory, dtype=self.dtype).movedim(-1, 1)
+
+    def planes(self, code: Tensor) -> list[Tensor]:
+        """The planes of a code as 0 and 1 in the shape of x."""
+        bits = (code.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=code.device)) & 1
+        bits = bits.reshape(-1, code.shape[-2], code.shape[-1] * 8)
+        length = math.prod(self.shape) // max(bits.shape[0], 1)
+        memory = [self.shape[0], *self.shape[2:], self.shape[1]] if self.channels_last else self.shape
+        planes = [plane.reshape(memory).to(accumulator(self.dtype)) for plane in bits[..., :length].unbind(-2)]
+        return [plane.movedim(-1, 1) for plane in planes] if self.channels_last else planes
+
+
+# soft_threshold ------------------------------------------------------------------------------------------------------
+
+
+def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
+    """``sign(x) * max(|x| - tau, 0)``; ``value`` is tau where ``tau`` is None."""
+    if _transforming() or not has_kernels(x.device) or (x.is_complex() and torch.compiler.is_compiling()):
+        return reference.soft_threshold(x, value if tau is None else tau, inplace=inplace)
+    needs_grad = _needs_grad(x, tau)
+    if inplace and not _overwrites(x, needs_grad):
+        return x.copy_(soft_threshold(x, tau, value, False))
+    if not needs_grad:
+        if not inplace:
+            return _ops.soft_threshold.default(x, tau, value)
+        _ops.soft_threshold_.default(x, tau, value, False)
+        torch.autograd.graph.increment_version(x)
+        return x
+    if torch.compiler.is_compiling():
+        return _ops.soft_threshold_with_code.default(x, tau, value)[0]
+    return (ComplexSoftThreshold if x.is_complex() else SoftThreshold).apply(x, tau, value, inplace)
+
+
+class SoftThreshold(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
+        ctx.layout = Layout.of(x)
+        ctx.tau = None if tau is None else (list(tau.shape), tau.dtype)
+        with _BelowAutograd():
+            if inplace:
+                code = _ops.soft_threshold_.default(x, tau, value, True)
+                ctx.mark_dirty(x)
+                y = x
+            else:
+                y, code = _ops.soft_threshold_with_code.default(x, tau, value)
+        ctx.save_for_backward(code)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (code,) = ctx.saved_tensors
+        need_x, need_tau = ctx.needs_input_grad[:2]
+        dx, dtau = soft_threshold_backward(grad, code, ctx.layout, ctx.tau if need_tau else None, need_x)
+        return dx if need_x else None, dtau if need_tau else None, None, None
+
+
+def soft_threshold_backward(
+    grad: Tensor, code: Tensor, layout: Layout, tau: tuple[list[int], torch.dtype] | None, need_x: bool
+) -> tuple[Tensor, Tensor]:
+    """``(passes * grad, -sum of active * sign * grad)``; a result that is not needed is empty."""
+    if _transforming():
+        negative, active = layout.planes(code)
+        dx = (torch.maximum(active, negative) * grad).to(layout.dtype)
+        dtau = -(active * (1 - 2 * negative) * grad)
+        return dx, dtau if tau is None else dtau.sum_to_size(tau[0]).to(tau[1])
+    arguments = (grad, code, [] if tau is None else tau[0], None if tau is None else tau[1], layout.channels_last, need_x)
+    if _needs_grad(grad):
+        return SoftThresholdBackward.apply(layout, *arguments)
+    return _ops.soft_threshold_backward.default(*arguments)
+
+
+class SoftThresholdBackward(Function):
+    @staticmethod
+    def forward(ctx: Any, layout: Layout, grad: Tensor, code: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        ctx.layout = layout
+        ctx.save_for_backward(code)
+        ctx.set_materialize_grads(False)
+        dx, dtau = _ops.soft_threshold_backward.default(grad, code, *rest)
+        return dx, dtau
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor | None, dtau: Tensor | None) -> tuple[Tensor | None, ...]:
+        (code,) = ctx.saved_tensors
+        tangent = None if dx is None and dtau is None else SoftThresholdTangent.apply(ctx.layout, dx, dtau, code)
+        return None, tangent, None, None, None, None, None
+
+
+class SoftThresholdTangent(Function):
+    """``passes * dx - active * sign * dtau``."""
+
+    @staticmethod
+    def forward(ctx: Any, layout: Layout, dx: Tensor | None, dtau: Tensor | None, code: Tensor) -> Tensor:
+        ctx.layout = layout
+        ctx.tau = None if dtau is None else (list(dtau.shape), dtau.dtype)
+        ctx.save_for_backward(code)
+        wide = None if dtau is None else dtau.to(accumulator(layout.dtype))
+        return _ops.soft_threshold_tangent.default(dx, wide, code, *layout)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (code,) = ctx.saved_tensors
+        _, need_dx, need_dtau, _ = ctx.needs_input_grad
+        dx, dtau = soft_threshold_backward(grad, code, ctx.layout, ctx.tau if need_dtau else None, need_dx)
+        return None, dx if need_dx else None, dtau if need_dtau else None, None
+
+
+class ComplexSoftThreshold(Function):
+    """Keeps x: its phase is no code of a few bits. Later derivatives are those of the plain formula."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
+        ctx.value = value
+        ctx.save_for_backward(x.clone() if inplace else x, tau)
+        with _BelowAutograd():
+            if not inplace:
+                return _ops.soft_threshold.default(x, tau, value)
+            _ops.soft_threshold_.default(x, tau, value, False)
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, tau = ctx.saved_tensors
+        need_x, need_tau = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled() or _transforming():
+            wanted = [t for t, need in ((x, need_x), (tau, need_tau)) if need]
+            with torch.enable_grad():
+                y = reference.soft_threshold(x, ctx.value if tau is None else tau)
+                found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+            dx, dtau = next(found) if need_x else None, next(found) if need_tau else None
+        else:
+            dx, dtau = _ops.complex_soft_threshold_backward.default(grad, x, tau, ctx.value, need_x, need_tau)
+        return dx if need_x else None, dtau if need_tau else None, None, None
+
+
+# The two linear maps of a code that every derivative of abs_mean and shrink is made of --------------------------------
+
+
+def combine(grad: Tensor | None, w: Tensor | None, v: Tensor | None, code: Tensor, layout: Layout) -> Tensor:
+    """``active * (grad + sign * w) + sign * v`` with one w and one v a row."""
+    if _transforming():
+        negative, nonzero, *rest = layout.planes(code)
+        sign = nonzero * (1 - 2 * negative)
+        out = torch.zeros_like(sign)
+        if grad is not None:
+            out = out + rest[0] * grad
+        if w is not None:
+            out = out + rest[0] * sign * reference.per_row(w, sign)
+        if v is not None:
+            out = out + sign * reference.per_row(v, sign)
+        return out.to(layout.dtype)
+    if _needs_grad(grad, w, v):
+        return Combine.apply(grad, w, v, code, layout)
+    return _ops.combine.default(grad, w, v, code, *layout)
+
+
+def row_sums(grad: Tensor, code: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """The sums over each row, (N, C), of ``active * sign * grad`` and of ``sign * grad``."""
+    if _transforming():
+        negative, nonzero, *rest = layout.planes(code)
+        signed = nonzero * (1 - 2 * negative) * grad
+        active = rest[0] * signed if rest else torch.zeros_like(signed)
+        return active.unsqueeze(-1).flatten(2).sum(-1), signed.unsqueeze(-1).flatten(2).sum(-1)
+    if _needs_grad(grad):
+        return RowSums.apply(grad, code, layout)
+    return _ops.row_sums.default(grad, code, layout.channels_last)
+
+
+class Combine(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor | None, w: Tensor | None, v: Tensor | None, code: Tensor, layout: Layout
+    ) -> Tensor:
+        ctx.layout = layout
+        ctx.shapes = [None if t is None else t.shape for t in (w, v)]
+        ctx.save_for_backward(code)
+        return _ops.combine.default(grad, w, v, code, *layout)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (code,) = ctx.saved_tensors
+        need_grad, need_w, need_v = ctx.needs_input_grad[:3]
+        dgrad = combine(grad, None, None, code, ctx.layout) if need_grad else None
+        active, sign = row_sums(grad, code, ctx.layout) if need_w or need_v else (None, None)
+        dw = active.sum_to_size(ctx.shapes[0]) if need_w and active is not None else None
+        dv = sign.sum_to_size(ctx.shapes[1]) if need_v and sign is not None else None
+        return dgrad, dw, dv, None, None
+
+
+class RowSums(Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, code: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        ctx.layout = layout
+        ctx.save_for_backward(code)
+        ctx.set_materialize_grads(False)
+        return _ops.row_sums.default(grad, code, layout.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, active: Tensor | None, sign: Tensor | None) -> tuple[Tensor | None, ...]:
+        (code,) = ctx.saved_tensors
+        if active is None and sign is None:
+            return None, None, None
+        return combine(None, active, sign, code, ctx.layout), None, None
+
+
+# abs_mean ------------------------------------------------------------------------------------------------------------
+
+
+def _count(shape: list[int], per_sample: bool) -> int:
+    return max(math.prod(shape[1 if per_sample else 2 :]), 1)
+
+
+def abs_mean(x: Tensor, per_sample: bool) -> Tensor:
+    """Mean of ``|x|`` over each row, (N, C), or each sample, (N, 1)."""
+    if _transforming() or not has_kernels(x.device):
+        return reference.abs_mean(x, statistic="sample" if per_sample else "channel")
+    if not _needs_grad(x):
+        return _ops.abs_mean.default(x, per_sample)
+    if torch.compiler.is_compiling():
+        return _ops.abs_mean_with_code.default(x, per_sample)[0]
+    return AbsMean.apply(x, per_sample)
+
+
+class AbsMean(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, per_sample: bool) -> Tensor:
+        ctx.layout = Layout.of(x)
+        ctx.per_sample = per_sample
+        with _BelowAutograd():
+            mean, code = _ops.abs_mean_with_code.default(x, per_sample)
+        ctx.save_for_backward(code)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (code,) = ctx.saved_tensors
+        return combine(None, None, grad / _count(ctx.layout.shape, ctx.per_sample), code, ctx.layout), None
+
+
+# shrink --------------------------------------------------------------------------------------------------------------
+
+
+def shrink(
+    x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, inplace: bool
+) -> tuple[Tensor, Tensor]:
+    """``(soft_threshold(x, alpha * mean) + residual, mean)``; alpha of shape (N or 1, C or 1)."""
+    if _transforming() or not has_kernels(x.device):
+        statistic = "sample" if per_sample else "channel"
+        mean = reference.abs_mean(x, statistic=statistic)
+        return reference.shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace), mean
+    needs_grad = _needs_grad(x, alpha, residual)
+    if inplace and not _overwrites(x, needs_grad):
+        y, mean = shrink(x, alpha, residual, per_sample, False)
+        return x.copy_(y), mean
+    if not needs_grad:
+        if not inplace:
+            return _ops.shrink.default(x, alpha, residual, per_sample)
+        mean, _ = _ops.shrink_.default(x, alpha, residual, per_sample, False)
+        torch.autograd.graph.increment_version(x)
+        return x, mean
+    if torch.compiler.is_compiling():
+        return _ops.shrink_with_code.default(x, alpha, residual, per_sample)[:2]
+    return Shrink.apply(x, alpha, residual, per_sample, inplace)
+
+
+class Shrink(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, inplace: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.layout = Layout.of(x)
+        ctx.per_sample = per_sample
+        ctx.set_materialize_grads(False)
+        with _BelowAutograd():
+            if inplace:
+                mean, code = _ops.shrink_.default(x, alpha, residual, per_sample, True)
+                ctx.mark_dirty(x)
+                y = x
+            else:
+                y, mean, code = _ops.shrink_with_code.default(x, alpha, residual, per_sample)
+        ctx.save_for_backward(code, alpha, mean)
+        return y, mean
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None) -> tuple[Tensor | None, ...]:
+        code, alpha, mean = ctx.saved_tensors
+        need_x, need_alpha, need_residual = ctx.needs_input_grad[:3]
+        if grad is None:
+            grad = mean.new_zeros(ctx.layout.shape, dtype=ctx.layout.dtype)
+        dx, dalpha = None, None
+        if need_x or need_alpha:
+            dx, dalpha = shrink_backward(
+                grad, grad_mean, code, alpha, mean, ctx.layout, ctx.per_sample, need_x, need_alpha
+            )
+        return dx if need_x else None, dalpha if need_alpha else None, grad if need_residual else None, None, None
+
+
+def shrink_backward(
+    grad: Tensor,
+    grad_mean: Tensor | None,
+    code: Tensor,
+    alpha: Tensor,
+    mean: Tensor,
+    layout: Layout,
+    per_sample: bool,
+    need_x: bool,
+    need_alpha: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x, through the band and through the mean, and of alpha."""
+    if not (torch.is_grad_enabled() or _transforming()):
+        return _ops.shrink_backward.default(
+            grad, grad_mean, code, alpha, mean, per_sample, layout.channels_last, need_x, need_alpha
+        )
+    # The same in steps that can be differentiated: alpha, and mean, which is an output of the operator, have gradients.
+    dtau = -row_sums(grad, code, layout)[0] * ~(alpha * mean < 0)
+    dmean = (dtau * alpha).sum_to_size(mean.shape)
+    if grad_mean is not None:
+        dmean = dmean + grad_mean
+    dx = combine(grad, None, dmean / _count(layout.shape, per_sample), code, layout)
+    return dx, (dtau * mean).sum_to_size(alpha.shape)
+
+
+# What torch.compile and torch.export see: shapes and strides without data, and the derivatives -------------------------
+
+
+def _code_like(x: Tensor, planes: int) -> Tensor:
+    segments, length = (x.shape[0] * x.shape[1], math.prod(x.shape[2:]))
+    if is_channels_last(x):
+        segments, length = x.shape[0], x.shape[1] * length
+    return x.new_empty([segments, planes, (length + 7) // 8], dtype=torch.uint8)
+
+
+def _soft_threshold_code_like(x: Tensor) -> Tensor:
+    return x.new_empty([2, (x.numel() + 7) // 8], dtype=torch.uint8)
+
+
+def _mean_like(x: Tensor, per_sample: bool) -> Tensor:
+    return x.new_empty([x.shape[0], 1 if per_sample else x.shape[1]], dtype=accumulator(x.dtype))
+
+
+@register_fake("drsn_ops::soft_threshold")
+def _(x: Tensor, tau: Tensor | None, value: float) -> Tensor:
+    return Layout.of(x).empty(x)
+
+
+@register_fake("drsn_ops::soft_threshold_with_code")
+def _(x: Tensor, tau: Tensor | None, value: float) -> tuple[Tensor, Tensor]:
+    return Layout.of(x).empty(x), _soft_threshold_code_like(x)
+
+
+@register_fake("drsn_ops::soft_threshold_")
+def _(x: Tensor, tau: Tensor | None, value: float, with_code: bool) -> Tensor:
+    return _soft_threshold_code_like(x)[: 2 if with_code else 0]
+
+
+@register_fake("drsn_ops::soft_threshold_backward")
+def _(
+    grad: Tensor,
+    code: Tensor,
+    tau_shape: list[int],
+    tau_dtype: torch.dtype | None,
+    channels_last: bool,
+    need_x: bool,
+) -> tuple[Tensor, Tensor]:
+    layout = Layout(list(grad.shape), grad.dtype, channels_last)
+    return layout.empty(grad) if need_x else grad.new_empty([0]), _dtau_like(layout, grad, tau_shape, tau_dtype)
+
+
+def _dtau_like(layout: Layout, grad: Tensor, tau_shape: list[int], tau_dtype: torch.dtype | None) -> Tensor:
+    if tau_dtype is None:
+        return grad.new_empty([0])
+    follows = layout.channels_last and list(tau_shape) == layout.shape
+    return Layout(list(tau_shape), tau_dtype, follows).empty(grad)
+
+
+@register_fake("drsn_ops::soft_threshold_tangent")
+def _(
+    dx: Tensor | None,
+    dtau: Tensor | None,
+    code: Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    return Layout(list(shape), dtype, channels_last).empty(code)
+
+
+@register_fake("drsn_ops::complex_soft_threshold_backward")
+def _(
+    grad: Tensor, x: Tensor, tau: Tensor | None, value: float, need_x: bool, need_tau: bool
+) -> tuple[Tensor, Tensor]:
+    layout = Layout.of(x)
+    dtau = _dtau_like(layout, grad, *((tau.shape, tau.dtype) if need_tau and tau is not None else ([], None)))
+    return layout.empty(x) if need_x else x.new_empty([0]), dtau
+
+
+@register_fake("drsn_ops::abs_mean")
+def _(x: Tensor, per_sample: bool) -> Tensor:
+    return _mean_like(x, per_sample)
+
+
+@register_fake("drsn_ops::abs_mean_with_code")
+def _(x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
+    return _mean_like(x, per_sample), _code_like(x, 2)
+
+
+@register_fake("drsn_ops::shrink")
+def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor]:
+    return Layout.of(x).empty(x), _mean_like(x, per_sample)
+
+
+@register_fake("drsn_ops::shrink_with_code")
+def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return Layout.of(x).empty(x), _mean_like(x, per_sample), _code_like(x, 3)
+
+
+@register_fake("drsn_ops::shrink_")
+def _(
+    x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, with_code: bool
+) -> tuple[Tensor, Tensor]:
+    return _mean_like(x, per_sample), _code_like(x, 3) if with_code else x.new_empty([0], dtype=torch.uint8)
+
+
+@register_fake("drsn_ops::shrink_backward")
+def _(
+    grad: Tensor,
+    grad_mean: Tensor | None,
+    code: Tensor,
+    alpha: Tensor,
+    mean: Tensor,
+    per_sample: bool,
+    channels_last: bool,
+    need_x: bool,
+    need_alpha: bool,
+) -> tuple[Tensor, Tensor]:
+    layout = Layout(list(grad.shape), grad.dtype, channels_last)
+    dx = layout.empty(grad) if need_x else grad.new_empty([0])
+    return dx, mean.new_empty(alpha.shape if need_alpha else [0])
+
+
+@register_fake("drsn_ops::combine")
+def _(
+    grad: Tensor | None,
+    w: Tensor | None,
+    v: Tensor | None,
+    code: Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    return Layout(list(shape), dtype, channels_last).empty(code)
+
+
+@register_fake("drsn_ops::row_sums")
+def _(grad: Tensor, code: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+    return _mean_like(grad, False), _mean_like(grad, False)
+
+
+def _save_soft_threshold(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, tau, _ = inputs
+    ctx.layout = Layout.of(x)
+    ctx.tau = None if tau is None else (list(tau.shape), tau.dtype)
+    ctx.save_for_backward(output[1])
+
+
+def _soft_threshold_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return SoftThreshold.backward(ctx, grad)[:3]
+
+
+def _save_abs_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.layout = Layout.of(inputs[0])
+    ctx.per_sample = inputs[1]
+    ctx.save_for_backward(output[1])
+
+
+def _abs_mean_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return AbsMean.backward(ctx, grad)
+
+
+def _save_shrink(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, alpha, _, ctx.per_sample = inputs
+    _, mean, code = output
+    ctx.layout = Layout.of(x)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(code, alpha, mean)
+
+
+def _shrink_backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    return Shrink.backward(ctx, grad, grad_mean)[:4]
+
+
+register_autograd(
+    "drsn_ops::soft_threshold_with_code", _soft_threshold_backward, setup_context=_save_soft_threshold
+)
+register_autograd("drsn_ops::abs_mean_with_code", _abs_mean_backward, setup_context=_save_abs_mean)
+register_autograd("drsn_ops::shrink_with_code", _shrink_backward, setup_context=_save_shrink)

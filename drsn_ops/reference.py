@@ -1,0 +1,83 @@
+"""The operators in plain PyTorch: the definition that every kernel is compared with, written to be read.
+
+Everything here is differentiable to any order and runs on any device. In float64 it is the truth; it is also what runs
+under ``torch.func`` and forward-mode transforms, and on devices for which no kernel is built.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type of statistics, thresholds and sums: float64 for float64 and complex128, else float32."""
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def per_row(values: Tensor, x: Tensor) -> Tensor:
+    """Values of shape (N or 1, C or 1), made to broadcast over x of shape (N, C, \\*spatial)."""
+    return values.reshape(values.shape + (1,) * (x.dim() - 2))
+
+
+def gate_values(alpha: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``alpha`` of shape (N, C), (N, 1) or (C,), or a number, as a matrix of (N or 1, C or 1)."""
+    if not isinstance(alpha, Tensor):
+        return torch.full((1, 1), alpha, dtype=dtype, device=device)
+    alpha = alpha.to(dtype)
+    return alpha if alpha.dim() == 2 else alpha.reshape(1, -1)
+
+
+def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> Tensor:
+    """``sign(x) * max(|x| - tau, 0)``, with ``tau`` clamped at 0."""
+    wide = accumulator(x.dtype)
+    real = x.to(wide) if not x.is_complex() else x
+    threshold = tau.to(wide).clamp(min=0) if isinstance(tau, Tensor) else tau
+    # relu's derivative at 0 is 0, which closes the band; sgn is sign for a real x.
+    y = (real.sgn() * (real.abs() - threshold).relu()).to(x.dtype)
+    return x.copy_(y) if inplace else y
+
+
+def abs_mean(x: Tensor, *, statistic: str = "channel") -> Tensor:
+    """Mean of ``|x|`` per channel, (N, C), or per sample, (N, 1), in float32 or wider; 0 where there is nothing."""
+    length = math.prod(x.shape[2:])
+    rows = x.to(accumulator(x.dtype)).abs().reshape(x.shape[0], x.shape[1], length)
+    if statistic == "sample":
+        rows = rows.reshape(x.shape[0], 1, x.shape[1] * length)
+    return rows.sum(-1) / max(rows.shape[-1], 1)
+
+
+def shrink(
+    x: Tensor,
+    alpha: Tensor | float,
+    *,
+    statistic: str = "channel",
+    residual: Tensor | None = None,
+    inplace: bool = False,
+    return_threshold: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``soft_threshold(x, alpha * abs_mean(x)) + residual``."""
+    wide = accumulator(x.dtype)
+    threshold = gate_values(alpha, wide, x.device) * abs_mean(x, statistic=statistic)
+    y = soft_threshold(x.to(wide), per_row(threshold, x))
+    if residual is not None:
+        y = y + residual.to(wide)
+    y = y.to(x.dtype)
+    if inplace:
+        y = x.copy_(y)
+    return (y, threshold) if return_threshold else y
+
+
+def gated_shrink(
+    x: Tensor,
+    gate: torch.nn.Module,
+    *,
+    statistic: str = "channel",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``shrink(x, gate(m))`` where ``m`` is the channel-wise abs-mean of x, the input of the gate for both statistics."""
+    means = abs_mean(x)
+    weight = next(gate.parameters(), means)
+    return shrink(x, gate(means.to(weight.dtype)), statistic=statistic, residual=residual)
