@@ -12,6 +12,7 @@ Which way a call goes:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,16 +60,24 @@ def _overwrites(x: Tensor, needs_grad: bool) -> bool:
     return x.is_contiguous() or is_channels_last(x)
 
 
+class FastFunction(Function):
+    """``call`` is ``apply`` without the part that serves torch.func transforms, which never come here."""
+
+    @classmethod
+    def call(cls, *args: Any) -> Any:
+        return super(Function, cls).apply(*args)
+
+
 class Layout(NamedTuple):
     """What of x a backward pass needs besides the code."""
 
-    shape: list[int]
+    shape: Sequence[int]
     dtype: torch.dtype
     channels_last: bool
 
     @classmethod
     def of(cls, x: Tensor) -> Layout:
-        return cls(list(x.shape), x.dtype, is_channels_last(x))
+        return cls(x.shape, x.dtype, is_channels_last(x))
 
     def empty(self, like: Tensor) -> Tensor:
         """A tensor as the kernels allocate it."""
@@ -92,7 +101,7 @@ class Layout(NamedTuple):
 
 def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
     """``sign(x) * max(|x| - tau, 0)``; ``value`` is tau where ``tau`` is None."""
-    if _transforming() or not has_kernels(x.device) or (x.is_complex() and torch.compiler.is_compiling()):
+    if _transforming() or not (x.is_cpu or has_kernels(x.device)) or (x.is_complex() and torch.compiler.is_compiling()):
         return reference.soft_threshold(x, value if tau is None else tau, inplace=inplace)
     needs_grad = _needs_grad(x, tau)
     if inplace and not _overwrites(x, needs_grad):
@@ -105,14 +114,14 @@ def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -
         return x
     if torch.compiler.is_compiling():
         return _ops.soft_threshold_with_code.default(x, tau, value)[0]
-    return (ComplexSoftThreshold if x.is_complex() else SoftThreshold).apply(x, tau, value, inplace)
+    return (ComplexSoftThreshold if x.is_complex() else SoftThreshold).call(x, tau, value, inplace)
 
 
-class SoftThreshold(Function):
+class SoftThreshold(FastFunction):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
-        ctx.layout = Layout.of(x)
-        ctx.tau = None if tau is None else (list(tau.shape), tau.dtype)
+        ctx.channels_last = is_channels_last(x)
+        ctx.tau = None if tau is None else (tau.shape, tau.dtype)
         with _BelowAutograd():
             if inplace:
                 code = _ops.soft_threshold_.default(x, tau, value, True)
@@ -127,12 +136,13 @@ class SoftThreshold(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (code,) = ctx.saved_tensors
         need_x, need_tau = ctx.needs_input_grad[:2]
-        dx, dtau = soft_threshold_backward(grad, code, ctx.layout, ctx.tau if need_tau else None, need_x)
+        layout = Layout(grad.shape, grad.dtype, ctx.channels_last)
+        dx, dtau = soft_threshold_backward(grad, code, layout, ctx.tau if need_tau else None, need_x)
         return dx if need_x else None, dtau if need_tau else None, None, None
 
 
 def soft_threshold_backward(
-    grad: Tensor, code: Tensor, layout: Layout, tau: tuple[list[int], torch.dtype] | None, need_x: bool
+    grad: Tensor, code: Tensor, layout: Layout, tau: tuple[Sequence[int], torch.dtype] | None, need_x: bool
 ) -> tuple[Tensor, Tensor]:
     """``(passes * grad, -sum of active * sign * grad)``; a result that is not needed is empty."""
     if _transforming():
@@ -142,11 +152,11 @@ def soft_threshold_backward(
         return dx, dtau if tau is None else dtau.sum_to_size(tau[0]).to(tau[1])
     arguments = (grad, code, [] if tau is None else tau[0], None if tau is None else tau[1], layout.channels_last, need_x)
     if _needs_grad(grad):
-        return SoftThresholdBackward.apply(layout, *arguments)
+        return SoftThresholdBackward.call(layout, *arguments)
     return _ops.soft_threshold_backward.default(*arguments)
 
 
-class SoftThresholdBackward(Function):
+class SoftThresholdBackward(FastFunction):
     @staticmethod
     def forward(ctx: Any, layout: Layout, grad: Tensor, code: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         ctx.layout = layout
@@ -158,17 +168,17 @@ class SoftThresholdBackward(Function):
     @staticmethod
     def backward(ctx: Any, dx: Tensor | None, dtau: Tensor | None) -> tuple[Tensor | None, ...]:
         (code,) = ctx.saved_tensors
-        tangent = None if dx is None and dtau is None else SoftThresholdTangent.apply(ctx.layout, dx, dtau, code)
+        tangent = None if dx is None and dtau is None else SoftThresholdTangent.call(ctx.layout, dx, dtau, code)
         return None, tangent, None, None, None, None, None
 
 
-class SoftThresholdTangent(Function):
+class SoftThresholdTangent(FastFunction):
     """``passes * dx - active * sign * dtau``."""
 
     @staticmethod
     def forward(ctx: Any, layout: Layout, dx: Tensor | None, dtau: Tensor | None, code: Tensor) -> Tensor:
         ctx.layout = layout
-        ctx.tau = None if dtau is None else (list(dtau.shape), dtau.dtype)
+        ctx.tau = None if dtau is None else (dtau.shape, dtau.dtype)
         ctx.save_for_backward(code)
         wide = None if dtau is None else dtau.to(accumulator(layout.dtype))
         return _ops.soft_threshold_tangent.default(dx, wide, code, *layout)
@@ -181,7 +191,7 @@ class SoftThresholdTangent(Function):
         return None, dx if need_dx else None, dtau if need_dtau else None, None
 
 
-class ComplexSoftThreshold(Function):
+class ComplexSoftThreshold(FastFunction):
     """Keeps x: its phase is no code of a few bits. Later derivatives are those of the plain formula."""
 
     @staticmethod
@@ -227,7 +237,7 @@ def combine(grad: Tensor | None, w: Tensor | None, v: Tensor | None, code: Tenso
             out = out + sign * reference.per_row(v, sign)
         return out.to(layout.dtype)
     if _needs_grad(grad, w, v):
-        return Combine.apply(grad, w, v, code, layout)
+        return Combine.call(grad, w, v, code, layout)
     return _ops.combine.default(grad, w, v, code, *layout)
 
 
@@ -239,11 +249,11 @@ def row_sums(grad: Tensor, code: Tensor, layout: Layout) -> tuple[Tensor, Tensor
         active = rest[0] * signed if rest else torch.zeros_like(signed)
         return active.unsqueeze(-1).flatten(2).sum(-1), signed.unsqueeze(-1).flatten(2).sum(-1)
     if _needs_grad(grad):
-        return RowSums.apply(grad, code, layout)
+        return RowSums.call(grad, code, layout)
     return _ops.row_sums.default(grad, code, layout.channels_last)
 
 
-class Combine(Function):
+class Combine(FastFunction):
     @staticmethod
     def forward(
         ctx: Any, grad: Tensor | None, w: Tensor | None, v: Tensor | None, code: Tensor, layout: Layout
@@ -264,7 +274,7 @@ class Combine(Function):
         return dgrad, dw, dv, None, None
 
 
-class RowSums(Function):
+class RowSums(FastFunction):
     @staticmethod
     def forward(ctx: Any, grad: Tensor, code: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         ctx.layout = layout
@@ -283,22 +293,22 @@ class RowSums(Function):
 # abs_mean ------------------------------------------------------------------------------------------------------------
 
 
-def _count(shape: list[int], per_sample: bool) -> int:
+def _count(shape: Sequence[int], per_sample: bool) -> int:
     return max(math.prod(shape[1 if per_sample else 2 :]), 1)
 
 
 def abs_mean(x: Tensor, per_sample: bool) -> Tensor:
     """Mean of ``|x|`` over each row, (N, C), or each sample, (N, 1)."""
-    if _transforming() or not has_kernels(x.device):
+    if _transforming() or not (x.is_cpu or has_kernels(x.device)):
         return reference.abs_mean(x, statistic="sample" if per_sample else "channel")
     if not _needs_grad(x):
         return _ops.abs_mean.default(x, per_sample)
     if torch.compiler.is_compiling():
         return _ops.abs_mean_with_code.default(x, per_sample)[0]
-    return AbsMean.apply(x, per_sample)
+    return AbsMean.call(x, per_sample)
 
 
-class AbsMean(Function):
+class AbsMean(FastFunction):
     @staticmethod
     def forward(ctx: Any, x: Tensor, per_sample: bool) -> Tensor:
         ctx.layout = Layout.of(x)
@@ -321,7 +331,7 @@ def shrink(
     x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, inplace: bool
 ) -> tuple[Tensor, Tensor]:
     """``(soft_threshold(x, alpha * mean) + residual, mean)``; alpha of shape (N or 1, C or 1)."""
-    if _transforming() or not has_kernels(x.device):
+    if _transforming() or not (x.is_cpu or has_kernels(x.device)):
         statistic = "sample" if per_sample else "channel"
         mean = reference.abs_mean(x, statistic=statistic)
         return reference.shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace), mean
@@ -337,10 +347,10 @@ def shrink(
         return x, mean
     if torch.compiler.is_compiling():
         return _ops.shrink_with_code.default(x, alpha, residual, per_sample)[:2]
-    return Shrink.apply(x, alpha, residual, per_sample, inplace)
+    return Shrink.call(x, alpha, residual, per_sample, inplace)
 
 
-class Shrink(Function):
+class Shrink(FastFunction):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, inplace: bool
@@ -535,8 +545,8 @@ def _(grad: Tensor, code: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
 
 def _save_soft_threshold(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, tau, _ = inputs
-    ctx.layout = Layout.of(x)
-    ctx.tau = None if tau is None else (list(tau.shape), tau.dtype)
+    ctx.channels_last = is_channels_last(x)
+    ctx.tau = None if tau is None else (tau.shape, tau.dtype)
     ctx.save_for_backward(output[1])
 
 

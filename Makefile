@@ -1,0 +1,44 @@
+# make demo trains a network on handwritten digits, make test runs the tests. Both first set up .venv, which needs
+# Python 3.10 or newer, make and a C++ compiler. Another Python: make PYTHON=python3.12 demo
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: demo test bench lint format kernels clean
+
+demo: $(VENV)/installed
+	$(PY) -m drsn_ops train
+
+test: $(VENV)/installed
+	$(PY) -m pytest tests
+
+bench: $(VENV)/installed
+	$(PY) -m pytest benchmarks
+
+lint: $(VENV)/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+
+format: $(VENV)/installed
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
+
+# every .cu for every architecture, where an nvcc is found; no GPU is needed
+kernels:
+	tools/compile_kernels.sh
+
+$(VENV)/requirements: requirements.txt
+	@sh tools/check_prerequisites.sh "$(PYTHON)"
+	test -x $(VENV)/bin/pip || "$(PYTHON)" -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/installed: $(VENV)/requirements setup.py pyproject.toml $(shell find csrc -type f)
+	@echo "Compiling drsn_ops ..."
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info drsn_ops/*.so $(VENV)/installed

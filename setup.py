@@ -1,0 +1,188 @@
+"""Builds drsn_ops/_ops_cpu.so, drsn_ops/_ops_cuda.so (where it can) and the pybind11 module drsn_ops/_C.
+
+Environment: USE_CUDA=0 leaves CUDA out, USE_CUDA=1 makes a missing condition an error; CUDA_HOME, MAX_JOBS,
+TORCH_CUDA_ARCH_LIST, CXX and CC as for every PyTorch extension; DEBUG=1: no optimisation, and symbols.
+"""
+
+import glob
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+
+from setuptools import Extension, setup
+
+# pip builds in an environment of its own, without the user's PyTorch; where that one lies is still known.
+sys.path += [p for p in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")} if p not in sys.path]
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    sys.exit(
+        f"drsn_ops is built against PyTorch, and {sys.executable} has none. Install both with:\n"
+        "    python -m pip install 'torch>=2.11' 'setuptools>=77' ninja pybind11"
+        " && python -m pip install --no-build-isolation ."
+    )
+
+TORCH_VERSION = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+if TORCH_VERSION < (2, 11):
+    sys.exit(f"drsn_ops needs PyTorch 2.11 or newer, and {torch.__version__} is installed.")
+
+DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
+HEADERS = glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True)
+
+# Loops become vector code only with all of these; with no fused multiply-add all SIMD levels agree exactly.
+CXX_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
+CXX_FLAGS += ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+CXX_FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+NVCC_FLAGS = ["-O0", "-g", "-G"] if DEBUG else ["-O3", "-lineinfo"]
+NVCC_FLAGS += ["-Xcompiler", "-fvisibility=hidden"]
+
+
+def nvcc_says(toolkit, flag):
+    return subprocess.check_output([os.path.join(toolkit, "bin", "nvcc"), flag], text=True)
+
+
+def find_cuda():
+    """(toolkit, version, None), or (None, None, the condition that failed)."""
+    if torch.version.cuda is None:
+        return None, None, f"PyTorch {torch.__version__} is built without CUDA"
+    toolkit = cpp_extension.CUDA_HOME
+    if toolkit is None or not os.path.exists(os.path.join(toolkit, "bin", "nvcc")):
+        return None, None, f"no nvcc in CUDA_HOME ({toolkit or 'not set'})"
+    version = re.search(r"release (\d+\.\d+)", nvcc_says(toolkit, "--version")).group(1)
+    if version.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return None, None, f"nvcc in {toolkit} is of CUDA {version}, PyTorch of CUDA {torch.version.cuda}"
+    if not any(glob.glob(os.path.join(d, "libcudart*")) for d in cuda_library_dirs(toolkit)):
+        return None, None, f"no CUDA runtime library in lib64 or lib of CUDA_HOME ({toolkit})"
+    return toolkit, version, None
+
+
+def cuda_library_dirs(toolkit):
+    return [d for name in ("lib64", "lib") if os.path.isdir(d := os.path.join(toolkit, name))]
+
+
+def default_cuda_archs(toolkit):
+    known = nvcc_says(toolkit, "--list-gpu-arch").split()
+    archs = [a for a in ("8.0", "9.0", "10.0", "12.0") if "compute_" + a.replace(".", "") in known]
+    return ";".join(archs) + "+PTX"  # the last one as PTX too, for the GPUs to come
+
+
+def choose_cuda():
+    wish = os.environ.get("USE_CUDA", "")
+    if wish not in ("", "0", "1"):
+        sys.exit(f"USE_CUDA may be 0 (CPU only), 1 (CUDA or an error) or not set, and is {wish!r}.")
+    if wish == "0":
+        return None, None, "USE_CUDA=0"
+    toolkit, version, reason = find_cuda()
+    if reason and wish == "1":
+        sys.exit(f"USE_CUDA=1, and the CUDA library cannot be built: {reason}.")
+    if toolkit and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        os.environ["TORCH_CUDA_ARCH_LIST"] = default_cuda_archs(toolkit)
+    return toolkit, version, reason
+
+
+CUDA_HOME, CUDA_VERSION, CUDA_REASON = choose_cuda()
+CUDA_ARCHS = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";") if CUDA_HOME else ""
+
+
+def operators(name, sources, libraries, include_paths, **options):
+    # PyTorch's headers are system headers here: their warnings are not ours to mend.
+    system = [f"-isystem{path}" for path in include_paths]
+    return Extension(
+        f"drsn_ops.{name}",
+        sorted(sources),
+        include_dirs=[os.path.abspath("csrc")],
+        libraries=libraries,
+        depends=HEADERS,
+        language="c++",
+        extra_compile_args={"cxx": CXX_FLAGS + system + options.pop("cxx", []), "nvcc": NVCC_FLAGS},
+        **options,
+    )
+
+
+def cpu_operators():
+    return operators(
+        "_ops_cpu",
+        ["csrc/registration.cpp", *glob.glob("csrc/cpu/*.cpp")],
+        ["torch_cpu"],
+        cpp_extension.include_paths(),
+        library_dirs=cpp_extension.library_paths(),
+    )
+
+
+def cuda_operators():
+    # The static runtime serves PyTorch builds of any minor version; its symbols stay inside.
+    dirs = cuda_library_dirs(CUDA_HOME)
+    static = any(os.path.exists(os.path.join(d, "libcudart_static.a")) for d in dirs)
+    return operators(
+        "_ops_cuda",
+        glob.glob("csrc/cuda/*.cpp") + glob.glob("csrc/cuda/*.cu"),
+        ["torch_cuda", "torch_cpu", *(["cudart_static", "rt", "dl", "pthread"] if static else ["cudart"])],
+        cpp_extension.include_paths("cuda"),
+        library_dirs=cpp_extension.library_paths("cuda") + dirs,
+        extra_link_args=["-Wl,--exclude-libs,ALL"],
+        cxx=["-DUSE_CUDA"],
+    )
+
+
+def quoted(text):
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def info_module():
+    try:
+        import pybind11
+
+        include = pybind11.get_include()
+    except ModuleNotFoundError:
+        include = cpp_extension.include_paths()[0]  # PyTorch ships a copy
+    words = {"CUDA_VERSION": CUDA_VERSION, "CUDA_ARCHS": CUDA_ARCHS, "CUDA_REASON": CUDA_REASON}
+    return Extension(
+        "drsn_ops._C",
+        ["csrc/module.cpp"],
+        define_macros=[(f"DRSN_{name}", quoted(value or "")) for name, value in words.items()],
+        depends=["setup.py", "pyproject.toml"],
+        language="c++",
+        extra_compile_args={"cxx": [*CXX_FLAGS, f"-isystem{include}"]},
+    )
+
+
+class Build(cpp_extension.BuildExtension):
+    def initialize_options(self):
+        super().initialize_options()
+        # An editable install would compile in a throw-away folder, and so everything again each time.
+        self.build_temp = f"build/temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+
+    def get_ext_filename(self, ext_name):
+        parts = ext_name.split(".")
+        if parts[-1].startswith("_ops_"):
+            return os.path.join(*parts) + ".so"  # plain shared libraries, the same for every Python
+        return super().get_ext_filename(ext_name)
+
+    def build_extensions(self):
+        version = self.distribution.get_version()
+        self.ext_map["drsn_ops._C"].define_macros.append(("DRSN_VERSION", quoted(version)))
+        kind, ninja = "debug" if DEBUG else "release", "with" if self.use_ninja else "without"
+        print(f"drsn_ops {version}, {kind} build {ninja} ninja")
+        print(f"  Python {sys.version.split()[0]}, PyTorch {torch.__version__}")
+        if CUDA_REASON:
+            print(f"  *** CPU ONLY, the CUDA operators are left out: {CUDA_REASON} ***", flush=True)
+        else:
+            print(f"  CUDA {CUDA_VERSION} in {CUDA_HOME}, architectures {CUDA_ARCHS}", flush=True)
+        super().build_extensions()
+
+    def copy_extensions_to_source(self):
+        super().copy_extensions_to_source()
+        if CUDA_REASON:
+            for stale in glob.glob("drsn_ops/_ops_cuda.so"):
+                os.remove(stale)  # of an earlier build: its kernels need not fit the schemas of this one
+
+
+setup(
+    ext_modules=[cpu_operators(), *([cuda_operators()] if CUDA_HOME else []), info_module()],
+    cmdclass={"build_ext": Build},
+)

@@ -1,0 +1,69 @@
+"""What the tests of the operators share: shapes, layouts, and the one rule by which numbers are compared."""
+
+import torch
+
+from drsn_ops.reference import accumulator
+
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Rows of 1, 49, 784, 1000 and 4097; one sample, one channel; every number of spatial axes.
+SHAPES = (
+    (3, 5),
+    (1, 7),
+    (2, 3, 7, 7),
+    (2, 1, 28, 28),
+    (1, 4, 1000),
+    (2, 3, 4097),
+    (2, 3, 4, 5, 6),
+    (2, 70, 33),
+    (2, 1500, 5),
+)
+EMPTY = ((0, 3, 5), (2, 3, 0), (2, 0, 5), (0, 3))
+
+LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "misaligned", "expanded")
+
+
+def lay_out(x, layout):
+    """The values of x in memory of another kind; expanded memory repeats the first sample."""
+    if layout == "channels_last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "sliced":
+        return torch.stack([x, torch.full_like(x, torch.nan)], dim=-1)[..., 0]
+    if layout == "misaligned":
+        memory = x.new_empty(x.numel() + 1)
+        memory[1:] = x.flatten()
+        return memory[1:].view(x.shape)
+    if layout == "expanded":
+        return x[:1].expand(x.shape) if x.shape[0] else x
+    return x.contiguous()
+
+
+def leaf(x):
+    """A leaf of the same memory."""
+    return x.detach().requires_grad_()
+
+
+def assert_close(actual, expected, *, terms=None):
+    """A float64 reference, met up to the rounding of the type of ``actual``.
+
+    The result is rounded once: one unit in the last place. What went before, in the accumulator's type, may move it by
+    a few units of the largest number; for a sum, by a few of the sum of its terms' magnitudes.
+    """
+    unit = torch.finfo(actual.dtype).eps
+    wide = torch.finfo(accumulator(actual.dtype)).eps
+    scale = expected.abs().max().item() if terms is None else terms
+    if expected.numel() == 0:
+        scale = 0.0
+    bits = torch.complex128 if actual.is_complex() else torch.float64
+    torch.testing.assert_close(
+        actual.to(bits), expected.to(bits), rtol=unit, atol=16 * wide * scale + torch.finfo(actual.dtype).tiny
+    )
+
+
+def away_from_kink(x, tau):
+    """x, with the elements next to 0 and to tau, where another rounding changes the derivative, moved away."""
+    x = torch.where(x.abs() < 1e-3, x + 0.01, x)
+    near = (x.abs() - tau).abs() < 0.02 * tau.abs() + 1e-6
+    return torch.where(near, x * 1.1, x)
