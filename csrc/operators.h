@@ -130,8 +130,8 @@ struct Operators {
   // Fills in where the gradients go and what tau looks like, runs, and returns (dx, dtau).
   static std::tuple<Tensor, Tensor> run_soft_threshold_backward(SoftThresholdBackward p, const Tensor& grad,
                                                                 const Shape& tau_shape,
-                                                                std::optional<ScalarType> tau_dtype,
-                                                                bool channels_last, bool need_x) {
+                                                                std::optional<ScalarType> tau_dtype, bool channels_last,
+                                                                bool need_x) {
     const Shape shape = shape_of(grad);
     const ScalarType type = grad.scalar_type();
     p.dtype = dtype_of(type);
@@ -171,7 +171,8 @@ struct Operators {
     const bool channels_last = is_channels_last(x);
     x = laid_out(x, channels_last);
     grad = laid_out(grad, channels_last);
-    check(shape_of(grad) == shape_of(x) && grad.scalar_type() == x.scalar_type(), "grad: expected the shape and type of x");
+    check(shape_of(grad) == shape_of(x) && grad.scalar_type() == x.scalar_type(),
+          "grad: expected the shape and type of x");
     SoftThresholdBackward p{};
     p.x = data(x);
     p.value = value;

@@ -1,4 +1,5 @@
-// What an operator hands to a kernel: plain pointers and sizes, no torch type. Every pointer is on the backend's device.
+// What an operator hands to a kernel: plain pointers and sizes, no torch type. Every pointer is on the backend's
+// device.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +9,7 @@ namespace drsn {
 enum class DType : int { kHalf, kBFloat16, kFloat, kDouble, kComplexFloat, kComplexDouble };
 
 // The type of statistics, thresholds and sums: double for double and complex double, else float.
-constexpr bool accumulates_in_double(DType t) {
-  return t == DType::kDouble || t == DType::kComplexDouble;
-}
+constexpr bool accumulates_in_double(DType t) { return t == DType::kDouble || t == DType::kComplexDouble; }
 
 // How tau lies over x: x's axes in memory order, neighbours merged where tau's strides allow, innermost last.
 constexpr int kMaxAxes = 12;
@@ -23,9 +22,9 @@ struct Broadcast {
 struct SoftThreshold {
   DType dtype;
   const void* x;
-  void* y;            // may be x
-  uint8_t* code;      // or null: no gradient is needed; always null for complex x
-  const void* tau;    // or null: `value` is tau
+  void* y;                  // may be x
+  uint8_t* code;            // or null: no gradient is needed; always null for complex x
+  const void* tau;          // or null: `value` is tau
   bool tau_in_accumulator;  // tau's type is the accumulator's, else the (real) type of x
   double value;
   int64_t numel;
@@ -34,15 +33,15 @@ struct SoftThreshold {
 
 // dtau has no repeated axes: over.stride is that of a contiguous tau, 0 only where tau repeats over x.
 struct SoftThresholdBackward {
-  DType dtype;        // of grad and dx
+  DType dtype;  // of grad and dx
   const void* grad;
   const uint8_t* code;  // real x
   const void* x;        // complex x, with tau and value as in SoftThreshold, `tau` contiguous
   const void* tau;
   double value;
   bool tau_in_accumulator;  // of tau and dtau
-  void* dx;           // or null: not wanted
-  void* dtau;         // or null: not wanted
+  void* dx;                 // or null: not wanted
+  void* dtau;               // or null: not wanted
   int64_t dtau_numel;
   int64_t numel;
   Broadcast over;
@@ -51,12 +50,12 @@ struct SoftThresholdBackward {
 // dy = passes * dx - active * sign * dtau; passes = active or open. dtau is of the accumulator's type.
 struct SoftThresholdTangent {
   DType dtype;
-  const void* dx;     // or null: 0
-  const void* dtau;   // or null: 0
+  const void* dx;    // or null: 0
+  const void* dtau;  // or null: 0
   const uint8_t* code;
   void* dy;
   int64_t numel;
-  Broadcast over;     // of dtau
+  Broadcast over;  // of dtau
 };
 
 // x of shape (samples, channels, length), or (samples, length, channels) in memory where channels_last.
@@ -77,8 +76,8 @@ struct RowValues {
 struct AbsMean {
   DType dtype;
   const void* x;
-  void* mean;         // (samples, channels), or (samples) where per_sample; accumulator's type, contiguous
-  uint8_t* code;      // or null
+  void* mean;     // (samples, channels), or (samples) where per_sample; accumulator's type, contiguous
+  uint8_t* code;  // or null
   Rows rows;
   bool per_sample;
 };
@@ -89,8 +88,8 @@ struct Shrink {
   const void* residual;  // or null
   void* y;               // may be x
   RowValues alpha;
-  void* mean;            // as in AbsMean
-  uint8_t* code;         // or null
+  void* mean;     // as in AbsMean
+  uint8_t* code;  // or null
   Rows rows;
   bool per_sample;
 };
@@ -105,8 +104,8 @@ struct ShrinkBackward {
   const uint8_t* code;
   RowValues alpha;
   const void* mean;
-  void* dx;               // or null
-  void* dalpha;           // contiguous, (samples or 1, channels or 1): alpha's own shape, summed where alpha repeats; or null
+  void* dx;      // or null
+  void* dalpha;  // contiguous, (samples or 1, channels or 1): alpha's own shape, summed where alpha repeats; or null
   bool alpha_per_sample, alpha_per_channel;  // false: that axis of dalpha is 1
   Rows rows;
   bool per_sample;

@@ -1,8 +1,8 @@
 // Every schema of the package; kernels are registered by cpu/register.cpp and cuda/register.cpp.
 //
 // `value` is tau where tau is None. A with_code operator returns what its backward needs (shrinkage_math.h) last; so do
-// the in-place forms, an empty tensor without with_code. In a backward operator a gradient that is not needed comes back
-// empty. `alpha` is (N or 1, C or 1); means, row values and alpha are of the accumulator's type.
+// the in-place forms, an empty tensor without with_code. In a backward operator a gradient that is not needed comes
+// back empty. `alpha` is (N or 1, C or 1); means, row values and alpha are of the accumulator's type.
 #include "torch_api.h"
 
 STABLE_TORCH_LIBRARY(drsn_ops, m) {
@@ -24,8 +24,7 @@ STABLE_TORCH_LIBRARY(drsn_ops, m) {
 
   m.def("shrink(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> (Tensor, Tensor)");
   m.def("shrink_with_code(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "shrink_(Tensor(a!) x, Tensor alpha, Tensor? residual, bool per_sample, bool with_code) -> (Tensor, Tensor)");
+  m.def("shrink_(Tensor(a!) x, Tensor alpha, Tensor? residual, bool per_sample, bool with_code) -> (Tensor, Tensor)");
   m.def(
       "shrink_backward(Tensor grad, Tensor? grad_mean, Tensor code, Tensor alpha, Tensor mean, bool per_sample, "
       "bool channels_last, bool need_x, bool need_alpha) -> (Tensor, Tensor)");

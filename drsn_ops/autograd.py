@@ -44,6 +44,11 @@ def _transforming() -> bool:
     return _in_torch_func() or _forward_ad._current_level >= 0
 
 
+def serves(x: Tensor) -> bool:
+    """Whether kernels serve the device of x."""
+    return x.is_cpu or has_kernels(x.device)
+
+
 def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -101,7 +106,7 @@ class Layout(NamedTuple):
 
 def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
     """``sign(x) * max(|x| - tau, 0)``; ``value`` is tau where ``tau`` is None."""
-    if _transforming() or not (x.is_cpu or has_kernels(x.device)) or (x.is_complex() and torch.compiler.is_compiling()):
+    if _transforming() or not serves(x) or (x.is_complex() and torch.compiler.is_compiling()):
         return reference.soft_threshold(x, value if tau is None else tau, inplace=inplace)
     needs_grad = _needs_grad(x, tau)
     if inplace and not _overwrites(x, needs_grad):
@@ -299,7 +304,7 @@ def _count(shape: Sequence[int], per_sample: bool) -> int:
 
 def abs_mean(x: Tensor, per_sample: bool) -> Tensor:
     """Mean of ``|x|`` over each row, (N, C), or each sample, (N, 1)."""
-    if _transforming() or not (x.is_cpu or has_kernels(x.device)):
+    if _transforming() or not serves(x):
         return reference.abs_mean(x, statistic="sample" if per_sample else "channel")
     if not _needs_grad(x):
         return _ops.abs_mean.default(x, per_sample)
@@ -331,7 +336,7 @@ def shrink(
     x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, inplace: bool
 ) -> tuple[Tensor, Tensor]:
     """``(soft_threshold(x, alpha * mean) + residual, mean)``; alpha of shape (N or 1, C or 1)."""
-    if _transforming() or not (x.is_cpu or has_kernels(x.device)):
+    if _transforming() or not serves(x):
         statistic = "sample" if per_sample else "channel"
         mean = reference.abs_mean(x, statistic=statistic)
         return reference.shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace), mean

@@ -82,9 +82,10 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     if tau.dim() == 0 and tau.device != x.device:
         tau = tau.to(x.device)
     _check_companion("tau", tau, x)
-    if tau.shape != x.shape:
-        extra = tau.dim() - x.dim()
-        if extra > 0 or any(t not in (1, s) for t, s in zip(tau.shape, x.shape[-extra:] if extra else x.shape)):
+    # Ranks are compared before sizes: of a symbolic size every comparison is a guard.
+    if tau.dim() != x.dim() or tau.shape != x.shape:
+        pairs = zip(reversed(tau.shape), reversed(x.shape), strict=False)
+        if tau.dim() > x.dim() or any(t != 1 and t != s for t, s in pairs):
             raise ValueError(
                 f"tau: got shape {tuple(tau.shape)}, expected one that broadcasts to x, {tuple(x.shape)}"
             )
@@ -189,7 +190,8 @@ def shrink(
     n, c = x.shape[:2]
     if isinstance(alpha, Tensor):
         _check_companion("alpha", alpha, x)
-        if alpha.shape not in ((n, c), (n, 1), (c,)):
+        allowed = ((c,),) if alpha.dim() == 1 else ((n, c), (n, 1))
+        if alpha.dim() not in (1, 2) or alpha.shape not in allowed:
             raise ValueError(f"alpha: got shape {tuple(alpha.shape)}, expected ({n}, {c}), ({n}, 1) or ({c},)")
     elif not isinstance(alpha, Real) or isinstance(alpha, bool):
         raise TypeError(f"alpha: got {type(alpha).__name__}, expected a number or a tensor")

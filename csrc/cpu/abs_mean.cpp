@@ -21,7 +21,8 @@ void abs_mean_typed(const AbsMean& p) {
         if (width == 1) {
           *sums += k.abs_sum(from, n);
         } else {
-          sum_columns<A>(n, width, sums, [&](int64_t i, int64_t count, A* columns) { k.abs_add(from + i, columns, count); });
+          sum_columns<A>(n, width, sums,
+                         [&](int64_t i, int64_t count, A* columns) { k.abs_add(from + i, columns, count); });
         }
         if (code.data) k.sign_code(from, code.write(line, begin), n);
       },
@@ -42,7 +43,8 @@ std::vector<A> each_row(const RowValues& values, const Rows& rows) {
   if (!values.data) return {};
   std::vector<A> out(rows.samples * rows.channels);
   for (int64_t row = 0; row < int64_t(out.size()); ++row) {
-    out[row] = as<A>(values.data)[row / rows.channels * values.sample_stride + row % rows.channels * values.channel_stride];
+    out[row] =
+        as<A>(values.data)[row / rows.channels * values.sample_stride + row % rows.channels * values.channel_stride];
   }
   return out;
 }
@@ -62,7 +64,8 @@ void combine_typed(const Combine& p) {
     const AlongLine<A> along_w(w.empty() ? nullptr : w.data(), line, lines.width);
     const AlongLine<A> along_v(v.empty() ? nullptr : v.data(), line, lines.width);
     along_v.for_each(0, lines.length, [&](int64_t i, int64_t count) {
-      k.combine(g ? g + offset + i : nullptr, code.read(line, i), along_w.at(i), along_v.at(i), out + offset + i, count);
+      k.combine(g ? g + offset + i : nullptr, code.read(line, i), along_w.at(i), along_v.at(i), out + offset + i,
+                count);
     });
   });
 }
@@ -91,8 +94,9 @@ void row_sums_typed(const RowSums& p) {
           if (width == 1) {
             *sums += k.signed_sum(from, bits(0), n);
           } else {
-            sum_columns<A>(n, width, sums,
-                           [&](int64_t i, int64_t count, A* columns) { k.signed_add(from + i, bits(i), columns, count); });
+            sum_columns<A>(n, width, sums, [&](int64_t i, int64_t count, A* columns) {
+              k.signed_add(from + i, bits(i), columns, count);
+            });
           }
         },
         [&](int64_t unit, const double* sums) { std::copy(sums, sums + width, out + unit * width); },

@@ -1,4 +1,5 @@
-// Processors with AVX2, FMA and F16C. Standard headers come before the target: what they define is shared by every file.
+// Processors with AVX2, FMA and F16C. Standard headers come before the target: what they define is shared by every
+// file.
 #if defined(__x86_64__)
 #include <immintrin.h>
 

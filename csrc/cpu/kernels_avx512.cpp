@@ -1,4 +1,5 @@
-// Processors with AVX-512 (x86-64-v4). Standard headers come before the target: what they define is shared by every file.
+// Processors with AVX-512 (x86-64-v4). Standard headers come before the target: what they define is shared by every
+// file.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -7,7 +8,8 @@
 #include <type_traits>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
@@ -15,6 +17,7 @@
 
 #define DRSN_SIMD simd_avx512
 #define DRSN_SIMD_AVX2
+#define DRSN_SIMD_AVX512
 #include "kernels_impl.h"
 
 #if defined(__clang__)

@@ -47,9 +47,25 @@ DRSN_INLINE V read(const S* p) {
 
 DRSN_INLINE vector_t<float> load(const float* p) { return read<vector_t<float>>(p); }
 DRSN_INLINE vector_t<double> load(const double* p) { return read<vector_t<double>>(p); }
-DRSN_INLINE vector_t<float> load(const BFloat16* p) {
-  return (vector_t<float>)(__builtin_convertvector(read<U16>(p), U32) << 16);
+
+// GCC takes __builtin_convertvector apart in both directions.
+DRSN_INLINE U32 widen_words(U16 v) {
+#if defined(DRSN_SIMD_AVX2)
+  return (U32)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+  return __builtin_convertvector(v, U32);
+#endif
 }
+DRSN_INLINE U16 low_halves(U32 v) {
+#if defined(DRSN_SIMD_AVX2)
+  const __m256i packed = _mm256_packus_epi32((__m256i)v, (__m256i)v);
+  return (U16)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#else
+  return __builtin_convertvector(v, U16);
+#endif
+}
+
+DRSN_INLINE vector_t<float> load(const BFloat16* p) { return (vector_t<float>)(widen_words(read<U16>(p)) << 16); }
 
 DRSN_INLINE void store(float* p, vector_t<float> v) { std::memcpy(p, &v, sizeof(v)); }
 DRSN_INLINE void store(double* p, vector_t<double> v) { std::memcpy(p, &v, sizeof(v)); }
@@ -57,7 +73,7 @@ DRSN_INLINE void store(BFloat16* p, vector_t<float> v) {
   const U32 bits = (U32)v;
   const U32 nan = (U32)(v != v);
   const U32 even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // round to nearest, ties to even
-  const U16 narrow = __builtin_convertvector((even & ~nan) | (nan & 0x7fc0), U16);
+  const U16 narrow = low_halves((even & ~nan) | (nan & 0x7fc0));
   std::memcpy(p, &narrow, sizeof(narrow));
 }
 
@@ -71,7 +87,7 @@ DRSN_INLINE void store(Half* p, vector_t<float> v) {
 #else
 // Half precision in integer arithmetic: without F16C a compiler's own conversion is a call an element.
 DRSN_INLINE vector_t<float> load(const Half* p) {
-  const U32 half = __builtin_convertvector(read<U16>(p), U32);
+  const U32 half = widen_words(read<U16>(p));
   const U32 sign = (half & 0x8000) << 16;
   const U32 magnitude = half & 0x7fff;
   // Shifted into place the exponent is 112 short: a product with 2^112 is exact, for subnormal numbers too.
@@ -91,7 +107,7 @@ DRSN_INLINE void store(Half* p, vector_t<float> v) {
   const U32 nan = (U32)(magnitude > 0x7f800000);
   U32 half = (subnormal & small) | (normal & ~small);
   half = (half & ~over) | (over & 0x7c00) | (nan & 0x200);
-  const U16 narrow = __builtin_convertvector(half | sign, U16);
+  const U16 narrow = low_halves(half | sign);
   std::memcpy(p, &narrow, sizeof(narrow));
 }
 #endif
@@ -100,7 +116,9 @@ template <class T>
 DRSN_INLINE vector_t<T> load(const T* p, int64_t count) {
   if (count >= kLanes) return load(p);
   T buffer[kLanes] = {};
-  std::memcpy(buffer, p, count * sizeof(T));
+  for (int i = 0; i < kLanes - 1; ++i) {
+    if (i < count) buffer[i] = p[i];  // unrolled: a memcpy of unknown length is a call
+  }
   return load(buffer);
 }
 
@@ -109,9 +127,32 @@ DRSN_INLINE void store(T* p, vector_t<T> v, int64_t count) {
   if (count >= kLanes) return store(p, v);
   T buffer[kLanes];
   store(buffer, v);
-  std::memcpy(p, buffer, count * sizeof(T));
+  for (int i = 0; i < kLanes - 1; ++i) {
+    if (i < count) p[i] = buffer[i];
+  }
 }
 
+// Eight comparisons as eight bits, and what eight bits keep or negate of a vector.
+#if defined(DRSN_SIMD_AVX512)
+DRSN_INLINE uint8_t less(vector_t<float> a, vector_t<float> b) {
+  return _mm256_cmp_ps_mask((__m256)a, (__m256)b, _CMP_LT_OQ);
+}
+DRSN_INLINE uint8_t less(vector_t<double> a, vector_t<double> b) {
+  return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ);
+}
+DRSN_INLINE vector_t<float> keep(uint8_t bits, vector_t<float> v) {
+  return (vector_t<float>)_mm256_maskz_mov_ps(bits, (__m256)v);
+}
+DRSN_INLINE vector_t<double> keep(uint8_t bits, vector_t<double> v) {
+  return (vector_t<double>)_mm512_maskz_mov_pd(bits, (__m512d)v);
+}
+DRSN_INLINE vector_t<float> negate(uint8_t bits, vector_t<float> v) {
+  return (vector_t<float>)_mm256_mask_xor_ps((__m256)v, bits, (__m256)v, _mm256_set1_ps(-0.0f));
+}
+DRSN_INLINE vector_t<double> negate(uint8_t bits, vector_t<double> v) {
+  return (vector_t<double>)_mm512_mask_xor_pd((__m512d)v, bits, (__m512d)v, _mm512_set1_pd(-0.0));
+}
+#else
 #if defined(DRSN_SIMD_AVX2)
 DRSN_INLINE uint8_t pack(mask_t<float> m) { return uint8_t(_mm256_movemask_ps((__m256)m)); }
 DRSN_INLINE uint8_t pack(mask_t<double> m) {
@@ -143,10 +184,28 @@ DRSN_INLINE uint8_t pack(M m) {
 template <class M>
 DRSN_INLINE M unpack(uint8_t byte) {
   const M bit = {1, 2, 4, 8, 16, 32, 64, 128};
-  const M all = M{} + byte;
-  return (all & bit) == bit;
+  return ((M{} + byte) & bit) == bit;
 }
 
+DRSN_INLINE uint8_t less(vector_t<float> a, vector_t<float> b) { return pack((mask_t<float>)(a < b)); }
+DRSN_INLINE uint8_t less(vector_t<double> a, vector_t<double> b) { return pack((mask_t<double>)(a < b)); }
+DRSN_INLINE vector_t<float> keep(uint8_t bits, vector_t<float> v) {
+  using M = mask_t<float>;
+  return (vector_t<float>)((M)v & unpack<M>(bits));
+}
+DRSN_INLINE vector_t<double> keep(uint8_t bits, vector_t<double> v) {
+  using M = mask_t<double>;
+  return (vector_t<double>)((M)v & unpack<M>(bits));
+}
+DRSN_INLINE vector_t<float> negate(uint8_t bits, vector_t<float> v) {
+  using M = mask_t<float>;
+  return (vector_t<float>)((M)v ^ (unpack<M>(bits) & INT32_MIN));
+}
+DRSN_INLINE vector_t<double> negate(uint8_t bits, vector_t<double> v) {
+  using M = mask_t<double>;
+  return (vector_t<double>)((M)v ^ (unpack<M>(bits) & INT64_MIN));
+}
+#endif
 
 // The operations of a vector of accumulators.
 template <class T>
@@ -158,9 +217,7 @@ struct Vec {
 
   static DRSN_FORCED V splat(A a) { return V{} + a; }
   static DRSN_FORCED V abs(V x) { return (V)((M)x & ~kSign); }
-  static DRSN_FORCED V keep(M m, V x) { return (V)((M)x & m); }
   static DRSN_FORCED V relu(V x) { return (V)((M)x & ~(M)(x <= V{})); }
-  static DRSN_FORCED V flip(M negative, V x) { return (V)((M)x ^ (negative & kSign)); }
   static DRSN_FORCED V with_sign(V magnitude, V sign) { return (V)((M)magnitude | ((M)sign & kSign)); }
 };
 
@@ -218,9 +275,9 @@ void sign_code(const T* x, Planes code, int64_t n) {
   using V = vector_t<T>;
   for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
     const V v = load(x + i, count);
-    const uint8_t negative = pack((mask_t<T>)(v < V{}));
+    const uint8_t negative = less(v, V{});
     code.negative[i / 8] = negative;
-    code.nonzero[i / 8] = negative | pack((mask_t<T>)(v > V{}));
+    code.nonzero[i / 8] = negative | less(V{}, v);
   });
 }
 
@@ -230,7 +287,6 @@ template <class T, Code kCode, bool kVary>
 void shrink_loop(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes code, int64_t n) {
   using W = Vec<T>;
   using V = typename W::V;
-  using M = typename W::M;
   const V one = kVary ? V{} : W::splat(*tau);
   for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
     const V v = load(x + i, count);
@@ -242,15 +298,16 @@ void shrink_loop(const T* x, const accumulator_t<T>* tau, const T* residual, T* 
     if (residual) out += load(residual + i, count);
     store(y + i, out, count);
     if constexpr (kCode != Code::kNone) {
-      const M active = magnitude > threshold;
+      const uint8_t negative = less(v, V{});
+      const uint8_t active = less(threshold, magnitude);
       if constexpr (kCode == Code::kShrink) {
-        code.negative[i / 8] = pack((M)(v < V{}));
-        code.nonzero[i / 8] = pack((M)(magnitude > V{}));
-        code.active[i / 8] = pack(active);
+        code.negative[i / 8] = negative;
+        code.nonzero[i / 8] = less(V{}, magnitude);
+        code.active[i / 8] = active;
       } else {
-        const M open = raw < V{};
-        code.negative[i / 8] = pack((M)(active & (open | (M)(v < V{}))));
-        code.active[i / 8] = pack((M)(active & ~open));
+        const uint8_t open = less(raw, V{});
+        code.negative[i / 8] = active & (open | negative);
+        code.active[i / 8] = active & ~open;
       }
     }
   });
@@ -278,46 +335,54 @@ DRSN_INLINE uint8_t bits_at(const uint8_t* plane, int64_t bit, int64_t count) {
 
 template <class T, bool kShifted>
 DRSN_INLINE vector_t<T> signed_active(const T* g, const Bits& code, int64_t i, int64_t count) {
-  using M = mask_t<T>;
-  const M active = unpack<M>(bits_at<kShifted>(code.active, code.offset + i, count));
-  const M negative = unpack<M>(bits_at<kShifted>(code.negative, code.offset + i, count));
-  return Vec<T>::keep(active, Vec<T>::flip(negative, load(g + i, count)));
+  const uint8_t active = bits_at<kShifted>(code.active, code.offset + i, count);
+  const uint8_t negative = bits_at<kShifted>(code.negative, code.offset + i, count);
+  return keep(active, negate(negative, load(g + i, count)));
+}
+
+// Calls run(std::true_type) where the code is read across bytes, run(std::false_type) where it is not.
+template <class Run>
+DRSN_INLINE auto with_shift(const Bits& code, const Run& run) {
+  return code.offset % 8 ? run(std::true_type{}) : run(std::false_type{});
 }
 
 template <class T>
 double signed_sum(const T* g, Bits code, int64_t n) {
-  return sum_terms<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-    return code.offset % 8 ? signed_active<T, true>(g, code, i, count) : signed_active<T, false>(g, code, i, count);
+  return with_shift(code, [&](auto shifted) {
+    return sum_terms<T>(n, [&](int64_t i, int64_t count)
+                               DRSN_LAMBDA { return signed_active<T, decltype(shifted)::value>(g, code, i, count); });
   });
 }
 
 template <class T>
 void signed_add(const T* g, Bits code, accumulator_t<T>* sums, int64_t n) {
-  for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-    const vector_t<T> term =
-        code.offset % 8 ? signed_active<T, true>(g, code, i, count) : signed_active<T, false>(g, code, i, count);
-    store(sums + i, load(sums + i, count) + term, count);
+  with_shift(code, [&](auto shifted) {
+    for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+      const vector_t<T> term = signed_active<T, decltype(shifted)::value>(g, code, i, count);
+      store(sums + i, load(sums + i, count) + term, count);
+    });
   });
 }
 
-template <class T, bool kShifted, bool kVary>
+// kBand: the gradient alone; kSpread: with v, the first-order backward of shrink; kAny: whatever is there.
+enum class Terms { kBand, kSpread, kAny };
+
+template <class T, Terms kTerms, bool kShifted, bool kVary>
 void combine_loop(const T* g, Bits code, const accumulator_t<T>* w, const accumulator_t<T>* v, T* out, int64_t n) {
   using W = Vec<T>;
   using V = typename W::V;
-  using M = typename W::M;
   const V one_w = w && !kVary ? W::splat(*w) : V{};
   const V one_v = v && !kVary ? W::splat(*v) : V{};
   for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
     const int64_t bit = code.offset + i;
     const uint8_t negative = bits_at<kShifted>(code.negative, bit, count);
     const uint8_t active = code.active ? bits_at<kShifted>(code.active, bit, count) : uint8_t(0);
-    const M flip = unpack<M>(negative);
     V sum = {};
-    if (g) sum = W::keep(unpack<M>(code.nonzero ? active : active | negative), load(g + i, count));
-    if (w) sum += W::keep(unpack<M>(active), W::flip(flip, kVary ? load(w + i, count) : one_w));
-    if (v) {
-      const M nonzero = unpack<M>(bits_at<kShifted>(code.nonzero, bit, count));
-      sum += W::keep(nonzero, W::flip(flip, kVary ? load(v + i, count) : one_v));
+    if (kTerms != Terms::kAny || g) sum = keep(code.nonzero ? active : active | negative, load(g + i, count));
+    if (kTerms == Terms::kAny && w) sum += keep(active, negate(negative, kVary ? load(w + i, count) : one_w));
+    if (kTerms == Terms::kSpread || (kTerms == Terms::kAny && v)) {
+      const uint8_t nonzero = bits_at<kShifted>(code.nonzero, bit, count);
+      sum += keep(nonzero, negate(negative, kVary ? load(v + i, count) : one_v));
     }
     store(out + i, sum, count);
   });
@@ -325,14 +390,16 @@ void combine_loop(const T* g, Bits code, const accumulator_t<T>* w, const accumu
 
 template <class T>
 void combine(const T* g, Bits code, Values<accumulator_t<T>> w, Values<accumulator_t<T>> v, T* out, int64_t n) {
-  const bool vary = w.vary || v.vary;
-  if (code.offset % 8) {
-    vary ? combine_loop<T, true, true>(g, code, w.data, v.data, out, n)
-         : combine_loop<T, true, false>(g, code, w.data, v.data, out, n);
-  } else {
-    vary ? combine_loop<T, false, true>(g, code, w.data, v.data, out, n)
-         : combine_loop<T, false, false>(g, code, w.data, v.data, out, n);
-  }
+  with_shift(code, [&](auto shifted) {
+    constexpr bool kShifted = decltype(shifted)::value;
+    if (g && !w.data && !v.data) return combine_loop<T, Terms::kBand, kShifted, false>(g, code, w.data, v.data, out, n);
+    if (w.vary || v.vary) {
+      if (g && !w.data) return combine_loop<T, Terms::kSpread, kShifted, true>(g, code, w.data, v.data, out, n);
+      return combine_loop<T, Terms::kAny, kShifted, true>(g, code, w.data, v.data, out, n);
+    }
+    if (g && !w.data) return combine_loop<T, Terms::kSpread, kShifted, false>(g, code, w.data, v.data, out, n);
+    return combine_loop<T, Terms::kAny, kShifted, false>(g, code, w.data, v.data, out, n);
+  });
 }
 
 template <class T>

@@ -67,9 +67,9 @@ struct Lines {
   int64_t pieces() const { return std::max<int64_t>(1, (length + piece - 1) / piece); }
 };
 
-// sum(line, begin, n, sums) adds to sums[width]; finish(unit, sums) gets those of the unit's lines one behind the other;
-// apply(line, begin, n) comes after. A thread takes a unit through all three while it is in its cache; where there are
-// fewer units than threads, pieces are shared out instead, and the same sums are added in the same order.
+// sum(line, begin, n, sums) adds to sums[width]; finish(unit, sums) gets those of the unit's lines one behind the
+// other; apply(line, begin, n) comes after. A thread takes a unit through all three while it is in its cache; where
+// there are fewer units than threads, pieces are shared out instead, and the same sums are added in the same order.
 template <class Sum, class Finish, class Apply>
 void two_passes(const Lines& lines, const Sum& sum, const Finish& finish, const Apply& apply) {
   const int64_t pieces = lines.pieces();
@@ -81,6 +81,12 @@ void two_passes(const Lines& lines, const Sum& sum, const Finish& finish, const 
   const int64_t unit_size = lines.per_unit * lines.length;
   if (lines.units() >= torch::stable::get_num_threads() || unit_size <= kGrain) {
     for_each_task(lines.units(), unit_size, [&](int64_t unit) {
+      if (lines.per_unit == 1 && width == 1 && pieces == 1) {  // a short row: no buffer is worth its set-up
+        double row = 0;
+        sum(unit, 0, lines.length, &row);
+        finish(unit, &row);
+        return apply(unit, 0, lines.length);
+      }
       thread_local std::vector<double> sums, part;
       sums.assign(lines.per_unit * width, 0);
       for (int64_t i = 0; i < lines.per_unit; ++i) {
@@ -126,7 +132,9 @@ void sum_columns(int64_t n, int64_t width, double* sums, const Add& add) {
     std::fill(columns.begin(), columns.end(), A(0));
     const int64_t end = std::min(n, begin + span * kFlush);
     for (int64_t i = begin; i < end; i += span) add(i, std::min(span, end - i), columns.data());
-    for (int64_t j = 0; j < span; ++j) sums[j % width] += columns[j];
+    for (int64_t first = 0; first < span; first += width) {
+      for (int64_t j = 0; j < width; ++j) sums[j] += columns[first + j];
+    }
   }
 }
 
@@ -134,10 +142,12 @@ void sum_columns(int64_t n, int64_t width, double* sums, const Add& add) {
 template <class A>
 class AlongLine {
  public:
-  AlongLine(const A* values, int64_t line, int64_t width) : data_(values ? values + line * width : nullptr), width_(width) {
+  AlongLine(const A* values, int64_t line, int64_t width)
+      : data_(values ? values + line * width : nullptr), width_(width) {
     if (!values || width == 1) return;
     turn_.resize(width + kBuffer);
-    for (int64_t j = 0; j < width + kBuffer; ++j) turn_[j] = data_[j % width];
+    std::copy(data_, data_ + width, turn_.begin());
+    for (int64_t j = width; j < width + kBuffer; ++j) turn_[j] = turn_[j - width];
     data_ = turn_.data();
   }
 
@@ -163,7 +173,7 @@ class AlongLine {
 // Where the planes of a line's code are, from element `begin` on.
 struct LineCode {
   uint8_t* data;
-  int64_t bytes;   // of a plane
+  int64_t bytes;  // of a plane
   int planes;
 
   LineCode(const uint8_t* code, const Lines& lines, int planes)

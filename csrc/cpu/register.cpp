@@ -1,6 +1,5 @@
 // The CPU kernels' way into the dispatcher.
 #include "../operators.h"
-
 #include "kernels.h"
 #include "operators.h"
 

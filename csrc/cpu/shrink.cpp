@@ -31,7 +31,8 @@ void shrink_typed(const Shrink& p) {
         if (width == 1) {
           *sums += k.abs_sum(from, n);
         } else {
-          sum_columns<A>(n, width, sums, [&](int64_t i, int64_t count, A* columns) { k.abs_add(from + i, columns, count); });
+          sum_columns<A>(n, width, sums,
+                         [&](int64_t i, int64_t count, A* columns) { k.abs_add(from + i, columns, count); });
         }
       },
       [&](int64_t unit, const double* sums) {
@@ -45,14 +46,16 @@ void shrink_typed(const Shrink& p) {
           const A m = mean[unit] = A(sum / std::max<int64_t>(channels * length, 1));
           for (int64_t r = 0; r < unit_rows; ++r) set(first + r, m);
         } else {
-          for (int64_t r = 0; r < unit_rows; ++r) set(first + r, mean[first + r] = A(sums[r] / std::max<int64_t>(length, 1)));
+          for (int64_t r = 0; r < unit_rows; ++r)
+            set(first + r, mean[first + r] = A(sums[r] / std::max<int64_t>(length, 1)));
         }
       },
       [&](int64_t line, int64_t begin, int64_t n) {
         const int64_t offset = line * lines.length;
         const AlongLine<A> along(tau.data(), line, width);
         along.for_each(begin, n, [&](int64_t i, int64_t count) {
-          k.shrink(x + offset + i, along.at(i), residual ? residual + offset + i : nullptr, y + offset + i, code.write(line, i), count);
+          k.shrink(x + offset + i, along.at(i), residual ? residual + offset + i : nullptr, y + offset + i,
+                   code.write(line, i), count);
         });
       });
 }

@@ -1,6 +1,7 @@
 // soft_threshold under a tau that lies anyhow over x: tau is laid out a buffer at a time, then one loop serves all.
 #include <cmath>
 #include <complex>
+#include <numeric>
 
 #include "operators.h"
 #include "parallel.h"
@@ -92,9 +93,8 @@ class Threshold {
 template <class Run>
 void for_each_piece(int64_t numel, const Run& run) {
   constexpr int64_t kPiece = 8192;
-  for_each_task((numel + kPiece - 1) / kPiece, kPiece, [&](int64_t piece) {
-    run(piece * kPiece, std::min(kPiece, numel - piece * kPiece));
-  });
+  for_each_task((numel + kPiece - 1) / kPiece, kPiece,
+                [&](int64_t piece) { run(piece * kPiece, std::min(kPiece, numel - piece * kPiece)); });
 }
 
 Bits read_code(const uint8_t* code, int64_t numel, int64_t begin) {
@@ -108,10 +108,11 @@ Planes write_code(uint8_t* code, int64_t numel, int64_t begin) {
 }
 
 // Adds up what each element contributes to its tau. contribute(i, n, out) writes the contributions of [i, i + n), n at
-// most kBuffer; out is null where no sum is wanted. The axes of `over` are seen as (outer, reduced, inner), and the
-// pieces that are summed apart depend on their sizes alone.
-template <class A, class Contribute>
-void reduce_to_tau(const Broadcast& over, int64_t numel, double* dtau, const Contribute& contribute) {
+// most kBuffer, total(i, n) returns their sum; out is null where no sum is wanted. The axes of `over` are seen as
+// (outer, reduced, inner), and the pieces that are summed apart depend on their sizes alone.
+template <class A, class Contribute, class Total>
+void reduce_to_tau(const Broadcast& over, int64_t numel, double* dtau, const Contribute& contribute,
+                   const Total& total) {
   if (!dtau) {
     return for_each_piece(numel, [&](int64_t begin, int64_t n) { contribute(begin, n, static_cast<A*>(nullptr)); });
   }
@@ -136,7 +137,9 @@ void reduce_to_tau(const Broadcast& over, int64_t numel, double* dtau, const Con
     double* part = &parts[(o * chunks + r0 / chunk) * inner + first_column];
     const int64_t begin = (o * reduced + r0) * inner + first_column;
     A buffer[kBuffer];
-    if (blocks > 1) {
+    if (inner == 1) {
+      for (int64_t i = 0; i < rows; i += kBuffer) *part += total(begin + i, std::min(kBuffer, rows - i));
+    } else if (blocks > 1) {
       for (int64_t r = 0; r < rows; ++r) {
         contribute(begin + r * inner, width, buffer);
         for (int64_t j = 0; j < width; ++j) part[j] += buffer[j];
@@ -211,18 +214,23 @@ void backward(const SoftThresholdBackward& p) {
       for (int64_t i = begin; i < begin + n; i += kBuffer) {
         const int64_t count = std::min(kBuffer, begin + n - i);
         gradient_of_x(i, count);
-        gradient_of_tau(i, count, buffer);
-        p.tau_in_accumulator ? void(std::copy(buffer, buffer + count, as<A>(p.dtau) + i))
-                             : k.narrow(buffer, as<T>(p.dtau) + i, count);
+        gradient_of_tau(i, count, p.tau_in_accumulator ? as<A>(p.dtau) + i : buffer);
+        if (!p.tau_in_accumulator) k.narrow(buffer, as<T>(p.dtau) + i, count);
       }
     });
     return;
   }
   write_dtau<T>(p, [&](double* dtau) {
-    reduce_to_tau<A>(p.over, p.numel, dtau, [&](int64_t i, int64_t n, A* out) {
-      gradient_of_x(i, n);
-      if (out) gradient_of_tau(i, n, out);
-    });
+    reduce_to_tau<A>(
+        p.over, p.numel, dtau,
+        [&](int64_t i, int64_t n, A* out) {
+          gradient_of_x(i, n);
+          if (out) gradient_of_tau(i, n, out);
+        },
+        [&](int64_t i, int64_t n) {
+          gradient_of_x(i, n);
+          return -k.signed_sum(g + i, read_code(p.code, p.numel, i), n);
+        });
   });
 }
 
@@ -270,24 +278,28 @@ void complex_backward(const SoftThresholdBackward& p) {
   const auto* g = as<std::complex<A>>(p.grad);
   auto* dx = as<std::complex<A>>(p.dx);
   const Threshold<A> threshold(p.tau, p.tau_in_accumulator, p.value, p.over);
-  write_dtau<A>(p, [&](double* dtau) {
-    reduce_to_tau<A>(p.over, p.numel, dtau, [&](int64_t begin, int64_t n, A* out) {
-      threshold.for_each(begin, n, [&](int64_t i, int64_t count, Values<A> tau) {
-        for (int64_t j = 0; j < count; ++j) {
-          const A raw = tau.data[tau.vary ? j : 0];
-          const A t = relu(raw);
-          const std::complex<A> z = x[i + j];
-          const A r = std::hypot(z.real(), z.imag());
-          const bool active = r > t;
-          const std::complex<A> u = active ? std::complex<A>(z.real() / r, z.imag() / r) : std::complex<A>(0);
-          const A along = u.real() * g[i + j].real() + u.imag() * g[i + j].imag();
-          const A a = active ? t / r : A(0);
-          if (dx) dx[i + j] = active ? g[i + j] * (A(1) - a) + u * (a * along) : std::complex<A>(0);
-          if (out) out[i + j - begin] = active && !(raw < A(0)) ? -along : A(0);
-        }
-      });
+  const auto contribute = [&](int64_t begin, int64_t n, A* out) {
+    threshold.for_each(begin, n, [&](int64_t i, int64_t count, Values<A> tau) {
+      for (int64_t j = 0; j < count; ++j) {
+        const A raw = tau.data[tau.vary ? j : 0];
+        const A t = relu(raw);
+        const std::complex<A> z = x[i + j];
+        const A r = std::hypot(z.real(), z.imag());
+        const bool active = r > t;
+        const std::complex<A> u = active ? std::complex<A>(z.real() / r, z.imag() / r) : std::complex<A>(0);
+        const A along = u.real() * g[i + j].real() + u.imag() * g[i + j].imag();
+        const A a = active ? t / r : A(0);
+        if (dx) dx[i + j] = active ? g[i + j] * (A(1) - a) + u * (a * along) : std::complex<A>(0);
+        if (out) out[i + j - begin] = active && !(raw < A(0)) ? -along : A(0);
+      }
     });
-  });
+  };
+  const auto total = [&](int64_t i, int64_t n) {
+    A buffer[kBuffer];
+    contribute(i, n, buffer);
+    return std::accumulate(buffer, buffer + n, 0.0);
+  };
+  write_dtau<A>(p, [&](double* dtau) { reduce_to_tau<A>(p.over, p.numel, dtau, contribute, total); });
 }
 
 }  // namespace

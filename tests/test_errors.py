@@ -1,0 +1,72 @@
+"""Every wrong argument: the message names it, what came and what is allowed, and nothing is written."""
+
+import pytest
+import torch
+
+import drsn_ops
+
+x = torch.randn(2, 3, 4)
+CASES = [
+    (drsn_ops.soft_threshold, ([1.0], 1.0), {}, TypeError, r"x: got list, expected a tensor"),
+    (drsn_ops.soft_threshold, (torch.arange(3), 1.0), {}, TypeError, r"x: got a tensor of torch.int64, expected .*float16.*complex64"),
+    (drsn_ops.soft_threshold, (x > 0, 1.0), {}, TypeError, r"x: got a tensor of torch.bool"),
+    (drsn_ops.soft_threshold, (x, -0.5), {}, ValueError, r"tau: got -0.5, expected a number >= 0"),
+    (drsn_ops.soft_threshold, (x, "1"), {}, TypeError, r"tau: got str, expected a number or a tensor"),
+    (drsn_ops.soft_threshold, (x, True), {}, TypeError, r"tau: got bool, expected a number or a tensor"),
+    (drsn_ops.soft_threshold, (x, 1j), {}, TypeError, r"tau: got complex, expected a number or a tensor"),
+    (drsn_ops.soft_threshold, (x, torch.ones(4, dtype=torch.int32)), {}, TypeError, r"tau: got a tensor of torch.int32, expected a real"),
+    (drsn_ops.soft_threshold, (x, torch.ones(4, dtype=torch.complex64)), {}, TypeError, r"tau: got a tensor of torch.complex64"),
+    (drsn_ops.soft_threshold, (x, torch.ones(3)), {}, ValueError, r"tau: got shape \(3,\), expected one that broadcasts to x, \(2, 3, 4\)"),
+    (drsn_ops.soft_threshold, (x, torch.ones(1, 2, 3, 4)), {}, ValueError, r"tau: got shape \(1, 2, 3, 4\)"),
+    (drsn_ops.soft_threshold, (x, torch.ones(4, device="meta")), {}, ValueError, r"tau: got a tensor on meta, expected cpu, the device of x"),
+    (drsn_ops.abs_mean, (torch.randn(3),), {}, ValueError, r"x: got shape \(3,\), expected \(N, C, \*spatial\)"),
+    (drsn_ops.abs_mean, (torch.randn(1, 1, 1, 1, 1, 1),), {}, ValueError, r"x: got shape .* up to three spatial axes"),
+    (drsn_ops.abs_mean, (x.to(torch.complex64),), {}, TypeError, r"x: got a tensor of torch.complex64, expected one of float16"),
+    (drsn_ops.abs_mean, (x,), {"statistic": "row"}, ValueError, r"statistic: got 'row', expected 'channel' or 'sample'"),
+    (drsn_ops.shrink, (torch.ones(2, 3, dtype=torch.int8), 0.5), {}, TypeError, r"x: got a tensor of torch.int8"),
+    (drsn_ops.shrink, (x, None), {}, TypeError, r"alpha: got NoneType, expected a number or a tensor"),
+    (drsn_ops.shrink, (x, torch.ones(2)), {}, ValueError, r"alpha: got shape \(2,\), expected \(2, 3\), \(2, 1\) or \(3,\)"),
+    (drsn_ops.shrink, (x, torch.ones(1, 3)), {}, ValueError, r"alpha: got shape \(1, 3\)"),
+    (drsn_ops.shrink, (x, torch.ones(2, 3, 1)), {}, ValueError, r"alpha: got shape \(2, 3, 1\)"),
+    (drsn_ops.shrink, (x, torch.ones(2, 3).int()), {}, TypeError, r"alpha: got a tensor of torch.int32"),
+    (drsn_ops.shrink, (x, torch.ones(2, 3, device="meta")), {}, ValueError, r"alpha: got a tensor on meta"),
+    (drsn_ops.shrink, (x, 0.5), {"statistic": 1}, ValueError, r"statistic: got 1, expected 'channel' or 'sample'"),
+    (drsn_ops.shrink, (x, 0.5), {"residual": 1.0}, TypeError, r"residual: got float, expected a tensor"),
+    (drsn_ops.shrink, (x, 0.5), {"residual": x.long()}, TypeError, r"residual: got a tensor of torch.int64"),
+    (drsn_ops.shrink, (x, 0.5), {"residual": x[:1]}, ValueError, r"residual: got shape \(1, 3, 4\), expected \(2, 3, 4\), that of x"),
+    (drsn_ops.shrink, (x, 0.5), {"residual": x.to("meta")}, ValueError, r"residual: got a tensor on meta"),
+]
+
+
+IN_PLACE = [
+    (function, args, {**options, "inplace": True}, *rest)
+    for function, args, options, *rest in CASES
+    if function is not drsn_ops.abs_mean
+]
+
+
+@pytest.mark.parametrize("function, args, options, error, message", CASES + IN_PLACE)
+def test_message(function, args, options, error, message):
+    before = x.clone()
+    with pytest.raises(error, match=message):
+        function(*args, **options)
+    assert torch.equal(x, before)
+
+
+OPERATORS = torch.ops.drsn_ops
+RAW = [
+    (lambda: OPERATORS.soft_threshold(x, torch.ones(5), 0.0), "tau: does not broadcast to x"),
+    (lambda: OPERATORS.soft_threshold(x, torch.ones(4).double(), 0.0), "tau: expected the type of x"),
+    (lambda: OPERATORS.soft_threshold(x.int(), None, 0.5), "expected float16"),
+    (lambda: OPERATORS.soft_threshold_(x.transpose(0, 1), None, 0.5, False), "x: to be overwritten"),
+    (lambda: OPERATORS.soft_threshold_backward(x, torch.zeros(2, 1, dtype=torch.uint8), [], None, False, True), "code: belongs"),
+    (lambda: OPERATORS.abs_mean(x[0, 0], False), "x: expected"),
+    (lambda: OPERATORS.shrink(x, torch.ones(3, 3), None, False), "alpha: expected"),
+    (lambda: OPERATORS.shrink(x, torch.ones(2, 3), x[:1], False), "residual: expected"),
+]
+
+
+@pytest.mark.parametrize("call, message", RAW, ids=[message for _, message in RAW])
+def test_the_registered_operators_check_what_would_crash_them(call, message):
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        call()

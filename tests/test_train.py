@@ -1,0 +1,371 @@
+"""The training program: what it writes, that it repeats and resumes to the bit, and how it refuses."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import drsn_ops
+from drsn_ops import train
+from drsn_ops.__main__ import main
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # on images this small a second thread mostly waits
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def run(*flags):
+    return main(["train", *map(str, flags)])
+
+
+def status_of(*flags):
+    """The exit status, whether argparse leaves or main returns."""
+    try:
+        return run(*flags)
+    except SystemExit as leaving:
+        return leaving.code
+
+
+def curve(folder):
+    """The rows of a curve, without the column that no run repeats."""
+    with (folder / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert float(row.pop("seconds")) >= 0
+    return rows
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def same(a, b):
+    """Whether two checkpoints hold the same bits, but for the seconds."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def checkpoint(path):
+    state = torch.load(path, weights_only=True)
+    state["rows"] = [row[:-1] for row in state["rows"]]
+    return state
+
+
+def test_a_run(folder, capsys):
+    assert run("--epochs", 3) == 0
+    out, err = capsys.readouterr()
+    runs = folder / "runs" / "digits"
+    assert sorted(path.name for path in runs.iterdir()) == ["checkpoint.pt", "curve.csv", "curve.png"]
+    rows = curve(runs)
+    assert list(rows[0]) == [
+        "epoch",
+        "step",
+        "lr",
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+    ]
+    assert [(row["epoch"], row["step"], row["lr"]) for row in rows] == [
+        ("1", "15", "0.001"),
+        ("2", "30", "0.001"),
+        ("3", "45", "0.001"),
+    ]
+    assert (runs / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        "1437 training and 360 test images" in out
+        and "drsn_mnist: thresholds channel-wise, 1546 parameters" in out
+    )
+    assert f"final accuracy: train {float(rows[2]['train_accuracy']):.2%}" in out
+    assert "curve: runs/digits/curve.csv" in out.replace(os.sep, "/")
+    # no bar where there is no terminal
+    assert err == ""
+
+
+def test_the_loss_falls(folder):
+    assert run("--epochs", 6, "--lr", 0.003, "--batch-size", 30, "--noise", 0) == 0
+    rows = curve(folder / "runs" / "digits")
+    assert float(rows[-1]["train_loss"]) < 1.5 < float(rows[0]["train_loss"])
+    assert float(rows[-1]["test_accuracy"]) > 0.5
+
+
+def test_runs_repeat_by_seed(folder):
+    for seed, name in ((3, "a"), (3, "b"), (4, "c")):
+        assert run("--epochs", 2, "--seed", seed, "--output-dir", name) == 0
+    assert curve(folder / "a") == curve(folder / "b") != curve(folder / "c")
+    assert same(checkpoint("a/checkpoint.pt"), checkpoint("b/checkpoint.pt"))
+
+
+def test_the_reference_trains_alike(folder):
+    for backend in ("drsn_ops", "reference"):
+        assert run("--epochs", 2, "--backend", backend, "--output-dir", backend) == 0
+    ours, plain = (curve(folder / backend)[-1] for backend in ("drsn_ops", "reference"))
+    assert float(ours["train_loss"]) == pytest.approx(float(plain["train_loss"]), abs=0.02)
+
+
+def test_resume_equals_an_uninterrupted_run(folder):
+    assert run("--epochs", 4, "--output-dir", "whole") == 0
+    assert run("--epochs", 2, "--output-dir", "part") == 0
+    assert run("--epochs", 4, "--resume", "part/checkpoint.pt") == 0
+    assert curve(folder / "part") == curve(folder / "whole") and len(curve(folder / "part")) == 4
+    assert same(checkpoint("part/checkpoint.pt"), checkpoint("whole/checkpoint.pt"))
+
+
+def test_resume_takes_its_settings_from_the_checkpoint(folder):
+    flags = ("--thresholds", "channel-shared", "--lr", 0.01, "--batch-size", 50, "--noise", 0.2, "--seed", 5)
+    assert run("--epochs", 2, "--output-dir", "whole", *flags) == 0
+    assert run("--epochs", 1, "--output-dir", "part", *flags) == 0
+    assert run("--epochs", 2, "--resume", "part/checkpoint.pt", "--output-dir", "other") == 0
+    assert curve(folder / "other") == curve(folder / "whole")
+    assert len(curve(folder / "part")) == 1
+
+
+def test_interrupt(folder, monkeypatch, capsys):
+    """Ctrl-C in the second epoch leaves the first on disk, and the run goes on from there to the same end."""
+    assert run("--epochs", 3, "--output-dir", "whole") == 0
+    inside, steps = train.Run.learning_rate, 0
+
+    def interrupt(self):
+        nonlocal steps
+        steps += 1
+        if steps == 20:
+            raise KeyboardInterrupt
+        return inside(self)
+
+    monkeypatch.setattr(train.Run, "learning_rate", interrupt)
+    assert run("--epochs", 3, "--output-dir", "part") == 130
+    assert "to go on: --resume" in capsys.readouterr().out
+    assert curve(folder / "part") == curve(folder / "whole")[:1]
+    assert not [path for path in (folder / "part").iterdir() if path.name.startswith(".")]
+    monkeypatch.undo()
+    os.chdir(folder)
+    assert run("--resume", "part/checkpoint.pt") == 0
+    assert curve(folder / "part") == curve(folder / "whole")
+
+
+def test_interrupt_in_the_first_epoch_can_be_resumed(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "learning_rate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run("--epochs", 1, "--output-dir", "part") == 130
+    assert curve(folder / "part") == []
+    assert run("--resume", "part/checkpoint.pt") == 0 and len(curve(folder / "part")) == 1
+
+
+def test_a_second_run_gets_a_folder_of_its_own(folder):
+    assert run("--epochs", 1) == 0
+    first = contents(folder)
+    assert run("--epochs", 1) == 0
+    assert run("--epochs", 1) == 0
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["digits", "digits-2", "digits-3"]
+    assert first.items() <= contents(folder).items()
+
+
+@pytest.mark.parametrize("thresholds, parameters", [("channel-shared", 1483), ("none", 1386)])
+def test_thresholds(thresholds, parameters, capsys):
+    assert run("--epochs", 1, "--thresholds", thresholds) == 0
+    assert f"thresholds {thresholds}, {parameters} parameters" in capsys.readouterr().out
+
+
+def test_a_remainder_of_one_image_is_left_out(folder):
+    """1437 = 359 * 4 + 1, and BatchNorm cannot train on one."""
+    assert run("--epochs", 1, "--batch-size", 4) == 0
+    assert curve(folder / "runs" / "digits")[0]["step"] == "359"
+
+
+def test_learning_rate_schedule():
+    settings = train.settings_of(train_args("--data", "cifar10"), None)
+    assert (settings.epochs, settings.batch_size, settings.lr, settings.noise) == (100, 100, 0.1, 0.1)
+    data = train.load("digits", None, noise=0, seed=0)
+    job = train.Run(settings, data, torch.device("cpu"))
+    rates = []
+    for job.step in (0, 19_999, 20_000, 40_000):
+        rates.append(job.learning_rate())
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    assert isinstance(job.optimiser, torch.optim.SGD) and job.optimiser.defaults["momentum"] == 0.9
+
+
+def test_recipe_of_mnist():
+    settings = train.settings_of(train_args("--data", "mnist"), None)
+    assert (settings.epochs, settings.batch_size, settings.lr, settings.noise) == (5, 100, 1e-3, 0.5)
+    job = train.Run(settings, train.load("digits", None, noise=0, seed=0), torch.device("cpu"))
+    assert isinstance(job.optimiser, torch.optim.Adam) and job.optimiser.defaults["eps"] == 1e-7
+    job.step = 10**6
+    assert job.learning_rate() == 1e-3
+
+
+def train_args(*flags):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return parser.parse_args(list(flags))
+
+
+def test_the_l2_term_is_trained_on():
+    """The gradient of a kernel w holds 2 * l2 * w besides that of the cross-entropy."""
+    settings = train.Settings("cifar10", "channel-wise", "drsn_ops", 1, 2000, 0.1, 0.0, 0)
+    data = train.load("digits", None, noise=0, seed=0)
+
+    def step(l2):
+        job = train.Run(settings, data, torch.device("cpu"))
+        job.network.l2 = l2
+        kernel = job.network.units[0].conv1.weight
+        before = kernel.detach().clone()
+        job.train_epoch(lambda: None)
+        assert job.step == 1
+        return before, kernel.grad
+
+    (kernel, with_term), (_, without) = step(0.25), step(0.0)
+    torch.testing.assert_close(with_term - without, 0.5 * kernel, rtol=1e-4, atol=1e-5)
+
+
+BAD = [
+    (["--epochs", "0"], "argument --epochs: must be an integer of at least 1, got '0'"),
+    (["--epochs", "1.5"], "argument --epochs: must be an integer of at least 1, got '1.5'"),
+    (["--batch-size", "1"], "argument --batch-size: must be an integer of at least 2, got '1'"),
+    (["--lr", "0"], "argument --lr: must be a number above 0, got '0'"),
+    (["--lr", "nan"], "argument --lr: must be a number above 0, got 'nan'"),
+    (["--noise", "-0.1"], "argument --noise: must be a number of at least 0, got '-0.1'"),
+    (["--noise", "inf"], "argument --noise: must be a number of at least 0, got 'inf'"),
+    (["--seed", "-1"], "argument --seed: must be an integer of at least 0, got '-1'"),
+    (["--data", "svhn"], "argument --data: invalid choice: 'svhn'"),
+    (["--thresholds", "both"], "argument --thresholds: invalid choice: 'both'"),
+    (["--backend", "fast"], "argument --backend: invalid choice: 'fast'"),
+    (["--colour"], "unrecognized arguments: --colour"),
+    (["--device", "abacus"], "--device abacus: cannot be used here"),
+    (["--device", "meta"], "--device meta: cannot be used here"),
+    (["--device", "cuda:99"], "--device cuda:99: cannot be used here"),
+    (["--data", "mnist"], "mnist needs the folder that holds its files: --data-dir"),
+    (["--data", "mnist", "--data-dir", "nowhere"], "train-images-idx3-ubyte: no such file"),
+    (["--data", "cifar10", "--data-dir", "nowhere"], "data_batch_1: no such file"),
+    (["--resume", "missing.pt"], "missing.pt: no such file"),
+    (["--resume", "text.pt"], "text.pt: damaged, or not a checkpoint"),
+    (["--resume", "cut.pt"], "cut.pt: damaged, or not a checkpoint"),
+    (["--resume", "weights.pt"], "weights.pt: not a checkpoint of this program"),
+    (["--resume", "object.pt"], "object.pt: damaged, or not a checkpoint"),
+    (["--resume", "other.pt"], "other.pt: a checkpoint of another network"),
+    (["--resume", "old/checkpoint.pt"], "1 epochs are done; --epochs 1 leaves none to do"),
+    (
+        ["--resume", "old/checkpoint.pt", "--data", "mnist"],
+        "a checkpoint of --data digits, not of --data mnist",
+    ),
+    (
+        ["--resume", "old/checkpoint.pt", "--epochs", "2", "--thresholds", "channel-shared"],
+        "a checkpoint of --thresholds channel-wise, not of --thresholds channel-shared",
+    ),
+    (
+        ["--resume", "old/checkpoint.pt", "--epochs", "2", "--batch-size", "7"],
+        "a checkpoint of --batch-size 100, not of --batch-size 7",
+    ),
+    (["--output-dir", "old"], "--output-dir old: not an empty folder"),
+    (["--output-dir", "text.pt"], "--output-dir text.pt: not an empty folder"),
+    (["--output-dir", "text.pt/inside"], "text.pt"),
+    (["--checkpoint", "text.pt"], "text.pt: exists; --resume it, or give another --checkpoint"),
+    (["--checkpoint", "nowhere/a.pt"], "--checkpoint nowhere/a.pt: its folder does not exist"),
+]
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    """A folder with a finished run, and files that are not checkpoints of it."""
+    folder = tmp_path_factory.mktemp("old")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        assert run("--epochs", 1, "--output-dir", "old") == 0
+    finally:
+        os.chdir(before)
+    state = torch.load(folder / "old" / "checkpoint.pt", weights_only=True)
+    torch.save(state["network"], folder / "weights.pt")
+    torch.save(
+        {**state, "settings": {**state["settings"], "thresholds": "none", "epochs": 2}}, folder / "other.pt"
+    )
+    torch.save({"format": train.FORMAT, "run": object}, folder / "object.pt")
+    whole = (folder / "old" / "checkpoint.pt").read_bytes()
+    (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.pt").write_text("not a checkpoint")
+    return folder
+
+
+@pytest.mark.parametrize("flags, message", BAD, ids=[" ".join(flags) for flags, _ in BAD])
+def test_errors(old, flags, message, monkeypatch, capsys):
+    monkeypatch.chdir(old)
+    before = contents(old)
+    capsys.readouterr()
+    assert status_of(*flags) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.endswith("\n")
+    assert message in err
+    assert contents(old) == before and not (old / "runs").exists()
+
+
+def test_a_checkpoint_runs_no_code(old, monkeypatch, capsys):
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, ("harmed",)
+
+    monkeypatch.chdir(old)
+    torch.save({"format": train.FORMAT, "settings": Harmful()}, old / "harmful.pt")
+    assert status_of("--resume", "harmful.pt") == 2
+    (old / "harmful.pt").unlink()
+    assert not (old / "harmed").exists()
+
+
+def test_a_failed_write_leaves_the_old_file(folder):
+    path = folder / "kept"
+    path.write_text("whole")
+    with pytest.raises(RuntimeError), train.replacing(path) as temporary:
+        temporary.write_text("ha")
+        raise RuntimeError
+    assert contents(folder) == {path: b"whole"}
+
+
+def test_info(capsys):
+    import json
+
+    assert main(["info"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"]
+
+
+@pytest.mark.parametrize("argv", [[], ["paint"]])
+def test_a_wrong_command_is_one_line(argv, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(argv)
+    assert leaving.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_missing_extra_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run("--epochs", 1) == 2
+    assert capsys.readouterr().err == 'drsn_ops: matplotlib is missing: pip install "drsn_ops[train]"\n'
+
+
+def test_info_needs_no_extra():
+    """A process in which the extras cannot be imported still prints what was built."""
+    code = (
+        "import sys\n"
+        "for name in ('sklearn', 'matplotlib', 'tqdm'): sys.modules[name] = None\n"
+        "from drsn_ops.__main__ import main\n"
+        "sys.exit(main(['info']))"
+    )
+    root = Path(drsn_ops.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=root)
