@@ -65,15 +65,24 @@ DRSN_INLINE U16 low_halves(U32 v) {
 #endif
 }
 
+DRSN_INLINE U16 high_halves(U32 v) {
+#if defined(DRSN_SIMD_AVX512)
+  const __m256i odd = _mm256_setr_epi16(1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
+  return (U16)_mm256_castsi256_si128(_mm256_permutexvar_epi16(odd, (__m256i)v));
+#else
+  return low_halves(v >> 16);
+#endif
+}
+
 DRSN_INLINE vector_t<float> load(const BFloat16* p) { return (vector_t<float>)(widen_words(read<U16>(p)) << 16); }
 
 DRSN_INLINE void store(float* p, vector_t<float> v) { std::memcpy(p, &v, sizeof(v)); }
 DRSN_INLINE void store(double* p, vector_t<double> v) { std::memcpy(p, &v, sizeof(v)); }
 DRSN_INLINE void store(BFloat16* p, vector_t<float> v) {
   const U32 bits = (U32)v;
-  const U32 nan = (U32)(v != v);
-  const U32 even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // round to nearest, ties to even
-  const U16 narrow = low_halves((even & ~nan) | (nan & 0x7fc0));
+  // To nearest, ties to even; a NaN only loses its low bits, which a carry could make a number of.
+  const U32 rounding = (((bits >> 16) & 1) + 0x7fff) & (U32)(v == v);
+  const U16 narrow = high_halves(bits + rounding);
   std::memcpy(p, &narrow, sizeof(narrow));
 }
 
@@ -217,7 +226,13 @@ struct Vec {
 
   static DRSN_FORCED V splat(A a) { return V{} + a; }
   static DRSN_FORCED V abs(V x) { return (V)((M)x & ~kSign); }
-  static DRSN_FORCED V relu(V x) { return (V)((M)x & ~(M)(x <= V{})); }
+  // max(x, 0) that keeps NaN: of two operands the instruction returns the second where either is NaN.
+  static DRSN_FORCED V relu(V x) {
+#if defined(DRSN_SIMD_AVX2)
+    if constexpr (sizeof(A) == 4) return (V)_mm256_max_ps(_mm256_setzero_ps(), (__m256)x);
+#endif
+    return (V)((M)x & ~(M)(x <= V{}));
+  }
   static DRSN_FORCED V with_sign(V magnitude, V sign) { return (V)((M)magnitude | ((M)sign & kSign)); }
 };
 

@@ -145,8 +145,8 @@ class AlongLine {
   AlongLine(const A* values, int64_t line, int64_t width)
       : data_(values ? values + line * width : nullptr), width_(width) {
     if (!values || width == 1) return;
+    turn_.assign(data_, data_ + width);
     turn_.resize(width + kBuffer);
-    std::copy(data_, data_ + width, turn_.begin());
     for (int64_t j = width; j < width + kBuffer; ++j) turn_[j] = turn_[j - width];
     data_ = turn_.data();
   }

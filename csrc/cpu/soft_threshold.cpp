@@ -205,7 +205,7 @@ void backward(const SoftThresholdBackward& p) {
   const auto gradient_of_tau = [&](int64_t i, int64_t n, A* out) {
     std::fill(out, out + n, A(0));
     k.signed_add(g + i, read_code(p.code, p.numel, i), out, n);
-    for (int64_t j = 0; j < n; ++j) out[j] = -out[j];
+    for (int64_t j = 0; j < n; ++j) out[j] = A(0) - out[j];
   };
   const bool elementwise = p.over.axes == 1 && p.over.stride[0] == 1;
   if (p.dtau && elementwise) {
@@ -229,7 +229,7 @@ void backward(const SoftThresholdBackward& p) {
         },
         [&](int64_t i, int64_t n) {
           gradient_of_x(i, n);
-          return -k.signed_sum(g + i, read_code(p.code, p.numel, i), n);
+          return 0.0 - k.signed_sum(g + i, read_code(p.code, p.numel, i), n);
         });
   });
 }

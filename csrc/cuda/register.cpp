@@ -1,0 +1,64 @@
+// The CUDA kernels' way into the dispatcher: device, stream, scratch memory. Kernels include no torch header.
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../operators.h"
+#include "kernels.h"
+
+namespace {
+
+using drsn::Tensor;
+
+cudaStream_t stream_of(const Tensor& t) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("drsn_ops: ") + cudaGetErrorString(error));
+}
+
+// From the caching allocator, on the current stream: no call of the driver, and capture-safe.
+Tensor scratch(int64_t bytes, const Tensor& like) {
+  return drsn::empty({bytes}, torch::headeronly::ScalarType::Byte, like);
+}
+
+struct Cuda {
+  struct Guard {
+    // Without it the kernels would run on the current device, wherever the tensors are.
+    torch::stable::accelerator::DeviceGuard guard;
+    explicit Guard(const Tensor& t) : guard(t.get_device_index()) {}
+  };
+
+  static void soft_threshold(const drsn::SoftThreshold& p, const Tensor& t) {
+    check(drsn::cuda::soft_threshold(p, stream_of(t)));
+  }
+  static void soft_threshold_backward(const drsn::SoftThresholdBackward& p, const Tensor& t) {
+    const Tensor memory = scratch(drsn::cuda::soft_threshold_backward_workspace(p), t);
+    check(drsn::cuda::soft_threshold_backward(p, memory.mutable_data_ptr(), stream_of(t)));
+  }
+  static void soft_threshold_tangent(const drsn::SoftThresholdTangent& p, const Tensor& t) {
+    check(drsn::cuda::soft_threshold_tangent(p, stream_of(t)));
+  }
+  static void abs_mean(const drsn::AbsMean& p, const Tensor& t) {
+    const Tensor memory = scratch(drsn::cuda::abs_mean_workspace(p), t);
+    check(drsn::cuda::abs_mean(p, memory.mutable_data_ptr(), stream_of(t)));
+  }
+  static void shrink(const drsn::Shrink& p, const Tensor& t) {
+    const Tensor memory = scratch(drsn::cuda::shrink_workspace(p), t);
+    check(drsn::cuda::shrink(p, memory.mutable_data_ptr(), stream_of(t)));
+  }
+  static void shrink_backward(const drsn::ShrinkBackward& p, const Tensor& t) {
+    const Tensor memory = scratch(drsn::cuda::shrink_backward_workspace(p), t);
+    check(drsn::cuda::shrink_backward(p, memory.mutable_data_ptr(), stream_of(t)));
+  }
+  static void combine(const drsn::Combine& p, const Tensor& t) { check(drsn::cuda::combine(p, stream_of(t))); }
+  static void row_sums(const drsn::RowSums& p, const Tensor& t) {
+    const Tensor memory = scratch(drsn::cuda::row_sums_workspace(p), t);
+    check(drsn::cuda::row_sums(p, memory.mutable_data_ptr(), stream_of(t)));
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CUDA, m) { drsn::Operators<Cuda>::add_to(m); }
