@@ -13,7 +13,8 @@ test: $(VENV)/installed
 	$(PY) -m pytest tests
 
 bench: $(VENV)/installed
-	$(PY) -m pytest benchmarks
+	$(PY) -m benchmarks --record
+	$(PY) -m benchmarks report
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .

@@ -39,7 +39,7 @@ CXX_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
 CXX_FLAGS += ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 CXX_FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 NVCC_FLAGS = ["-O0", "-g", "-G"] if DEBUG else ["-O3", "-lineinfo"]
-NVCC_FLAGS += ["-Xcompiler", "-fvisibility=hidden"]
+NVCC_FLAGS += ["-Xcompiler", "-fvisibility=hidden", "--compress-mode=size"]
 
 
 def nvcc_says(toolkit, flag):

@@ -41,7 +41,9 @@ def has_kernels(device: torch.device) -> bool:
         _warned = True
         reason = cuda_reason if device.type == "cuda" else "there are kernels for cpu and cuda alone"
         warnings.warn(
-            f"drsn_ops runs in plain PyTorch operators on {device.type}: {reason}", RuntimeWarning, stacklevel=4
+            f"drsn_ops runs in plain PyTorch operators on {device.type}: {reason}",
+            RuntimeWarning,
+            stacklevel=4,
         )
     return False
 

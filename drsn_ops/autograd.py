@@ -3,9 +3,9 @@
 Which way a call goes:
 
 - nothing needs a gradient: the operator that keeps no code;
-- eager autograd: the ``Function`` below, whose backward works from the code. Its derivatives are linear in the gradient,
-  and each is the adjoint of another operator, so ``create_graph=True`` goes on to any order in fused operators;
-- ``torch.compile`` and ``torch.export``: the registered operator itself, with fake kernels and ``register_autograd``;
+- eager autograd: the ``Function`` below, whose backward works from the code. Its derivatives are linear in the
+  gradient, and each is the adjoint of another operator, so ``create_graph=True`` goes on to any order in fused operators;
+- ``torch.compile`` and ``torch.export``: the registered operator itself, as ``tracing`` describes it to them;
 - a ``torch.func`` transform, forward-mode AD, or a device without kernels: the plain formulas of ``reference``.
 """
 
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd import forward_ad as _forward_ad
-from torch.library import register_autograd, register_fake
 
 from . import reference
 from ._library import has_kernels
@@ -97,11 +96,10 @@ class Layout(NamedTuple):
         bits = bits.reshape(-1, code.shape[-2], code.shape[-1] * 8)
         length = math.prod(self.shape) // max(bits.shape[0], 1)
         memory = [self.shape[0], *self.shape[2:], self.shape[1]] if self.channels_last else self.shape
-        planes = [plane.reshape(memory).to(accumulator(self.dtype)) for plane in bits[..., :length].unbind(-2)]
+        planes = [
+            plane.reshape(memory).to(accumulator(self.dtype)) for plane in bits[..., :length].unbind(-2)
+        ]
         return [plane.movedim(-1, 1) for plane in planes] if self.channels_last else planes
-
-
-# soft_threshold ------------------------------------------------------------------------------------------------------
 
 
 def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
@@ -110,7 +108,8 @@ def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -
         return reference.soft_threshold(x, value if tau is None else tau, inplace=inplace)
     needs_grad = _needs_grad(x, tau)
     if inplace and not _overwrites(x, needs_grad):
-        return x.copy_(soft_threshold(x, tau, value, False))
+        kept = x.clone() if x.is_complex() else x  # a complex x is what its backward keeps
+        return x.copy_(soft_threshold(kept, tau, value, False))
     if not needs_grad:
         if not inplace:
             return _ops.soft_threshold.default(x, tau, value)
@@ -155,7 +154,14 @@ def soft_threshold_backward(
         dx = (torch.maximum(active, negative) * grad).to(layout.dtype)
         dtau = -(active * (1 - 2 * negative) * grad)
         return dx, dtau if tau is None else dtau.sum_to_size(tau[0]).to(tau[1])
-    arguments = (grad, code, [] if tau is None else tau[0], None if tau is None else tau[1], layout.channels_last, need_x)
+    arguments = (
+        grad,
+        code,
+        [] if tau is None else tau[0],
+        None if tau is None else tau[1],
+        layout.channels_last,
+        need_x,
+    )
     if _needs_grad(grad):
         return SoftThresholdBackward.call(layout, *arguments)
     return _ops.soft_threshold_backward.default(*arguments)
@@ -173,7 +179,9 @@ class SoftThresholdBackward(FastFunction):
     @staticmethod
     def backward(ctx: Any, dx: Tensor | None, dtau: Tensor | None) -> tuple[Tensor | None, ...]:
         (code,) = ctx.saved_tensors
-        tangent = None if dx is None and dtau is None else SoftThresholdTangent.call(ctx.layout, dx, dtau, code)
+        tangent = (
+            None if dx is None and dtau is None else SoftThresholdTangent.call(ctx.layout, dx, dtau, code)
+        )
         return None, tangent, None, None, None, None, None
 
 
@@ -225,7 +233,7 @@ class ComplexSoftThreshold(FastFunction):
         return dx if need_x else None, dtau if need_tau else None, None, None
 
 
-# The two linear maps of a code that every derivative of abs_mean and shrink is made of --------------------------------
+# The two linear maps of a code that every derivative of abs_mean and shrink is made of.
 
 
 def combine(grad: Tensor | None, w: Tensor | None, v: Tensor | None, code: Tensor, layout: Layout) -> Tensor:
@@ -295,9 +303,6 @@ class RowSums(FastFunction):
         return combine(None, active, sign, code, ctx.layout), None, None
 
 
-# abs_mean ------------------------------------------------------------------------------------------------------------
-
-
 def _count(shape: Sequence[int], per_sample: bool) -> int:
     return max(math.prod(shape[1 if per_sample else 2 :]), 1)
 
@@ -329,16 +334,13 @@ class AbsMean(FastFunction):
         return combine(None, None, grad / _count(ctx.layout.shape, ctx.per_sample), code, ctx.layout), None
 
 
-# shrink --------------------------------------------------------------------------------------------------------------
-
-
 def shrink(
     x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, inplace: bool
 ) -> tuple[Tensor, Tensor]:
     """``(soft_threshold(x, alpha * mean) + residual, mean)``; alpha of shape (N or 1, C or 1)."""
     if _transforming() or not serves(x):
         statistic = "sample" if per_sample else "channel"
-        mean = reference.abs_mean(x, statistic=statistic)
+        mean = reference.abs_mean(x.clone() if inplace else x, statistic=statistic)
         return reference.shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace), mean
     needs_grad = _needs_grad(x, alpha, residual)
     if inplace and not _overwrites(x, needs_grad):
@@ -384,7 +386,13 @@ class Shrink(FastFunction):
             dx, dalpha = shrink_backward(
                 grad, grad_mean, code, alpha, mean, ctx.layout, ctx.per_sample, need_x, need_alpha
             )
-        return dx if need_x else None, dalpha if need_alpha else None, grad if need_residual else None, None, None
+        return (
+            dx if need_x else None,
+            dalpha if need_alpha else None,
+            grad if need_residual else None,
+            None,
+            None,
+        )
 
 
 def shrink_backward(
@@ -410,179 +418,3 @@ def shrink_backward(
         dmean = dmean + grad_mean
     dx = combine(grad, None, dmean / _count(layout.shape, per_sample), code, layout)
     return dx, (dtau * mean).sum_to_size(alpha.shape)
-
-
-# What torch.compile and torch.export see: shapes and strides without data, and the derivatives -------------------------
-
-
-def _code_like(x: Tensor, planes: int) -> Tensor:
-    segments, length = (x.shape[0] * x.shape[1], math.prod(x.shape[2:]))
-    if is_channels_last(x):
-        segments, length = x.shape[0], x.shape[1] * length
-    return x.new_empty([segments, planes, (length + 7) // 8], dtype=torch.uint8)
-
-
-def _soft_threshold_code_like(x: Tensor) -> Tensor:
-    return x.new_empty([2, (x.numel() + 7) // 8], dtype=torch.uint8)
-
-
-def _mean_like(x: Tensor, per_sample: bool) -> Tensor:
-    return x.new_empty([x.shape[0], 1 if per_sample else x.shape[1]], dtype=accumulator(x.dtype))
-
-
-@register_fake("drsn_ops::soft_threshold")
-def _(x: Tensor, tau: Tensor | None, value: float) -> Tensor:
-    return Layout.of(x).empty(x)
-
-
-@register_fake("drsn_ops::soft_threshold_with_code")
-def _(x: Tensor, tau: Tensor | None, value: float) -> tuple[Tensor, Tensor]:
-    return Layout.of(x).empty(x), _soft_threshold_code_like(x)
-
-
-@register_fake("drsn_ops::soft_threshold_")
-def _(x: Tensor, tau: Tensor | None, value: float, with_code: bool) -> Tensor:
-    return _soft_threshold_code_like(x)[: 2 if with_code else 0]
-
-
-@register_fake("drsn_ops::soft_threshold_backward")
-def _(
-    grad: Tensor,
-    code: Tensor,
-    tau_shape: list[int],
-    tau_dtype: torch.dtype | None,
-    channels_last: bool,
-    need_x: bool,
-) -> tuple[Tensor, Tensor]:
-    layout = Layout(list(grad.shape), grad.dtype, channels_last)
-    return layout.empty(grad) if need_x else grad.new_empty([0]), _dtau_like(layout, grad, tau_shape, tau_dtype)
-
-
-def _dtau_like(layout: Layout, grad: Tensor, tau_shape: list[int], tau_dtype: torch.dtype | None) -> Tensor:
-    if tau_dtype is None:
-        return grad.new_empty([0])
-    follows = layout.channels_last and list(tau_shape) == layout.shape
-    return Layout(list(tau_shape), tau_dtype, follows).empty(grad)
-
-
-@register_fake("drsn_ops::soft_threshold_tangent")
-def _(
-    dx: Tensor | None,
-    dtau: Tensor | None,
-    code: Tensor,
-    shape: list[int],
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Tensor:
-    return Layout(list(shape), dtype, channels_last).empty(code)
-
-
-@register_fake("drsn_ops::complex_soft_threshold_backward")
-def _(
-    grad: Tensor, x: Tensor, tau: Tensor | None, value: float, need_x: bool, need_tau: bool
-) -> tuple[Tensor, Tensor]:
-    layout = Layout.of(x)
-    dtau = _dtau_like(layout, grad, *((tau.shape, tau.dtype) if need_tau and tau is not None else ([], None)))
-    return layout.empty(x) if need_x else x.new_empty([0]), dtau
-
-
-@register_fake("drsn_ops::abs_mean")
-def _(x: Tensor, per_sample: bool) -> Tensor:
-    return _mean_like(x, per_sample)
-
-
-@register_fake("drsn_ops::abs_mean_with_code")
-def _(x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
-    return _mean_like(x, per_sample), _code_like(x, 2)
-
-
-@register_fake("drsn_ops::shrink")
-def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor]:
-    return Layout.of(x).empty(x), _mean_like(x, per_sample)
-
-
-@register_fake("drsn_ops::shrink_with_code")
-def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return Layout.of(x).empty(x), _mean_like(x, per_sample), _code_like(x, 3)
-
-
-@register_fake("drsn_ops::shrink_")
-def _(
-    x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, with_code: bool
-) -> tuple[Tensor, Tensor]:
-    return _mean_like(x, per_sample), _code_like(x, 3) if with_code else x.new_empty([0], dtype=torch.uint8)
-
-
-@register_fake("drsn_ops::shrink_backward")
-def _(
-    grad: Tensor,
-    grad_mean: Tensor | None,
-    code: Tensor,
-    alpha: Tensor,
-    mean: Tensor,
-    per_sample: bool,
-    channels_last: bool,
-    need_x: bool,
-    need_alpha: bool,
-) -> tuple[Tensor, Tensor]:
-    layout = Layout(list(grad.shape), grad.dtype, channels_last)
-    dx = layout.empty(grad) if need_x else grad.new_empty([0])
-    return dx, mean.new_empty(alpha.shape if need_alpha else [0])
-
-
-@register_fake("drsn_ops::combine")
-def _(
-    grad: Tensor | None,
-    w: Tensor | None,
-    v: Tensor | None,
-    code: Tensor,
-    shape: list[int],
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Tensor:
-    return Layout(list(shape), dtype, channels_last).empty(code)
-
-
-@register_fake("drsn_ops::row_sums")
-def _(grad: Tensor, code: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    return _mean_like(grad, False), _mean_like(grad, False)
-
-
-def _save_soft_threshold(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, tau, _ = inputs
-    ctx.channels_last = is_channels_last(x)
-    ctx.tau = None if tau is None else (tau.shape, tau.dtype)
-    ctx.save_for_backward(output[1])
-
-
-def _soft_threshold_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    return SoftThreshold.backward(ctx, grad)[:3]
-
-
-def _save_abs_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.layout = Layout.of(inputs[0])
-    ctx.per_sample = inputs[1]
-    ctx.save_for_backward(output[1])
-
-
-def _abs_mean_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    return AbsMean.backward(ctx, grad)
-
-
-def _save_shrink(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, alpha, _, ctx.per_sample = inputs
-    _, mean, code = output
-    ctx.layout = Layout.of(x)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(code, alpha, mean)
-
-
-def _shrink_backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    return Shrink.backward(ctx, grad, grad_mean)[:4]
-
-
-register_autograd(
-    "drsn_ops::soft_threshold_with_code", _soft_threshold_backward, setup_context=_save_soft_threshold
-)
-register_autograd("drsn_ops::abs_mean_with_code", _abs_mean_backward, setup_context=_save_abs_mean)
-register_autograd("drsn_ops::shrink_with_code", _shrink_backward, setup_context=_save_shrink)

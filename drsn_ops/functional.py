@@ -28,7 +28,9 @@ def _check_x(x: Tensor, dtypes: tuple[torch.dtype, ...] = _REAL) -> None:
 def _check_rows(x: Tensor) -> None:
     _check_x(x)
     if not 2 <= x.dim() <= 5:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, C, *spatial) with up to three spatial axes")
+        raise ValueError(
+            f"x: got shape {tuple(x.shape)}, expected (N, C, *spatial) with up to three spatial axes"
+        )
 
 
 def _check_statistic(statistic: str) -> None:
@@ -192,7 +194,9 @@ def shrink(
         _check_companion("alpha", alpha, x)
         allowed = ((c,),) if alpha.dim() == 1 else ((n, c), (n, 1))
         if alpha.dim() not in (1, 2) or alpha.shape not in allowed:
-            raise ValueError(f"alpha: got shape {tuple(alpha.shape)}, expected ({n}, {c}), ({n}, 1) or ({c},)")
+            raise ValueError(
+                f"alpha: got shape {tuple(alpha.shape)}, expected ({n}, {c}), ({n}, 1) or ({c},)"
+            )
     elif not isinstance(alpha, Real) or isinstance(alpha, bool):
         raise TypeError(f"alpha: got {type(alpha).__name__}, expected a number or a tensor")
     gate = reference.gate_values(alpha, wide, x.device)
@@ -202,10 +206,11 @@ def shrink(
             raise TypeError(f"residual: got {type(residual).__name__}, expected a tensor")
         _check_companion("residual", residual, x)
         if residual.shape != x.shape:
-            raise ValueError(f"residual: got shape {tuple(residual.shape)}, expected {tuple(x.shape)}, that of x")
+            raise ValueError(
+                f"residual: got shape {tuple(residual.shape)}, expected {tuple(x.shape)}, that of x"
+            )
         fused = residual if residual.dtype == x.dtype else None
     y, mean = autograd.shrink(x, gate, fused, statistic == "sample", inplace)
     if residual is not None and fused is None:
         y = y.add_(residual) if inplace else y + residual
     return (y, gate * mean) if return_threshold else y
-

@@ -33,7 +33,8 @@ def gate_values(alpha: Tensor | float, dtype: torch.dtype, device: torch.device)
 def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> Tensor:
     """``sign(x) * max(|x| - tau, 0)``, with ``tau`` clamped at 0."""
     wide = accumulator(x.dtype)
-    real = x.to(wide) if not x.is_complex() else x
+    source = x.clone() if inplace else x  # what autograd keeps must not be overwritten
+    real = source if x.is_complex() else source.to(wide)
     threshold = tau.to(wide).clamp(min=0) if isinstance(tau, Tensor) else tau
     # relu's derivative at 0 is 0, which closes the band; sgn is sign for a real x.
     y = (real.sgn() * (real.abs() - threshold).relu()).to(x.dtype)
@@ -60,8 +61,9 @@ def shrink(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``soft_threshold(x, alpha * abs_mean(x)) + residual``."""
     wide = accumulator(x.dtype)
-    threshold = gate_values(alpha, wide, x.device) * abs_mean(x, statistic=statistic)
-    y = soft_threshold(x.to(wide), per_row(threshold, x))
+    source = (x.clone() if inplace else x).to(wide)
+    threshold = gate_values(alpha, wide, x.device) * abs_mean(source, statistic=statistic)
+    y = soft_threshold(source, per_row(threshold, x))
     if residual is not None:
         y = y + residual.to(wide)
     y = y.to(x.dtype)
@@ -77,7 +79,7 @@ def gated_shrink(
     statistic: str = "channel",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """``shrink(x, gate(m))`` where ``m`` is the channel-wise abs-mean of x, the input of the gate for both statistics."""
+    """``shrink(x, gate(m))``; for both statistics the gate's input ``m`` is the channel-wise abs-mean of x."""
     means = abs_mean(x)
     weight = next(gate.parameters(), means)
     return shrink(x, gate(means.to(weight.dtype)), statistic=statistic, residual=residual)

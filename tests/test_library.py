@@ -55,7 +55,9 @@ def test_opcheck(device, layout, dtype):
     opcheck(ops.soft_threshold.default, (x, tau, 0.0), test_utils=plain)
     last = autograd.is_channels_last(x)
     _, code = ops.soft_threshold_with_code(x, tau, 0.0)
-    opcheck(ops.soft_threshold_backward.default, (x, code, [3, 1, 1], torch.float32, last, True), test_utils=plain)
+    opcheck(
+        ops.soft_threshold_backward.default, (x, code, [3, 1, 1], torch.float32, last, True), test_utils=plain
+    )
     opcheck(ops.soft_threshold_tangent.default, (x, tau, code, list(x.shape), dtype, last), test_utils=plain)
     _, mean, code = ops.shrink_with_code(x, alpha, None, False)
     backward = (x, mean, code, alpha, mean, False, last, True, True)
@@ -131,7 +133,9 @@ def test_torch_func_transforms(device):
     stack = torch.stack([x, 2 * x])
     batched = torch.func.vmap(function, (0, None, None))(stack, alpha, tau)
     torch.testing.assert_close(batched, torch.stack([function(t, alpha, tau) for t in stack]))
-    per_sample = torch.func.vmap(torch.func.grad(lambda t: drsn_ops.soft_threshold(t, tau).square().sum()))(stack)
+    per_sample = torch.func.vmap(torch.func.grad(lambda t: drsn_ops.soft_threshold(t, tau).square().sum()))(
+        stack
+    )
     torch.testing.assert_close(per_sample, 2 * drsn_ops.soft_threshold(stack, tau))
 
 
@@ -204,10 +208,18 @@ def everything(x, alpha, tau):
 def everything_arguments(shape, layout, dtype, device):
     x = leaf(lay_out(torch.randn(shape, device=device).to(dtype), layout))
     tau_shapes = [(), (shape[1],) + (1,) * (len(shape) - 2), shape[-1:], shape]
-    return x, leaf(torch.rand(shape[:2], device=device)), [leaf(torch.rand(s, device=device)) for s in tau_shapes]
+    return (
+        x,
+        leaf(torch.rand(shape[:2], device=device)),
+        [leaf(torch.rand(s, device=device)) for s in tau_shapes],
+    )
 
 
-REPEATABLE = [((3, 5, 70_001), "contiguous"), ((64, 33, 49), "contiguous"), ((3, 50, 40, 40), "channels_last")]
+REPEATABLE = [
+    ((3, 5, 70_001), "contiguous"),
+    ((64, 33, 49), "contiguous"),
+    ((3, 50, 40, 40), "channels_last"),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -223,7 +235,7 @@ def test_same_bits_for_any_number_of_threads_run_after_run(device, shape, layout
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_same_bits_from_many_python_threads(device):
@@ -233,7 +245,7 @@ def test_same_bits_from_many_python_threads(device):
 
     def work():
         for _ in range(20):
-            if not all(torch.equal(a, b) for a, b in zip(everything(*args), expected)):
+            if not all(torch.equal(a, b) for a, b in zip(everything(*args), expected, strict=True)):
                 failures.append(1)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -275,7 +287,7 @@ def test_same_bits_from_every_instruction_set(tmp_path):
         )
     first, *others = (torch.load(tmp_path / level) for level in levels)
     for other in others:
-        assert all(torch.equal(a, b) for a, b in zip(first, other))
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 class TestWithoutKernels:
@@ -295,12 +307,16 @@ class TestWithoutKernels:
         found = torch.autograd.grad(result.sum(), args)
         assert all(g.abs().sum() > 0 for g in found)
 
-    def test_in_place(self):
-        x = torch.randn(2, 3, 4)
-        expected = drsn_ops.reference.shrink(x, 0.5)
+    @pytest.mark.parametrize("function", [drsn_ops.shrink, drsn_ops.soft_threshold])
+    def test_in_place(self, function):
+        start = torch.randn(2, 3, 4, requires_grad=True)
         with pytest.warns(RuntimeWarning):
-            assert drsn_ops.shrink(x, 0.5, inplace=True) is x
+            expected = function(start, 0.5)
+        x = start * 1
+        assert function(x, 0.5, inplace=True) is x
         torch.testing.assert_close(x, expected)
+        wanted = torch.autograd.grad(expected.sum(), start)
+        torch.testing.assert_close(torch.autograd.grad(x.sum(), start), wanted)
 
 
 def test_a_library_is_not_loaded_twice():

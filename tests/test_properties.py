@@ -50,7 +50,9 @@ def test_shrink_is_soft_threshold_of_the_mean(x, seed, statistic):
     y, tau = drsn_ops.shrink(x, alpha, statistic=statistic, return_threshold=True)
     assert torch.equal(y, drsn_ops.soft_threshold(x, reference.per_row(tau, x)))
     assert torch.equal(tau, alpha * drsn_ops.abs_mean(x, statistic=statistic))
-    torch.testing.assert_close(tau.double(), alpha * reference.abs_mean(x.double(), statistic=statistic), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        tau.double(), alpha * reference.abs_mean(x.double(), statistic=statistic), rtol=1e-6, atol=0
+    )
 
 
 @common

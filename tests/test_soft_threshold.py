@@ -222,6 +222,14 @@ class TestComplex:
         assert_close(found[0], wanted[0])
         assert_close(found[1], wanted[1], terms=grad.abs().sum().item())
 
+    def test_in_place_on_a_view(self, device):
+        start = leaf(torch.tensor([3 + 4j, 0.1j, 6 - 8j], device=device))
+        base = start * 1
+        drsn_ops.soft_threshold(base[1:], 5.0, inplace=True)
+        torch.testing.assert_close(base.detach(), torch.tensor([3 + 4j, 0, 3 - 4j], device=device))
+        base.abs().sum().backward()
+        assert start.grad[1] == 0 and start.grad[2].abs() > 0.9
+
     def test_zero_and_the_edge_of_the_band(self, device):
         x = leaf(torch.tensor([0, 3 + 4j, -5j, 1e-30 + 1e-30j], device=device))
         tau = leaf(torch.tensor(5.0, device=device))
@@ -253,7 +261,7 @@ def test_derivatives_of_every_order(device, layout, tau_shape):
 
 
 def test_higher_derivatives_work_from_the_code(device):
-    # The backward is linear in its gradient, so a penalty on the gradient's norm has a derivative by the gradient alone.
+    # The backward is linear in its gradient: a penalty on it has a derivative by the incoming gradient alone.
     x, weight = torch.randn(50, device=device), torch.randn(50, device=device, requires_grad=True)
     tau = torch.tensor(0.5, device=device, requires_grad=True)
     z = (x * weight).requires_grad_()

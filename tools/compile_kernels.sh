@@ -26,7 +26,7 @@ fi
 # the flags of setup.py and of PyTorch's BuildExtension, with the oldest C++ that either passes
 flags=(-O3 -std=c++17 -lineinfo -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall)
 flags+=(-D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ -D__CUDA_NO_BFLOAT16_CONVERSIONS__)
-flags+=(-D__CUDA_NO_HALF2_OPERATORS__ --expt-relaxed-constexpr)
+flags+=(-D__CUDA_NO_HALF2_OPERATORS__ --expt-relaxed-constexpr --compress-mode=size)
 flags+=(-Xptxas -v,--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error)
 known=$("$nvcc" --list-gpu-arch)
 for arch in 80 90 100 120; do

@@ -1,0 +1,1 @@
+"""The whole comparison: ``python -m benchmarks --record``, then ``python -m benchmarks report``."""

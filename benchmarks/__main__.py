@@ -1,0 +1,89 @@
+"""``python -m benchmarks`` measures; ``python -m benchmarks report`` fills README.md and draws a plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from drsn_ops.benchmark import COMPILE_MODES, add_machine_arguments, measure, use_machine
+
+from . import report
+from .grid import cpu_cases, cuda_cases
+from .rows import Row, environment, rows_of, slug
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a file in one step, so that an interrupted run leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def measure_all(args: argparse.Namespace) -> int:
+    if not use_machine(args):
+        return 2
+    around = environment(args.device)
+    cases = (cuda_cases if args.device == "cuda" else cpu_cases)(args.quick)
+    modes = () if args.no_compile else COMPILE_MODES[:1] if args.quick else COMPILE_MODES
+    rows: list[Row] = []
+    for number, case in enumerate(cases, 1):
+        print(f"{number}/{len(cases)} {case}", file=sys.stderr)
+        try:
+            rows += rows_of(case, measure(case, modes), around)
+        except torch.OutOfMemoryError as error:
+            print(f"left out: {str(error).partition('. ')[0]}", file=sys.stderr)
+    text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+    if not args.record:
+        print(text, end="")
+        return 0
+    path = RESULTS / f"{slug(around)}.json"
+    write_whole(path, text)
+    print(path)
+    return 0
+
+
+def make_report(args: argparse.Namespace) -> int:
+    for path in args.results or sorted(RESULTS.glob("*.json")):
+        try:
+            rows = json.loads(path.read_text())
+            readme = args.readme.read_text()
+            write_whole(args.readme, report.insert(readme, rows))
+        except (OSError, ValueError) as error:
+            print(f"{path} into {args.readme}: {error}", file=sys.stderr)
+            return 2
+        plot = path.with_suffix(".png")
+        report.plot(rows, plot)
+        print(f"{args.readme} and {plot} from {path}")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add_machine_arguments(parser)
+    parser.add_argument(
+        "--quick", action="store_true", help="the cases of the README's table, one compile mode"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/results/<machine>.json")
+    parser.set_defaults(job=measure_all)
+    jobs = parser.add_subparsers(metavar="report")
+    reporter = jobs.add_parser("report", help="put recorded results into README.md and a plot")
+    reporter.add_argument(
+        "results", type=Path, nargs="*", help="JSON files (default: all of benchmarks/results)"
+    )
+    reporter.add_argument("--readme", type=Path, default=Path(__file__).parent.parent / "README.md")
+    reporter.set_defaults(job=make_report)
+    args = parser.parse_args()
+    return args.job(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

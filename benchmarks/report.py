@@ -1,0 +1,167 @@
+"""README's table and the plot, made from recorded rows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from .grid import LARGE, SIZES
+from .rows import Row
+
+MISSING = "–"
+PEERS = {"the fastest eager formula": "eager/", "the best torch.compile": "compile/"}
+
+
+def select(rows: list[Row], **wanted: object) -> dict[str, Row]:
+    """Rows by provider; where not asked for, float32, contiguous, and without the wait for the host."""
+    keys = {"dtype": "float32", "layout": "contiguous", **wanted}
+    timers = {wanted["timer"]} if "timer" in wanted else {"host", "graph"}
+    return {
+        row["provider"]: row
+        for row in rows
+        if row["timer"] in timers and all(row[key] == value for key, value in keys.items())
+    }
+
+
+def fastest(providers: dict[str, Row], prefix: str) -> float | None:
+    """The median of the fastest provider whose name starts so."""
+    return min((row["p50_us"] for name, row in providers.items() if name.startswith(prefix)), default=None)
+
+
+def ratio(numerator: float | None, denominator: float | None) -> str:
+    return f"{numerator / denominator:.2f}" if numerator and denominator else MISSING
+
+
+def line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def times_line(label: str, cases: list[dict[str, Row]]) -> str:
+    medians = [fastest(providers, "drsn_ops") for providers in cases]
+    return line(f"{label}: ms", *(f"{us / 1e3:.3f}" if us else MISSING for us in medians))
+
+
+def bytes_kept(rows: list[Row], provider: str, key: str) -> tuple[float, float] | None:
+    """Bytes an element and bytes a row, from sizes whose rows differ in length."""
+    cases = [
+        select(rows, operator="shrink", direction="forward+backward", shape=list(size)) for size in SIZES
+    ]
+    if not all(provider in providers for providers in cases):
+        return None
+    counts = np.array([[np.prod(size), size[0] * size[1]] for size in SIZES], dtype=float)
+    kept = np.array([providers[provider][key] for providers in cases], dtype=float)
+    (element, a_row), *_ = np.linalg.lstsq(counts, kept)
+    return float(element), float(a_row)
+
+
+def cpu_table(rows: list[Row]) -> str:
+    megabytes = [f"{4 * np.prod(size) / 1e6:.1f} MB" for size in SIZES]
+    lines = [line("float32 x of", *megabytes), line("---", *("---:" for _ in SIZES))]
+    directions = {"inference in place": "no gradient, in place", "forward+backward": "forward + backward"}
+    for direction, words in directions.items():
+        cases = [select(rows, operator="shrink", direction=direction, shape=list(size)) for size in SIZES]
+        lines.append(times_line(f"`shrink`, {words}", cases))
+        for peer, prefix in PEERS.items():
+            ratios = [ratio(fastest(case, prefix), fastest(case, "drsn_ops")) for case in cases]
+            lines.append(line(f"{peer} takes, times that", *ratios))
+        halves = [
+            select(rows, operator="shrink", direction=direction, shape=list(size), dtype="bfloat16")
+            for size in SIZES
+        ]
+        speeds = [
+            ratio(fastest(case, "drsn_ops"), fastest(half, "drsn_ops"))
+            for case, half in zip(cases, halves, strict=True)
+        ]
+        lines.append(line("bfloat16 elements a second, times float32's", *speeds))
+    lines += ["", *memory_lines(rows), *small_lines(rows)]
+    return "\n".join(lines)
+
+
+def memory_lines(rows: list[Row]) -> list[str]:
+    """What a backward of shrink keeps, ours beside the formulas, with x where the formula needs it later."""
+    names = ["drsn_ops", *sorted({row["provider"] for row in rows if row["provider"].startswith("eager/")})]
+    words = []
+    for name in names:
+        kept = bytes_kept(rows, name, "kept_bytes")
+        if kept:
+            words.append(f"{name} {kept[0]:.3f} an element and {kept[1]:.0f} a row")
+    return [
+        f"Bytes that `shrink` keeps for its backward, inputs that it needs included: {'; '.join(words)}.\n"
+    ]
+
+
+def small_lines(rows: list[Row]) -> list[str]:
+    words = []
+    for operator, size in (("soft_threshold", [4, 4]), ("shrink", [1, 4, 4])):
+        for direction in ("forward", "forward+backward"):
+            case = select(rows, operator=operator, direction=direction, shape=size)
+            part = ratio(fastest(case, "drsn_ops"), fastest(case, "eager/tidy"))
+            name = "x".join(map(str, size))
+            words.append(f"{part} for `{operator}` on {name}, {direction.replace('+', ' + ')}")
+    return [f"One call on a small tensor, as a part of the tidy eager formula's time: {'; '.join(words)}.\n"]
+
+
+def cuda_table(rows: list[Row]) -> str:
+    """The part of the copy's speed, and the peers' times over ours, in float32."""
+    header = ("operator", "direction", "shape", "timer", "MB moved", "copy's time / ours", *PEERS)
+    lines = [line(*header), line(*("---" for _ in header))]
+    shapes = [list(size) for size in (*SIZES, LARGE[1], LARGE[3])]
+    for row in rows:
+        case = select(rows, **{key: row[key] for key in ("operator", "direction", "shape", "timer")})
+        shown = row["operator"] in ("soft_threshold", "shrink") and row["shape"] in shapes
+        if shown and row is case.get("drsn_ops"):
+            peers = [ratio(fastest(case, prefix), row["p50_us"]) for prefix in PEERS.values()]
+            where = (row["operator"], row["direction"], "x".join(map(str, row["shape"])), row["timer"])
+            lines.append(line(*where, f"{row['bytes'] / 1e6:.1f}", f"{row['fraction']:.2f}", *peers))
+    return "\n".join(lines) + "\n"
+
+
+def origin(row: Row) -> str:
+    where = f"{row['gpu']}, driver {row['driver']}, CUDA {row['cuda']}" if row["gpu"] else row["machine"]
+    commit = f", commit {row['commit']}" if row["commit"] else ""
+    return f"Medians on {where}; {row['threads']} threads, torch {row['torch']}, {row['date']}{commit}."
+
+
+def insert(readme: str, rows: list[Row]) -> str:
+    """The README with the table of the rows' device between its two marker comments."""
+    if not rows:
+        raise ValueError("no rows in the results")
+    device, table = ("cuda", cuda_table) if rows[0]["gpu"] else ("cpu", cpu_table)
+    start, end = f"<!-- benchmark:{device} -->", f"<!-- /benchmark:{device} -->"
+    if readme.count(start) != 1 or readme.count(end) != 1 or readme.index(start) > readme.index(end):
+        raise ValueError(f"needs {start} and, after it, {end}, once each")
+    between = f"{start}\n{table(rows)}\n{origin(rows[0])}\n{end}"
+    return re.sub(f"{start}.*?{end}", lambda _: between, readme, flags=re.DOTALL)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """The part of the copy's speed over the size of x, a line a provider, for shrink in float32."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    directions = ("inference in place", "forward", "backward", "forward+backward")
+    figure, axes = pyplot.subplots(1, len(directions), figsize=(16, 4), sharey=True, layout="constrained")
+    for axis, direction in zip(axes, directions, strict=True):
+        curves: dict[str, dict[float, float]] = {}
+        shapes = [row["shape"] for row in rows if row["provider"] == "drsn_ops" and row["shape"] != [1, 4, 4]]
+        for shape in shapes:
+            case = select(rows, operator="shrink", direction=direction, shape=shape)
+            for name, row in case.items():
+                curve = "torch.compile, the best" if name.startswith("compile/") else name
+                if curve != "copy":
+                    points = curves.setdefault(curve, {})
+                    size = 4 * float(np.prod(shape)) / 1e6
+                    points[size] = max(points.get(size, 0.0), row["fraction"])
+        for name, points in curves.items():
+            axis.plot(*zip(*sorted(points.items()), strict=True), marker="o", label=name)
+        axis.set(xscale="log", xlabel="x, MB", title=f"shrink, {direction}", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("time of a copy of the same bytes / time")
+    axes[-1].legend()
+    figure.suptitle(origin(rows[0]))
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

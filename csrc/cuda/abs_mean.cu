@@ -1,0 +1,81 @@
+#include "cuda/kernels.h"
+#include "cuda/reduce.cuh"
+
+namespace drsn::cuda {
+namespace {
+
+template <class scalar, int V>
+struct AbsSum {
+  using scalar_t = scalar;
+  static constexpr int kVector = V;
+  static constexpr int kSums = 1;
+  using acc_t = Accumulator<scalar_t>;
+  using Item = Vector<scalar_t, V>;
+
+  const scalar_t* x;
+  uint8_t* code;  // or null
+  int64_t plane_bytes;
+
+  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int64_t left) const {
+    return cuda::load<V>(left, x + element);
+  }
+  template <int W>
+  __device__ __forceinline__ void add(int64_t outer, int64_t inside, int64_t, int64_t left, const Item& item,
+                                      acc_t (&sums)[kSums][W]) const {
+    unsigned word = 0;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const acc_t v = widen(item.value[j]);
+      sums[0][j % W] += v < acc_t(0) ? -v : v;
+      word |= spread(element_code(v, acc_t(0)), j);
+    }
+    if (code != nullptr) {
+      uint8_t* segment = code + outer * kAbsMeanPlanes * plane_bytes;
+      store_code<V>(left > 0, segment, plane_bytes, kAbsMeanPlanes, inside, word);
+    }
+  }
+};
+
+cudaError_t abs_sum(const AbsMean& op, const Reduction& reduction, uint8_t* code, void* mean, void* workspace,
+                    cudaStream_t stream) {
+  const double count = double(op.per_sample ? op.rows.channels * op.rows.length : op.rows.length);
+  return dispatch(
+      op.dtype, [&](int V) { return aligned(op.x) && vectors_fit(reduction, V); },
+      [&](auto scalar, auto V) {
+        using scalar_t = decltype(scalar);
+        const AbsSum<scalar_t, V> sum{static_cast<const scalar_t*>(op.x), code, code_bytes(op.rows.segment_length())};
+        return reduce(op.dtype, sum, reduction, {Target{mean, true, count}}, workspace, stream);
+      });
+}
+
+// Threads side by side on one position's channels share no byte of code with the next position's, or the code is made
+// in a pass of its own.
+bool needs_code_pass(const AbsMean& op) {
+  return op.code != nullptr && op.rows.channels_last && !op.per_sample && op.rows.channels % 8 != 0;
+}
+
+// Rows of a sample are summed one by one where each has its own segment of code.
+Reduction reduction_of(const AbsMean& op) {
+  const bool whole = op.per_sample && (op.rows.channels_last || op.code == nullptr);
+  return Reduction(whole ? sample_axes(op.rows) : row_axes(op.rows, op.per_sample));
+}
+
+}  // namespace
+
+int64_t abs_mean_workspace(const AbsMean& op) {
+  return op.rows.numel() == 0 ? 0 : reduction_of(op).workspace_elements() * accumulator_bytes(op.dtype);
+}
+
+cudaError_t abs_mean(const AbsMean& op, void* workspace, cudaStream_t stream) {
+  if (op.rows.numel() == 0) {
+    const int64_t means = op.rows.samples * (op.per_sample ? 1 : op.rows.channels);
+    return means == 0 ? cudaSuccess : cudaMemsetAsync(op.mean, 0, means * accumulator_bytes(op.dtype), stream);
+  }
+  const bool code_pass = needs_code_pass(op);
+  if (code_pass) {
+    DRSN_CUDA_TRY(abs_sum(op, Reduction(sample_axes(op.rows)), op.code, nullptr, nullptr, stream));
+  }
+  return abs_sum(op, reduction_of(op), code_pass ? nullptr : op.code, op.mean, workspace, stream);
+}
+
+}  // namespace drsn::cuda

@@ -1,0 +1,139 @@
+// Backward passes that need only a gradient and the code.
+#include "cuda/kernels.h"
+#include "cuda/reduce.cuh"
+
+namespace drsn::cuda {
+namespace {
+
+template <class scalar, int V>
+struct GradientSum {
+  using scalar_t = scalar;
+  static constexpr int kVector = V;
+  static constexpr int kSums = 2;
+  using acc_t = Accumulator<scalar_t>;
+  struct Item {
+    Vector<scalar_t, V> g;
+    unsigned word;
+  };
+
+  const scalar_t* grad;
+  scalar_t* dx;
+  CodeView code;
+  int nonzero_plane, active_plane;
+
+  __device__ __forceinline__ Item load(int64_t outer, int64_t inside, int64_t element, int64_t left) const {
+    return {cuda::load<V>(left, grad + element),
+            load_code(left > 0, code.segment(outer), code.plane_bytes, code.planes, code.position(inside, element))};
+  }
+  template <int W>
+  __device__ __forceinline__ void add(int64_t, int64_t, int64_t element, int64_t left, const Item& item,
+                                      acc_t (&sums)[kSums][W]) const {
+    Vector<scalar_t, V> passed;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const acc_t g = widen(item.g.value[j]);
+      const bool negative = test(item.word, kNegative, j);
+      const bool active = test(item.word, active_plane, j);
+      const acc_t along = negative ? -g : g;
+      sums[0][j % W] += active ? along : acc_t(0);
+      sums[1][j % W] += test(item.word, nonzero_plane, j) ? along : acc_t(0);
+      passed.value[j] = active || negative ? item.g.value[j] : scalar_t{};  // negative alone: open
+    }
+    if (dx != nullptr) store<V>(left, dx + element, passed);
+  }
+};
+
+template <class scalar_t, int V>
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    combine_kernel(const __grid_constant__ Combine op, const __grid_constant__ RowWalk walk) {
+  using acc_t = Accumulator<scalar_t>;
+  constexpr int kSlots = kElementwiseSlots<V>;
+  const scalar_t* grad = static_cast<const scalar_t*>(op.grad);
+  const acc_t* w = static_cast<const acc_t*>(op.w.data);
+  const acc_t* v = static_cast<const acc_t*>(op.v.data);
+  scalar_t* out = static_cast<scalar_t*>(op.out);
+  // Last part first: the end of grad is what a sum before this kernel left in the cache.
+  const int64_t base = (int64_t(gridDim.x) - 1 - blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
+
+  RowWalk::Place place[kSlots];
+  Vector<scalar_t, V> g[kSlots];
+  unsigned word[kSlots];
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const RowWalk::Place p = walk.locate(base + i * kThreads, V);
+    place[i] = p;
+    g[i] = load_if<V>(p.inside && grad != nullptr, grad + p.segment * walk.length + p.position);
+    word[i] = load_code(p.inside, op.code + p.segment * op.planes * walk.plane_bytes, walk.plane_bytes, op.planes,
+                        p.position);
+  }
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    RowWalk::Place p = place[i];
+    if (!p.inside) continue;
+    acc_t w_j = 0, v_j = 0;
+    Vector<scalar_t, V> result;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      if (j == 0 || walk.channels_last) {
+        if (w != nullptr) w_j = w[offset_of(op.w, p.n, p.c)];
+        if (v != nullptr) v_j = v[offset_of(op.v, p.n, p.c)];
+        walk.advance(p);
+      }
+      result.value[j] =
+          narrow<scalar_t>(drsn::combine(test(word[i], kNegative, j), test(word[i], kNonzero, j),
+                                         test(word[i], kActive, j), acc_t(widen(g[i].value[j])), w_j, v_j));
+    }
+    store<V>(V, out + p.segment * walk.length + p.position, result);
+  }
+}
+
+}  // namespace
+
+cudaError_t gradient_sums(const GradientSums& op, const Reduction& reduction, void* workspace, cudaStream_t stream) {
+  return dispatch(
+      op.dtype, [&](int V) { return aligned(op.grad, op.dx) && vectors_fit(reduction, V); },
+      [&](auto scalar, auto V) {
+        using scalar_t = decltype(scalar);
+        const GradientSum<scalar_t, V> sum{static_cast<const scalar_t*>(op.grad), static_cast<scalar_t*>(op.dx),
+                                           op.code, op.nonzero_plane, op.active_plane};
+        return reduce(op.dtype, sum, reduction, {op.active_sum, op.sign_sum}, workspace, stream);
+      });
+}
+
+int64_t row_sums_workspace(const RowSums& op) {
+  if (op.rows.numel() == 0) return 0;
+  const int wanted = (op.active_sum != nullptr) + (op.sign_sum != nullptr);
+  return wanted * Reduction(row_axes(op.rows, false)).workspace_elements() * accumulator_bytes(op.dtype);
+}
+
+cudaError_t row_sums(const RowSums& op, void* workspace, cudaStream_t stream) {
+  if (op.rows.numel() == 0) {
+    const int64_t bytes = op.rows.samples * op.rows.channels * accumulator_bytes(op.dtype);
+    for (void* sum : {op.active_sum, op.sign_sum}) {
+      if (sum != nullptr && bytes > 0) DRSN_CUDA_TRY(cudaMemsetAsync(sum, 0, bytes, stream));
+    }
+    return cudaSuccess;
+  }
+  const GradientSums sums{op.dtype,
+                          op.grad,
+                          CodeView(op.code, op.rows.segment_length(), op.planes, false),
+                          kNonzero,
+                          kActive,
+                          nullptr,
+                          Target{op.active_sum, true, 1},
+                          Target{op.sign_sum, true, 1}};
+  return gradient_sums(sums, Reduction(row_axes(op.rows, false)), workspace, stream);
+}
+
+cudaError_t combine(const Combine& op, cudaStream_t stream) {
+  if (op.rows.numel() == 0) return cudaSuccess;
+  return dispatch(
+      op.dtype, [&](int V) { return aligned(op.grad, op.out) && vectors_fit(op.rows, V); },
+      [&](auto scalar, auto V) {
+        const RowWalk walk(op.rows, V);
+        return launch(&combine_kernel<decltype(scalar), V>, elementwise_blocks(walk.total, V), kThreads, stream, op,
+                      walk);
+      });
+}
+
+}  // namespace drsn::cuda

@@ -1,0 +1,30 @@
+// The CUDA kernels as the launcher sees them. Each call only enqueues work on `stream`: it allocates nothing, waits for
+// nothing and may be captured in a graph.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "params.h"
+
+namespace drsn::cuda {
+
+// Bytes of scratch memory the call of the same name needs, 0 if none; its content does not matter. The sizes and which
+// pointers are null must be those of the call. The memory must be aligned to 16 bytes.
+int64_t soft_threshold_backward_workspace(const SoftThresholdBackward& op);
+int64_t abs_mean_workspace(const AbsMean& op);
+int64_t shrink_workspace(const Shrink& op);
+int64_t shrink_backward_workspace(const ShrinkBackward& op);
+int64_t row_sums_workspace(const RowSums& op);
+
+cudaError_t soft_threshold(const SoftThreshold& op, cudaStream_t stream);
+cudaError_t soft_threshold_backward(const SoftThresholdBackward& op, void* workspace, cudaStream_t stream);
+cudaError_t soft_threshold_tangent(const SoftThresholdTangent& op, cudaStream_t stream);
+cudaError_t abs_mean(const AbsMean& op, void* workspace, cudaStream_t stream);
+cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream);
+cudaError_t shrink_backward(const ShrinkBackward& op, void* workspace, cudaStream_t stream);
+cudaError_t combine(const Combine& op, cudaStream_t stream);
+cudaError_t row_sums(const RowSums& op, void* workspace, cudaStream_t stream);
+
+}  // namespace drsn::cuda

@@ -1,0 +1,220 @@
+// Sums along one axis, with whatever else is done to each element on the way, and the fold of partial sums.
+//
+// An Op says what is summed. It has scalar_t, kVector (V), kSums, an Item, and
+//   Item load(outer, inside, element, left)
+//     reads V elements from flat index `element` on, index `inside` within `outer`; `left` of them exist;
+//   void add(outer, inside, element, left, item, sums)
+//     adds the term of its element j to sums[s][j % W], W = 1 or V; the whole warp calls it.
+#pragma once
+
+#include "cuda/common.cuh"
+
+namespace drsn::cuda {
+
+// Where a sum goes: element i is sum / divisor, of the accumulator's type or rounded to the scalar type.
+struct Target {
+  void* data;  // or null: not wanted
+  bool accumulators;
+  double divisor;
+
+  template <class scalar_t>
+  __device__ __forceinline__ void write(int64_t i, Accumulator<scalar_t> sum) const {
+    if (data == nullptr) return;
+    sum /= Accumulator<scalar_t>(divisor);
+    if (accumulators) {
+      static_cast<Accumulator<scalar_t>*>(data)[i] = sum;
+    } else {
+      static_cast<scalar_t*>(data)[i] = narrow<scalar_t>(sum);
+    }
+  }
+};
+
+// The code of a tensor whose segments are the outer indices of the sum, or one segment.
+struct CodeView {
+  const uint8_t* data;
+  int64_t plane_bytes;
+  int planes;
+  bool one_segment;
+
+  CodeView(const uint8_t* code, int64_t length, int plane_count, bool whole)
+      : data(code), plane_bytes(code_bytes(length)), planes(plane_count), one_segment(whole) {}
+  __device__ __forceinline__ const uint8_t* segment(int64_t outer) const {
+    return one_segment ? data : data + outer * planes * plane_bytes;
+  }
+  __device__ __forceinline__ int64_t position(int64_t inside, int64_t element) const {
+    return one_segment ? element : inside;
+  }
+};
+
+template <int kSums>
+struct Targets {
+  Target sum[kSums];
+  bool direct;  // a sum's index is that of `over`, else of the partial sums
+  Axes over;
+
+  __device__ __forceinline__ int64_t index(int64_t partial, int64_t element) const {
+    return direct ? over.locate(element).offset : partial;
+  }
+};
+
+template <int V>
+constexpr int kUnroll = V == 1 ? 4 : 2;  // loads in flight a thread
+
+template <class Op>
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    reduce_rows(const __grid_constant__ Op op, const __grid_constant__ ReduceShape shape,
+                const __grid_constant__ Targets<Op::kSums> targets) {
+  using scalar_t = typename Op::scalar_t;
+  using acc_t = Accumulator<scalar_t>;
+  constexpr int V = Op::kVector;
+  constexpr int kLoads = kUnroll<V>;
+  const int lanes = 1 << shape.lane_bits;
+  const int lane = threadIdx.x & (lanes - 1);
+  const int64_t group = int64_t(blockIdx.x) * (kThreads >> shape.lane_bits) + (threadIdx.x >> shape.lane_bits);
+  const int64_t outer = shape.chunks == 1 ? group : blockIdx.x / unsigned(shape.chunks);
+  const int64_t begin = (group - outer * shape.chunks) * shape.chunk;
+  const int64_t end = min(begin + shape.chunk, shape.reduced);
+  const bool exists = outer < shape.outer;
+
+  acc_t sums[Op::kSums][1] = {};
+  // The bounds are the same for the whole warp: chunks are many only where a row has a block.
+#pragma unroll 1
+  for (int64_t base = begin; base < end; base += int64_t(lanes) * V * kLoads) {
+    typename Op::Item items[kLoads];
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) {
+      const int64_t inside = base + (int64_t(u) * lanes + lane) * V;
+      items[u] = op.load(outer, inside, outer * shape.reduced + inside, exists ? end - inside : 0);
+    }
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) {
+      const int64_t inside = base + (int64_t(u) * lanes + lane) * V;
+      op.add(outer, inside, outer * shape.reduced + inside, exists ? end - inside : 0, items[u], sums);
+    }
+  }
+  const int64_t index = targets.index(group, outer * shape.reduced);
+#pragma unroll
+  for (int s = 0; s < Op::kSums; ++s) {
+    const acc_t sum = group_sum(sums[s][0], lanes);
+    if (lane == 0 && exists) targets.sum[s].template write<scalar_t>(index, sum);
+  }
+}
+
+template <class Op>
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    reduce_columns(const __grid_constant__ Op op, const __grid_constant__ ReduceShape shape,
+                   const __grid_constant__ Targets<Op::kSums> targets) {
+  using scalar_t = typename Op::scalar_t;
+  using acc_t = Accumulator<scalar_t>;
+  constexpr int V = Op::kVector;
+  constexpr int kLoads = kUnroll<V>;
+  __shared__ acc_t shared[V][kThreads];
+  const int column = threadIdx.x % shape.columns;
+  const int line = threadIdx.x / shape.columns;
+  const int row = line % shape.rows;
+  const int unit = line / shape.rows;
+  const unsigned across = blockIdx.x / unsigned(shape.tiles);
+  const unsigned tile = blockIdx.x % unsigned(shape.tiles);
+  const unsigned part = across % unsigned(shape.chunks);
+  const int64_t outer = int64_t(across / unsigned(shape.chunks)) * shape.units + unit;
+  const int64_t inner = (int64_t(tile) * shape.columns + column) * V;
+  const int64_t begin = part * shape.chunk;
+  const int64_t end = min(begin + shape.chunk, shape.reduced);
+  const bool exists = unit < shape.units && outer < shape.outer && inner < shape.inner;
+
+  acc_t sums[Op::kSums][V] = {};
+#pragma unroll 1
+  for (int64_t base = begin; base < end; base += shape.rows * kLoads) {
+    typename Op::Item items[kLoads];
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) {
+      const int64_t r = base + u * shape.rows + row;
+      const int64_t inside = r * shape.inner + inner;
+      const int64_t left = exists && r < end ? shape.inner - inner : 0;
+      items[u] = op.load(outer, inside, outer * shape.reduced * shape.inner + inside, left);
+    }
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) {
+      const int64_t r = base + u * shape.rows + row;
+      const int64_t inside = r * shape.inner + inner;
+      const int64_t left = exists && r < end ? shape.inner - inner : 0;
+      op.add(outer, inside, outer * shape.reduced * shape.inner + inside, left, items[u], sums);
+    }
+  }
+#pragma unroll
+  for (int s = 0; s < Op::kSums; ++s) {
+    // Rows are added in halves: the upper half to the lower one.
+    for (int rows = shape.rows; rows > 1; rows = (rows + 1) / 2) {
+      const int half = (rows + 1) / 2;
+      if (exists && row >= half && row < rows) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) shared[j][threadIdx.x] = sums[s][j];
+      }
+      __syncthreads();
+      if (exists && row + half < rows) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) sums[s][j] += shared[j][threadIdx.x + half * shape.columns];
+      }
+      __syncthreads();
+    }
+    if (exists && row == 0) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) shared[j][threadIdx.x] = sums[s][j];  // this thread's own place
+#pragma unroll 1
+      for (int j = 0; j < min(int64_t(V), shape.inner - inner); ++j) {
+        const int64_t index = targets.index((outer * shape.chunks + part) * shape.inner + inner + j,
+                                            outer * shape.reduced * shape.inner + inner + j);
+        targets.sum[s].template write<scalar_t>(index, shared[j][threadIdx.x]);
+      }
+    }
+  }
+}
+
+// Adds the partial sums of `reduction` up. `workspace` holds them, followed by room for the fold's own.
+cudaError_t fold(DType dtype, const Reduction& reduction, void* workspace, const Target& target, cudaStream_t stream);
+
+// Both steps. The workspace has reduction.workspace_elements() accumulators for each sum that is wanted.
+template <class Op>
+cudaError_t reduce(DType dtype, const Op& op, const Reduction& reduction, const Target (&wanted)[Op::kSums],
+                   void* workspace, cudaStream_t stream) {
+  const ReduceShape shape = plan_reduce(reduction, Op::kVector);
+  Targets<Op::kSums> targets{};
+  void* partials[Op::kSums] = {};
+  char* free = static_cast<char*>(workspace);
+  targets.direct = reduction.direct;
+  targets.over = Axes(reduction.over);
+  for (int s = 0; s < Op::kSums; ++s) {
+    targets.sum[s] = wanted[s];
+    if (reduction.direct || wanted[s].data == nullptr) continue;
+    partials[s] = free;
+    free += reduction.workspace_elements() * accumulator_bytes(dtype);
+    targets.sum[s] = {partials[s], true, 1};
+  }
+  DRSN_CUDA_TRY(launch(reduction.inner == 1 ? &reduce_rows<Op> : &reduce_columns<Op>, shape.blocks, shape.threads,
+                       stream, op, shape, targets));
+  for (int s = 0; s < Op::kSums; ++s) {
+    if (reduction.direct || wanted[s].data == nullptr) continue;
+    DRSN_CUDA_TRY(fold(dtype, reduction, partials[s], wanted[s], stream));
+  }
+  return cudaSuccess;
+}
+
+// May a reduction move V elements at once? A vector must not leave its row, unless there is but one.
+inline bool vectors_fit(const Reduction& r, int V) {
+  if (r.inner == 1) return r.outer == 1 || r.reduced % V == 0;
+  return (r.outer == 1 && r.reduced == 1) || r.inner % V == 0;
+}
+
+// The sums a gradient and a code give: active_sum of active * sign * grad, sign_sum of sign * grad; and, for the code
+// of soft_threshold, dx on the way.
+struct GradientSums {
+  DType dtype;
+  const void* grad;
+  CodeView code;
+  int nonzero_plane, active_plane;  // or kNoPlane
+  void* dx;                         // or null
+  Target active_sum, sign_sum;
+};
+cudaError_t gradient_sums(const GradientSums& op, const Reduction& reduction, void* workspace, cudaStream_t stream);
+
+}  // namespace drsn::cuda

@@ -1,0 +1,368 @@
+#include "cuda/kernels.h"
+#include "cuda/reduce.cuh"
+
+namespace drsn::cuda {
+namespace {
+
+constexpr int kBatch = 4;  // residual loads in flight a thread
+
+// The row of this thread of an on-chip kernel, and the thread's place in it.
+struct OnChipPlace {
+  int step;  // elements between a thread's vectors
+  int position;
+  int64_t row, n, c;
+  bool exists, first;
+
+  __device__ __forceinline__ OnChipPlace(const OnChip& plan, const Rows& rows, const Divisor& channels, int V) {
+    const int local = threadIdx.x >> plan.lane_bits;
+    const int lane = threadIdx.x & ((1 << plan.lane_bits) - 1);
+    step = V << plan.lane_bits;
+    position = lane * V;
+    row = int64_t(blockIdx.x) * plan.rows + local;
+    exists = local < plan.rows && row < rows.samples * rows.channels;
+    first = exists && lane == 0;
+    n = channels.divide(row);
+    c = row - n * channels.value;
+  }
+};
+
+// Makes the compiler widen the elements again after this point, where it would rather keep twice the registers.
+template <class scalar_t, int V>
+__device__ __forceinline__ void forget_widened(Vector<scalar_t, V>& v) {
+  if constexpr (V > 1 && sizeof(scalar_t) == 2) {
+    uint4 bits;
+    memcpy(&bits, &v, sizeof(v));
+    asm("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
+    memcpy(&v, &bits, sizeof(v));
+  }
+}
+
+// Statistics' own type, and one a sample or one a row.
+template <class acc_t>
+__device__ __forceinline__ acc_t count_of(const Rows& rows, bool per_sample) {
+  return acc_t(per_sample ? rows.channels * rows.length : rows.length);
+}
+__device__ __forceinline__ int64_t statistic_index(const Rows& rows, bool per_sample, int64_t n, int64_t c) {
+  return per_sample ? n : n * rows.channels + c;
+}
+
+template <class scalar_t, int V>
+__global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
+    shrink_on_chip(const __grid_constant__ Shrink op, const __grid_constant__ OnChip plan,
+                   const __grid_constant__ Divisor channels) {
+  using acc_t = Accumulator<scalar_t>;
+  constexpr int kSlots = kOnChipSlots<V>;
+  const OnChipPlace at(plan, op.rows, channels, V);
+  const int length = int(op.rows.length);
+  const int64_t start = at.row * length + at.position;
+  const scalar_t* x = static_cast<const scalar_t*>(op.x);
+  const scalar_t* residual = static_cast<const scalar_t*>(op.residual);
+  scalar_t* y = static_cast<scalar_t*>(op.y);
+
+  // The bound of the loops over slots is the same for the whole block.
+  Vector<scalar_t, V> held[kSlots];
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    if (i * at.step >= length) break;
+    held[i] = load_if<V>(at.exists && at.position + i * at.step < length, x + start + i * at.step);
+  }
+  acc_t sum = 0;
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    if (i * at.step >= length) break;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const acc_t v = widen(held[i].value[j]);
+      sum += v < acc_t(0) ? -v : v;
+    }
+    forget_widened(held[i]);
+  }
+  sum = op.per_sample ? block_sum(sum) : group_sum(sum, 1 << plan.lane_bits);
+  const acc_t mean = sum / count_of<acc_t>(op.rows, op.per_sample);
+  if (at.first && (at.c == 0 || !op.per_sample)) {
+    static_cast<acc_t*>(op.mean)[statistic_index(op.rows, op.per_sample, at.n, at.c)] = mean;
+  }
+  const acc_t alpha = at.exists ? static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, at.n, at.c)] : acc_t(0);
+  const acc_t tau = relu(alpha * mean);
+
+  const int64_t plane_bytes = code_bytes(length);
+  uint8_t* code = op.code + at.row * kShrinkPlanes * plane_bytes;
+#pragma unroll
+  for (int batch = 0; batch < kSlots; batch += kBatch) {
+    if (batch * at.step >= length) break;
+    Vector<scalar_t, V> added[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int ahead = (batch + i) * at.step;
+      added[i] = load_if<V>(residual != nullptr && at.exists && at.position + ahead < length, residual + start + ahead);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if ((batch + i) * at.step >= length) break;
+      const int position = at.position + (batch + i) * at.step;
+      const bool inside = at.exists && position < length;
+      unsigned word = 0;
+      Vector<scalar_t, V> result;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const acc_t v = widen(held[batch + i].value[j]);
+        result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(added[i].value[j])));
+        word |= spread(element_code(v, tau), j);
+      }
+      if (inside) store<V>(V, y + start + (batch + i) * at.step, result);
+      if (op.code != nullptr) store_code<V>(inside, code, plane_bytes, kShrinkPlanes, position, word);
+    }
+  }
+}
+
+template <class scalar_t, int V>
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    shrink_apply(const __grid_constant__ Shrink op, const __grid_constant__ RowWalk walk) {
+  using acc_t = Accumulator<scalar_t>;
+  constexpr int kSlots = kElementwiseSlots<V>;
+  const scalar_t* x = static_cast<const scalar_t*>(op.x);
+  const scalar_t* residual = static_cast<const scalar_t*>(op.residual);
+  const acc_t* alpha = static_cast<const acc_t*>(op.alpha.data);
+  const acc_t* mean = static_cast<const acc_t*>(op.mean);
+  scalar_t* y = static_cast<scalar_t*>(op.y);
+  // Last part first: the end of x is what the sum before this kernel left in the cache.
+  const int64_t base = (int64_t(gridDim.x) - 1 - blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
+
+  RowWalk::Place place[kSlots];
+  Vector<scalar_t, V> values[kSlots], added[kSlots];
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const RowWalk::Place p = walk.locate(base + i * kThreads, V);
+    const int64_t element = p.segment * walk.length + p.position;
+    place[i] = p;
+    values[i] = load_if<V>(p.inside, x + element);
+    added[i] = load_if<V>(p.inside && residual != nullptr, residual + element);
+  }
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    RowWalk::Place p = place[i];
+    acc_t tau = 0;
+    unsigned word = 0;
+    Vector<scalar_t, V> result;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      if (p.inside && (j == 0 || walk.channels_last)) {
+        tau = relu(alpha[offset_of(op.alpha, p.n, p.c)] * mean[statistic_index(op.rows, op.per_sample, p.n, p.c)]);
+        walk.advance(p);
+      }
+      const acc_t v = widen(values[i].value[j]);
+      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(added[i].value[j])));
+      word |= spread(element_code(v, tau), j);
+    }
+    if (p.inside) store<V>(V, y + p.segment * walk.length + p.position, result);
+    if (op.code != nullptr) {
+      uint8_t* code = op.code + p.segment * kShrinkPlanes * walk.plane_bytes;
+      store_code<V>(p.inside, code, walk.plane_bytes, kShrinkPlanes, p.position, word);
+    }
+  }
+}
+
+// What a row's active sum means for its alpha (and dalpha) and, as the return value, for the mean.
+template <class acc_t>
+__device__ __forceinline__ acc_t threshold_gradient(const ShrinkBackward& op, acc_t active_sum, int64_t n, int64_t c,
+                                                    acc_t* row_dalpha) {
+  const acc_t alpha = static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, n, c)];
+  const acc_t mean = static_cast<const acc_t*>(op.mean)[statistic_index(op.rows, op.per_sample, n, c)];
+  const acc_t dtau = alpha * mean < acc_t(0) ? acc_t(0) : -active_sum;
+  if (row_dalpha != nullptr) row_dalpha[n * op.rows.channels + c] = dtau * mean;
+  return dtau * alpha;
+}
+
+// The gradient of every element of a row along its sign.
+template <class acc_t>
+__device__ __forceinline__ acc_t mean_share(const ShrinkBackward& op, acc_t dmean, int64_t n, int64_t c) {
+  if (op.grad_mean != nullptr) {
+    dmean += static_cast<const acc_t*>(op.grad_mean)[statistic_index(op.rows, op.per_sample, n, c)];
+  }
+  return dmean / count_of<acc_t>(op.rows, op.per_sample);
+}
+
+template <class scalar_t, int V>
+__global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
+    shrink_backward_on_chip(const __grid_constant__ ShrinkBackward op, const __grid_constant__ OnChip plan,
+                            const __grid_constant__ Divisor channels, void* row_dalpha) {
+  using acc_t = Accumulator<scalar_t>;
+  constexpr int kSlots = kOnChipSlots<V>;
+  const OnChipPlace at(plan, op.rows, channels, V);
+  const int length = int(op.rows.length);
+  const scalar_t* grad = static_cast<const scalar_t*>(op.grad) + at.row * length;
+  const int64_t plane_bytes = code_bytes(length);
+  const uint8_t* code = op.code + at.row * kShrinkPlanes * plane_bytes;
+
+  Vector<scalar_t, V> held[kSlots];
+  unsigned word[kSlots];
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    if (i * at.step >= length) break;
+    const int position = at.position + i * at.step;
+    const bool inside = at.exists && position < length;
+    held[i] = load_if<V>(inside, grad + position);
+    word[i] = load_code(inside, code, plane_bytes, kShrinkPlanes, position);
+  }
+  acc_t sum = 0;
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    if (i * at.step >= length) break;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const acc_t g = widen(held[i].value[j]);
+      const acc_t along = test(word[i], kNegative, j) ? -g : g;
+      sum += test(word[i], kActive, j) ? along : acc_t(0);
+    }
+    forget_widened(held[i]);
+  }
+  sum = group_sum(sum, 1 << plan.lane_bits);
+  acc_t dmean = 0;
+  if (at.exists) {
+    acc_t* dalpha = at.first ? static_cast<acc_t*>(row_dalpha) : nullptr;
+    dmean = threshold_gradient(op, sum, at.n, at.c, dalpha);
+  }
+  if (op.per_sample) dmean = block_sum(at.first ? dmean : acc_t(0));
+  if (op.dx == nullptr || !at.exists) return;
+
+  const acc_t share = mean_share(op, dmean, at.n, at.c);
+  scalar_t* dx = static_cast<scalar_t*>(op.dx) + at.row * length;
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    if (i * at.step >= length) break;
+    const int position = at.position + i * at.step;
+    Vector<scalar_t, V> result;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      result.value[j] =
+          narrow<scalar_t>(drsn::combine(test(word[i], kNegative, j), test(word[i], kNonzero, j),
+                                         test(word[i], kActive, j), acc_t(widen(held[i].value[j])), acc_t(0), share));
+    }
+    if (position < length) store<V>(V, dx + position, result);
+  }
+}
+
+// From the rows' active sums to dalpha of each row and to what each row or, where per_sample, each sample gives along
+// the signs. A block takes one sample after another; a row is a thread.
+template <class acc_t>
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    shrink_backward_rows(const __grid_constant__ ShrinkBackward op, const acc_t* active_sum, acc_t* row_dalpha,
+                         acc_t* share) {
+  const int64_t channels = op.rows.channels;
+  for (int64_t n = blockIdx.x; n < op.rows.samples; n += gridDim.x) {
+    acc_t sample = 0;
+    for (int64_t c = threadIdx.x; c < channels; c += blockDim.x) {
+      const int64_t row = n * channels + c;
+      const acc_t dmean = threshold_gradient(op, active_sum[row], n, c, row_dalpha);
+      if (op.per_sample) {
+        sample += dmean;
+      } else {
+        share[row] = mean_share(op, dmean, n, c);
+      }
+    }
+    if (op.per_sample) {
+      sample = block_sum(sample);
+      if (threadIdx.x == 0) share[n] = mean_share(op, sample, n, 0);
+    }
+  }
+}
+
+// Every way to choose V has room on the chip if V = 1 has: the question the workspace asks, which knows no alignment.
+bool always_on_chip(const Rows& rows, bool per_sample) { return plan_on_chip(rows, per_sample, 1).fits; }
+
+AbsMean mean_of(const Shrink& op) { return {op.dtype, op.x, op.mean, nullptr, op.rows, op.per_sample}; }
+
+// How one number a row adds up to dalpha; direct where dalpha has one for each row. The last axis stands for the sum
+// over the row itself.
+Reduction alpha_reduction(const ShrinkBackward& op) {
+  const int64_t sample_stride = !op.alpha_per_sample ? 0 : op.alpha_per_channel ? op.rows.channels : 1;
+  const int64_t channel_stride = op.alpha_per_channel ? 1 : 0;
+  return Reduction(Broadcast{3, {op.rows.samples, op.rows.channels, 1}, {sample_stride, channel_stride, 0}});
+}
+
+// The parts of the workspace of shrink_backward: where they start, in accumulators. First come, where dalpha is folded,
+// each row's share of it and the fold's room.
+struct BackwardWorkspace {
+  int64_t active_sum = 0;  // of each row; this and the rest only off the chip
+  int64_t share = 0;
+  int64_t sums = 0;  // what row_sums needs
+  int64_t end = 0;
+
+  explicit BackwardWorkspace(const ShrinkBackward& op) {
+    if (op.rows.numel() == 0) return;
+    if (op.dalpha != nullptr) end = alpha_reduction(op).workspace_elements();
+    if (always_on_chip(op.rows, op.per_sample)) return;
+    active_sum = end;
+    share = active_sum + op.rows.samples * op.rows.channels;
+    sums = share + op.rows.samples * op.rows.channels;
+    end = sums + Reduction(row_axes(op.rows, false)).workspace_elements();
+  }
+};
+
+// The two-kernel path: sums, what they mean for each row, then dx from the gradient once more.
+template <class acc_t>
+cudaError_t backward_off_chip(const ShrinkBackward& op, acc_t* row_dalpha, acc_t* workspace, cudaStream_t stream) {
+  const BackwardWorkspace parts(op);
+  acc_t* active_sum = workspace + parts.active_sum;
+  acc_t* share = workspace + parts.share;
+  const RowSums sums{op.dtype, op.grad, op.code, kShrinkPlanes, active_sum, nullptr, op.rows};
+  DRSN_CUDA_TRY(row_sums(sums, workspace + parts.sums, stream));
+  DRSN_CUDA_TRY(launch(&shrink_backward_rows<acc_t>, std::min<int64_t>(op.rows.samples, 65535), kThreads, stream, op,
+                       active_sum, row_dalpha, share));
+  if (op.dx == nullptr) return cudaSuccess;
+  const RowValues v = op.per_sample ? RowValues{share, 1, 0} : RowValues{share, op.rows.channels, 1};
+  return combine({op.dtype, op.grad, RowValues{}, v, op.code, kShrinkPlanes, op.dx, op.rows}, stream);
+}
+
+}  // namespace
+
+int64_t shrink_workspace(const Shrink& op) {
+  return always_on_chip(op.rows, op.per_sample) ? 0 : abs_mean_workspace(mean_of(op));
+}
+
+cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream) {
+  if (op.rows.numel() == 0) return abs_mean(mean_of(op), workspace, stream);
+  return dispatch(
+      op.dtype, [&](int V) { return aligned(op.x, op.y, op.residual) && vectors_fit(op.rows, V); },
+      [&](auto scalar, auto V) {
+        using scalar_t = decltype(scalar);
+        const OnChip plan = plan_on_chip(op.rows, op.per_sample, V);
+        if (plan.fits) {
+          return launch(&shrink_on_chip<scalar_t, V>, plan.blocks, plan.threads, stream, op, plan,
+                        Divisor(op.rows.channels));
+        }
+        DRSN_CUDA_TRY(abs_mean(mean_of(op), workspace, stream));
+        const RowWalk walk(op.rows, V);
+        return launch(&shrink_apply<scalar_t, V>, elementwise_blocks(walk.total, V), kThreads, stream, op, walk);
+      });
+}
+
+int64_t shrink_backward_workspace(const ShrinkBackward& op) {
+  return BackwardWorkspace(op).end * accumulator_bytes(op.dtype);
+}
+
+cudaError_t shrink_backward(const ShrinkBackward& op, void* workspace, cudaStream_t stream) {
+  if (op.rows.numel() == 0) {
+    const int64_t entries = (op.alpha_per_sample ? op.rows.samples : 1) * (op.alpha_per_channel ? op.rows.channels : 1);
+    if (op.dalpha == nullptr || entries == 0) return cudaSuccess;
+    return cudaMemsetAsync(op.dalpha, 0, entries * accumulator_bytes(op.dtype), stream);
+  }
+  const Reduction to_alpha = alpha_reduction(op);
+  void* row_dalpha = op.dalpha == nullptr || to_alpha.direct ? op.dalpha : workspace;
+  DRSN_CUDA_TRY(dispatch(
+      op.dtype, [&](int V) { return aligned(op.grad, op.dx) && vectors_fit(op.rows, V); },
+      [&](auto scalar, auto V) {
+        using scalar_t = decltype(scalar);
+        using acc_t = Accumulator<scalar_t>;
+        const OnChip plan = plan_on_chip(op.rows, op.per_sample, V);
+        if (plan.fits) {
+          return launch(&shrink_backward_on_chip<scalar_t, V>, plan.blocks, plan.threads, stream, op, plan,
+                        Divisor(op.rows.channels), row_dalpha);
+        }
+        return backward_off_chip(op, static_cast<acc_t*>(row_dalpha), static_cast<acc_t*>(workspace), stream);
+      }));
+  if (row_dalpha == op.dalpha) return cudaSuccess;
+  return fold(op.dtype, to_alpha, workspace, Target{op.dalpha, true, 1}, stream);
+}
+
+}  // namespace drsn::cuda

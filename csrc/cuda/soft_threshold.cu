@@ -1,0 +1,220 @@
+#include "cuda/kernels.h"
+#include "cuda/reduce.cuh"
+
+namespace drsn::cuda {
+namespace {
+
+template <class scalar_t, int V>
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    soft_threshold_kernel(const __grid_constant__ SoftThreshold op, const __grid_constant__ Axes over) {
+  using acc_t = Accumulator<scalar_t>;
+  constexpr int kSlots = kElementwiseSlots<V>;
+  const scalar_t* x = static_cast<const scalar_t*>(op.x);
+  scalar_t* y = static_cast<scalar_t*>(op.y);
+  const int64_t base = int64_t(blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
+
+  Vector<scalar_t, V> values[kSlots];
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const int64_t e = (base + i * kThreads) * V;
+    values[i] = load<V>(op.numel - e, x + e);
+  }
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const int64_t e = (base + i * kThreads) * V;
+    const bool inside = e < op.numel;
+    acc_t tau[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) tau[j] = acc_t(op.value);
+    if (inside && op.tau != nullptr) {
+      over.read(tau, e, op.numel,
+                [&](int64_t offset) { return read_as<scalar_t>(op.tau, op.tau_in_accumulator, offset); });
+    }
+    unsigned word = 0;
+    Vector<scalar_t, V> result;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const acc_t v = widen(values[i].value[j]);
+      const acc_t limit = relu(tau[j]);
+      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, limit));
+      const bool passes = (v < acc_t(0) ? -v : v) > limit;
+      const bool open = tau[j] < acc_t(0);
+      word |= unsigned(passes && (open || v < acc_t(0))) << (8 * kNegative + j) | unsigned(passes && !open)
+                                                                                      << (8 * kSoftThresholdActive + j);
+    }
+    store<V>(op.numel - e, y + e, result);
+    if (op.code != nullptr) store_code<V>(inside, op.code, code_bytes(op.numel), kSoftThresholdPlanes, e, word);
+  }
+}
+
+// The direction of z, 0 for 0.
+template <class real_t, class complex_t>
+__device__ __forceinline__ complex_t direction(complex_t z, real_t radius) {
+  if (radius == real_t(0)) return z;
+  return {z.x / radius, z.y / radius};
+}
+
+template <class real_t, class complex_t>
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    soft_threshold_complex(const __grid_constant__ SoftThreshold op, const __grid_constant__ Axes over) {
+  const int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (e >= op.numel) return;
+  const complex_t z = static_cast<const complex_t*>(op.x)[e];
+  const real_t tau = op.tau == nullptr ? real_t(op.value) : static_cast<const real_t*>(op.tau)[over.locate(e).offset];
+  const real_t radius = hypot(z.x, z.y);
+  const complex_t u = direction(z, radius);
+  const real_t magnitude = relu(radius - relu(tau));
+  static_cast<complex_t*>(op.y)[e] = {u.x * magnitude, u.y * magnitude};
+}
+
+template <class scalar_t, int V>
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    soft_threshold_tangent_kernel(const __grid_constant__ SoftThresholdTangent op, const __grid_constant__ Axes over) {
+  using acc_t = Accumulator<scalar_t>;
+  constexpr int kSlots = kElementwiseSlots<V>;
+  const scalar_t* dx = static_cast<const scalar_t*>(op.dx);
+  const acc_t* dtau = static_cast<const acc_t*>(op.dtau);
+  scalar_t* dy = static_cast<scalar_t*>(op.dy);
+  const int64_t base = int64_t(blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
+
+  Vector<scalar_t, V> values[kSlots];
+  unsigned word[kSlots];
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const int64_t e = (base + i * kThreads) * V;
+    values[i] = load<V>(dx == nullptr ? 0 : op.numel - e, dx + e);
+    word[i] = load_code(e < op.numel, op.code, code_bytes(op.numel), kSoftThresholdPlanes, e);
+  }
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const int64_t e = (base + i * kThreads) * V;
+    acc_t change[V] = {};
+    if (e < op.numel && dtau != nullptr) {
+      over.read(change, e, op.numel, [&](int64_t offset) { return dtau[offset]; });
+    }
+    Vector<scalar_t, V> result;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const bool negative = test(word[i], kNegative, j);
+      const bool active = test(word[i], kSoftThresholdActive, j);
+      const acc_t passed = active || negative ? acc_t(widen(values[i].value[j])) : acc_t(0);
+      result.value[j] = narrow<scalar_t>(active ? passed + (negative ? change[j] : -change[j]) : passed);
+    }
+    store<V>(op.numel - e, dy + e, result);
+  }
+}
+
+template <class real_t, class complex_t>
+struct ComplexBackward {
+  using scalar_t = real_t;
+  static constexpr int kVector = 1;
+  static constexpr int kSums = 1;
+  struct Item {
+    complex_t g, z;
+    real_t tau;
+  };
+
+  const complex_t* grad;
+  const complex_t* x;
+  complex_t* dx;
+  const real_t* tau;
+  real_t value;
+  Axes over;
+
+  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int64_t left) const {
+    if (left <= 0) return {};
+    return {grad[element], x[element], tau == nullptr ? value : tau[over.locate(element).offset]};
+  }
+  __device__ __forceinline__ void add(int64_t, int64_t, int64_t element, int64_t left, const Item& item,
+                                      real_t (&sums)[kSums][1]) const {
+    if (left <= 0) return;
+    const real_t limit = relu(item.tau);
+    const real_t radius = hypot(item.z.x, item.z.y);
+    complex_t passed{};
+    if (radius > limit) {
+      const complex_t u = direction(item.z, radius);
+      const real_t along = u.x * item.g.x + u.y * item.g.y;
+      const real_t ratio = limit / radius;
+      passed = {(1 - ratio) * item.g.x + ratio * along * u.x, (1 - ratio) * item.g.y + ratio * along * u.y};
+      if (!(item.tau < real_t(0))) sums[0][0] += along;
+    }
+    if (dx != nullptr) dx[element] = passed;
+  }
+};
+
+// What is summed for dtau, or where only dx is wanted, nothing: then x is one row.
+Reduction reduction_of(const SoftThresholdBackward& op) {
+  return Reduction(op.dtau != nullptr ? op.over : Broadcast{1, {op.numel}, {0}});
+}
+
+template <class real_t, class complex_t>
+cudaError_t complex_backward(const SoftThresholdBackward& op, void* workspace, cudaStream_t stream) {
+  const ComplexBackward<real_t, complex_t> backward{static_cast<const complex_t*>(op.grad),
+                                                    static_cast<const complex_t*>(op.x),
+                                                    static_cast<complex_t*>(op.dx),
+                                                    static_cast<const real_t*>(op.tau),
+                                                    real_t(op.value),
+                                                    Axes(op.over)};
+  return reduce(op.dtype, backward, reduction_of(op), {Target{op.dtau, true, -1}}, workspace, stream);
+}
+
+// Axes::read wants an innermost axis of V elements for V at once.
+bool vectors_fit(const Broadcast& over, int V) { return over.axes <= 1 || over.size[over.axes - 1] >= V; }
+
+}  // namespace
+
+cudaError_t soft_threshold(const SoftThreshold& op, cudaStream_t stream) {
+  if (op.numel == 0) return cudaSuccess;
+  const Axes over(op.over);
+  const int64_t complex_blocks = ceil_div(op.numel, kThreads);
+  if (op.dtype == DType::kComplexFloat) {
+    return launch(&soft_threshold_complex<float, float2>, complex_blocks, kThreads, stream, op, over);
+  }
+  if (op.dtype == DType::kComplexDouble) {
+    return launch(&soft_threshold_complex<double, double2>, complex_blocks, kThreads, stream, op, over);
+  }
+  return dispatch(
+      op.dtype, [&](int V) { return aligned(op.x, op.y) && (op.tau == nullptr || vectors_fit(op.over, V)); },
+      [&](auto scalar, auto V) {
+        return launch(&soft_threshold_kernel<decltype(scalar), V>, elementwise_blocks(ceil_div(op.numel, V), V),
+                      kThreads, stream, op, over);
+      });
+}
+
+int64_t soft_threshold_backward_workspace(const SoftThresholdBackward& op) {
+  if (op.numel == 0 || op.dtau == nullptr) return 0;
+  return reduction_of(op).workspace_elements() * accumulator_bytes(op.dtype);
+}
+
+cudaError_t soft_threshold_backward(const SoftThresholdBackward& op, void* workspace, cudaStream_t stream) {
+  const bool wide = op.tau_in_accumulator || op.dtype == DType::kComplexFloat || op.dtype == DType::kComplexDouble;
+  if (op.numel == 0) {
+    if (op.dtau == nullptr || op.dtau_numel == 0) return cudaSuccess;
+    const bool half = !wide && (op.dtype == DType::kHalf || op.dtype == DType::kBFloat16);
+    return cudaMemsetAsync(op.dtau, 0, op.dtau_numel * (half ? 2 : accumulator_bytes(op.dtype)), stream);
+  }
+  if (op.dtype == DType::kComplexFloat) return complex_backward<float, float2>(op, workspace, stream);
+  if (op.dtype == DType::kComplexDouble) return complex_backward<double, double2>(op, workspace, stream);
+  const GradientSums sums{op.dtype,
+                          op.grad,
+                          CodeView(op.code, op.numel, kSoftThresholdPlanes, true),
+                          kNoPlane,
+                          kSoftThresholdActive,
+                          op.dx,
+                          Target{op.dtau, wide, -1},
+                          Target{nullptr, true, 1}};
+  return gradient_sums(sums, reduction_of(op), workspace, stream);
+}
+
+cudaError_t soft_threshold_tangent(const SoftThresholdTangent& op, cudaStream_t stream) {
+  if (op.numel == 0) return cudaSuccess;
+  const Axes over(op.over);
+  return dispatch(
+      op.dtype, [&](int V) { return aligned(op.dx, op.dy) && (op.dtau == nullptr || vectors_fit(op.over, V)); },
+      [&](auto scalar, auto V) {
+        return launch(&soft_threshold_tangent_kernel<decltype(scalar), V>, elementwise_blocks(ceil_div(op.numel, V), V),
+                      kThreads, stream, op, over);
+      });
+}
+
+}  // namespace drsn::cuda

@@ -1,0 +1,63 @@
+"""The command line: ``python -m drsn_ops train | bench | info``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+COMMANDS = {
+    "train": ("drsn_ops.train", "train a Deep Residual Shrinkage Network"),
+    "bench": ("drsn_ops.benchmark", "compare with eager PyTorch and torch.compile"),
+}
+EXTRAS = {"numpy": "train", "sklearn": "train", "matplotlib": "train", "tqdm": "train"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def info() -> int:
+    """Print what was built."""
+    import drsn_ops
+
+    print(json.dumps(drsn_ops.build_info(), indent=2))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, run the command and return its exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = Parser(
+        prog="python -m drsn_ops", description="Fused operators for Deep Residual Shrinkage Networks."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="print what was built, as JSON")
+    try:
+        for name, (module, summary) in COMMANDS.items():
+            command = commands.add_parser(
+                name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+            )
+            # only the command that is asked for is imported
+            if argv[:1] == [name]:
+                implementation = importlib.import_module(module)
+                implementation.add_arguments(command)
+                command.set_defaults(run=implementation.run)
+        args = parser.parse_args(argv)
+        return info() if args.command == "info" else args.run(args)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        extra = EXTRAS[error.name]
+        print(f'drsn_ops: {error.name} is missing: pip install "drsn_ops[{extra}]"', file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""Modules over the operators: a learned threshold, the gated shrinkage, and the residual unit built on it.
+
+The networks are those of M. Zhao, S. Zhong, X. Fu, B. Tang and M. Pecht, "Deep Residual Shrinkage Networks
+for Fault Diagnosis", IEEE Transactions on Industrial Informatics, 2020, DOI 10.1109/TII.2019.2943898.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from . import functional, reference
+from .functional import Statistic
+
+THRESHOLDS = ("channel-wise", "channel-shared")
+STATISTICS = ("channel", "sample")
+NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": nn.Identity}
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(
+            f"{name}: got {value!r}, expected {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
+        )
+
+
+def require_positive(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+
+
+def require_input(x: Tensor, channels: int, dim: int) -> None:
+    """Raise ValueError unless ``x`` is a batch of ``channels`` channels with ``dim`` spatial axes."""
+    if x.dim() != dim + 2 or x.shape[1] != channels:
+        axes = "".join(f", L{i + 1}" for i in range(dim))
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, {channels}{axes})")
+
+
+class SoftThreshold(nn.Module):
+    """Soft thresholding with a learned threshold: ``y = sign(x) * max(|x| - weight, 0)``.
+
+    Args:
+        num_parameters: 1 for a single threshold, or the number of channels for one threshold per channel.
+        init: the thresholds' first value, a finite number of at least 0.
+
+    ``weight`` has shape (num_parameters,). A negative entry acts as 0 and gets a zero gradient, so a threshold
+    that an optimiser step has pushed below 0 stays there; the identity is what it then computes.
+
+    Shape: with one parameter, x of any shape; with C parameters, x of shape (N, C, \\*spatial). y has x's shape
+    and dtype, which may be any of float16, bfloat16, float32, float64, complex64 and complex128.
+
+    Raises:
+        ValueError: a bad ``num_parameters`` or ``init``, or an x whose axis 1 is not of length C.
+    """
+
+    def __init__(self, num_parameters: int = 1, init: float = 0.01) -> None:
+        super().__init__()
+        require_positive("num_parameters", num_parameters)
+        if not 0 <= init < float("inf"):
+            raise ValueError(f"init: got {init!r}, expected a finite number of at least 0")
+        self.num_parameters = num_parameters
+        self.init = init
+        self.weight = nn.Parameter(torch.full((num_parameters,), float(init)))
+
+    def reset_parameters(self) -> None:
+        """Set every threshold back to ``init``."""
+        nn.init.constant_(self.weight, self.init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.num_parameters == 1:
+            return functional.soft_threshold(x, self.weight.reshape(()))
+        if x.dim() < 2 or x.shape[1] != self.num_parameters:
+            raise ValueError(
+                f"x: got shape {tuple(x.shape)}, expected {self.num_parameters} (num_parameters) on axis 1"
+            )
+        return functional.soft_threshold(x, self.weight.reshape(-1, *(1,) * (x.dim() - 2)))
+
+    def extra_repr(self) -> str:
+        return f"num_parameters={self.num_parameters}, init={self.init}"
+
+
+class Shrinkage(nn.Module):
+    """Soft thresholding by thresholds that a small gate derives from the input, plus an optional residual.
+
+    With ``m`` the (N, C) matrix of channel-wise abs-means of x::
+
+        alpha = gate(m)                     Linear(C, H) -> norm -> ReLU -> Linear(H, K) -> sigmoid
+        tau   = alpha * abs_mean(x)         the abs-mean of each channel, or of each sample
+        y     = sign(x) * max(|x| - tau, 0) + residual
+
+    Since alpha lies between 0 and 1, a threshold is never negative and never above the mean magnitude.
+
+    Args:
+        channels: C.
+        thresholds: ``"channel-wise"`` (DRSN-CW: K = C) or ``"channel-shared"`` (DRSN-CS: K = 1).
+        statistic: the scope of the abs-mean that alpha multiplies, ``"channel"`` or ``"sample"``. None follows
+            the paper: ``"channel"`` for channel-wise thresholds, ``"sample"`` for a channel-shared one.
+        reduction: H = max(C // reduction, 1). The paper has 1, its CIFAR-10 program 4.
+        norm: the gate's normalisation: ``"batch"`` (the paper), ``"layer"``, ``"rms"`` or ``"none"``. All but
+            ``"batch"`` train on a batch of one. ``"layer"`` leaves nothing of a gate with H = 1.
+        inplace: write the result into x.
+
+    The gate is ``self.fc``, always five modules long, so that state_dict keys do not depend on ``norm``:
+    ``fc.0`` and ``fc.3`` are the linear layers, ``fc.1`` the normalisation.
+
+    Shape: x is (N, C) or (N, C, \\*spatial) with up to three spatial axes; residual and y have x's shape and
+    dtype: float16, bfloat16, float32 or float64. The gate computes in its own parameters' dtype.
+
+    Setting ``use_reference`` to True on an instance makes it compute with `drsn_ops.reference` instead of the
+    compiled operators, never in place: for comparisons.
+
+    Raises:
+        TypeError: an x or residual of another type.
+        ValueError: a bad argument, an x with another number of channels, a residual of another shape, or a batch
+            of one while a gate with ``norm="batch"`` trains.
+
+    Source: Zhao et al., DOI 10.1109/TII.2019.2943898, section III.
+    """
+
+    use_reference = False
+
+    def __init__(
+        self,
+        channels: int,
+        thresholds: str = "channel-wise",
+        *,
+        statistic: Statistic | None = None,
+        reduction: int = 1,
+        norm: str = "batch",
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        require_positive("channels", channels)
+        require_choice("thresholds", thresholds, THRESHOLDS)
+        require_choice("statistic", statistic, (*STATISTICS, None))
+        require_positive("reduction", reduction)
+        require_choice("norm", norm, tuple(NORMS))
+        self.channels = channels
+        self.thresholds = thresholds
+        self.statistic: Statistic = statistic or ("channel" if thresholds == "channel-wise" else "sample")
+        self.reduction = reduction
+        self.norm = norm
+        self.inplace = inplace
+        hidden = max(channels // reduction, 1)
+        self.fc = nn.Sequential(
+            nn.Linear(channels, hidden),
+            NORMS[norm](hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, channels if thresholds == "channel-wise" else 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.dim() < 2 or x.shape[1] != self.channels:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected {self.channels} channels on axis 1")
+        if self.norm == "batch" and self.fc[1].training and x.shape[0] == 1:
+            raise ValueError(
+                "x: got a batch of 1, expected at least 2 samples to train a gate with norm='batch'; "
+                "norm='layer', 'rms' or 'none' trains on one"
+            )
+        operators = reference if self.use_reference else functional
+        alpha = self.fc(operators.abs_mean(x).to(self.fc[0].weight.dtype))
+        inplace = self.inplace and not self.use_reference
+        return operators.shrink(x, alpha, statistic=self.statistic, residual=residual, inplace=inplace)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, {self.thresholds!r}, statistic={self.statistic!r}, reduction={self.reduction}, "
+            f"norm={self.norm!r}, inplace={self.inplace}"
+        )
+
+
+def pad_same(x: Tensor, stride: int) -> Tensor:
+    """x with the zeros that `conv3` of this stride needs to be what TensorFlow calls "same".
+
+    Of n positions it then keeps ceil(n / stride). Stride 1 needs nothing here: the convolution itself pads by one.
+    For stride 2 an even axis gets its one zero at the end, where ``padding=1`` would put it in front and so move
+    every window by one position.
+    """
+    if stride == 1:
+        return x
+    widths: list[int] = []
+    for size in reversed(x.shape[2:]):
+        total = max((-(-size // stride) - 1) * stride + 3 - size, 0)
+        widths += [total // 2, total - total // 2]
+    return F.pad(x, widths) if any(widths) else x
+
+
+def conv3(dim: int, in_channels: int, out_channels: int, stride: int = 1) -> _ConvNd:
+    """A convolution of width 3 over ``dim`` spatial axes, to be given `pad_same` of its input."""
+    return CONVOLUTIONS[dim](in_channels, out_channels, 3, stride, padding=1 if stride == 1 else 0)
+
+
+class RSBU(nn.Module):
+    """The residual shrinkage building unit: ``y = shrink(h) + shortcut(x)``, with nothing after the sum.
+
+    ``h`` is x after BatchNorm, ReLU, convolution of width 3 (with the stride), BatchNorm, ReLU, convolution of
+    width 3. The shortcut has no weights: it keeps every stride-th position, ``x[..., ::stride]``, and puts d more
+    channels of zeros around x's, d // 2 before and d - d // 2 after.
+
+    The convolutions have biases, and pad as TensorFlow's "same" does, in which the paper's programs are written:
+    with stride 2 an axis of even length is padded at its end only (see `pad_same`).
+
+    Args:
+        in_channels: channels of x.
+        out_channels: channels of y, at least ``in_channels``.
+        stride: of the first convolution and the shortcut, on every spatial axis.
+        dim: the number of spatial axes: 1, 2 or 3.
+        thresholds: ``"channel-wise"``, ``"channel-shared"``, or None for the plain residual unit, which adds h.
+        reduction: of the gate, see `Shrinkage`.
+        norm: of the gate, see `Shrinkage`. The unit's own normalisations are always BatchNorm.
+
+    Shape: x is (N, in_channels, \\*spatial) with ``dim`` spatial axes; y has ``out_channels`` channels and
+    ceil(n / stride) of the n positions of each axis.
+
+    Raises:
+        ValueError: a bad argument, or an x of another rank or number of channels.
+
+    Source: Zhao et al., DOI 10.1109/TII.2019.2943898, figure 4.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        dim: int = 1,
+        thresholds: str | None = "channel-wise",
+        reduction: int = 1,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        require_positive("in_channels", in_channels)
+        require_positive("out_channels", out_channels)
+        require_positive("stride", stride)
+        require_choice("dim", dim, tuple(CONVOLUTIONS))
+        require_choice("thresholds", thresholds, (*THRESHOLDS, None))
+        if out_channels < in_channels:
+            raise ValueError(
+                f"out_channels: got {out_channels}, expected at least in_channels, {in_channels}"
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.stride = stride
+        self.dim = dim
+        self.bn1 = BATCH_NORMS[dim](in_channels)
+        self.conv1 = conv3(dim, in_channels, out_channels, stride)
+        self.bn2 = BATCH_NORMS[dim](out_channels)
+        self.conv2 = conv3(dim, out_channels, out_channels)
+        self.shrink = (
+            None
+            if thresholds is None
+            else Shrinkage(out_channels, thresholds, reduction=reduction, norm=norm)
+        )
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Every stride-th position of x, with channels of zeros around it up to ``out_channels``."""
+        kept = x[(slice(None), slice(None), *[slice(None, None, self.stride)] * self.dim)]
+        extra = self.out_channels - self.in_channels
+        return F.pad(kept, [0, 0] * self.dim + [extra // 2, extra - extra // 2]) if extra else kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_input(x, self.in_channels, self.dim)
+        h = self.conv1(pad_same(F.relu(self.bn1(x), inplace=True), self.stride))
+        h = self.conv2(F.relu(self.bn2(h), inplace=True))
+        # Under autocast the convolution's result is narrower than x.
+        shortcut = self.shortcut(x).to(h.dtype)
+        return h + shortcut if self.shrink is None else self.shrink(h, shortcut)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, stride={self.stride}, dim={self.dim}"

@@ -1,0 +1,190 @@
+"""What ``torch.compile`` and ``torch.export`` see of the operators: shapes and strides without data, and derivatives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import register_autograd, register_fake
+
+from .autograd import AbsMean, Layout, Shrink, SoftThreshold, is_channels_last
+from .reference import accumulator
+
+
+def _code_like(x: Tensor, planes: int) -> Tensor:
+    segments, length = (x.shape[0] * x.shape[1], math.prod(x.shape[2:]))
+    if is_channels_last(x):
+        segments, length = x.shape[0], x.shape[1] * length
+    return x.new_empty([segments, planes, (length + 7) // 8], dtype=torch.uint8)
+
+
+def _soft_threshold_code_like(x: Tensor) -> Tensor:
+    return x.new_empty([2, (x.numel() + 7) // 8], dtype=torch.uint8)
+
+
+def _mean_like(x: Tensor, per_sample: bool) -> Tensor:
+    return x.new_empty([x.shape[0], 1 if per_sample else x.shape[1]], dtype=accumulator(x.dtype))
+
+
+@register_fake("drsn_ops::soft_threshold")
+def _(x: Tensor, tau: Tensor | None, value: float) -> Tensor:
+    return Layout.of(x).empty(x)
+
+
+@register_fake("drsn_ops::soft_threshold_with_code")
+def _(x: Tensor, tau: Tensor | None, value: float) -> tuple[Tensor, Tensor]:
+    return Layout.of(x).empty(x), _soft_threshold_code_like(x)
+
+
+@register_fake("drsn_ops::soft_threshold_")
+def _(x: Tensor, tau: Tensor | None, value: float, with_code: bool) -> Tensor:
+    return _soft_threshold_code_like(x)[: 2 if with_code else 0]
+
+
+@register_fake("drsn_ops::soft_threshold_backward")
+def _(
+    grad: Tensor,
+    code: Tensor,
+    tau_shape: list[int],
+    tau_dtype: torch.dtype | None,
+    channels_last: bool,
+    need_x: bool,
+) -> tuple[Tensor, Tensor]:
+    layout = Layout(list(grad.shape), grad.dtype, channels_last)
+    return layout.empty(grad) if need_x else grad.new_empty([0]), _dtau_like(
+        layout, grad, tau_shape, tau_dtype
+    )
+
+
+def _dtau_like(layout: Layout, grad: Tensor, tau_shape: list[int], tau_dtype: torch.dtype | None) -> Tensor:
+    if tau_dtype is None:
+        return grad.new_empty([0])
+    follows = layout.channels_last and list(tau_shape) == layout.shape
+    return Layout(list(tau_shape), tau_dtype, follows).empty(grad)
+
+
+@register_fake("drsn_ops::soft_threshold_tangent")
+def _(
+    dx: Tensor | None,
+    dtau: Tensor | None,
+    code: Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    return Layout(list(shape), dtype, channels_last).empty(code)
+
+
+@register_fake("drsn_ops::complex_soft_threshold_backward")
+def _(
+    grad: Tensor, x: Tensor, tau: Tensor | None, value: float, need_x: bool, need_tau: bool
+) -> tuple[Tensor, Tensor]:
+    layout = Layout.of(x)
+    dtau = _dtau_like(layout, grad, *((tau.shape, tau.dtype) if need_tau and tau is not None else ([], None)))
+    return layout.empty(x) if need_x else x.new_empty([0]), dtau
+
+
+@register_fake("drsn_ops::abs_mean")
+def _(x: Tensor, per_sample: bool) -> Tensor:
+    return _mean_like(x, per_sample)
+
+
+@register_fake("drsn_ops::abs_mean_with_code")
+def _(x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
+    return _mean_like(x, per_sample), _code_like(x, 2)
+
+
+@register_fake("drsn_ops::shrink")
+def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor]:
+    return Layout.of(x).empty(x), _mean_like(x, per_sample)
+
+
+@register_fake("drsn_ops::shrink_with_code")
+def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return Layout.of(x).empty(x), _mean_like(x, per_sample), _code_like(x, 3)
+
+
+@register_fake("drsn_ops::shrink_")
+def _(
+    x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, with_code: bool
+) -> tuple[Tensor, Tensor]:
+    return _mean_like(x, per_sample), _code_like(x, 3) if with_code else x.new_empty([0], dtype=torch.uint8)
+
+
+@register_fake("drsn_ops::shrink_backward")
+def _(
+    grad: Tensor,
+    grad_mean: Tensor | None,
+    code: Tensor,
+    alpha: Tensor,
+    mean: Tensor,
+    per_sample: bool,
+    channels_last: bool,
+    need_x: bool,
+    need_alpha: bool,
+) -> tuple[Tensor, Tensor]:
+    layout = Layout(list(grad.shape), grad.dtype, channels_last)
+    dx = layout.empty(grad) if need_x else grad.new_empty([0])
+    return dx, mean.new_empty(alpha.shape if need_alpha else [0])
+
+
+@register_fake("drsn_ops::combine")
+def _(
+    grad: Tensor | None,
+    w: Tensor | None,
+    v: Tensor | None,
+    code: Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    return Layout(list(shape), dtype, channels_last).empty(code)
+
+
+@register_fake("drsn_ops::row_sums")
+def _(grad: Tensor, code: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+    return _mean_like(grad, False), _mean_like(grad, False)
+
+
+def _save_soft_threshold(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, tau, _ = inputs
+    ctx.channels_last = is_channels_last(x)
+    ctx.tau = None if tau is None else (tau.shape, tau.dtype)
+    ctx.save_for_backward(output[1])
+
+
+def _soft_threshold_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return SoftThreshold.backward(ctx, grad)[:3]
+
+
+def _save_abs_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.layout = Layout.of(inputs[0])
+    ctx.per_sample = inputs[1]
+    ctx.save_for_backward(output[1])
+
+
+def _abs_mean_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return AbsMean.backward(ctx, grad)
+
+
+def _save_shrink(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, alpha, _, ctx.per_sample = inputs
+    _, mean, code = output
+    ctx.layout = Layout.of(x)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(code, alpha, mean)
+
+
+def _shrink_backward(
+    ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, _: Any
+) -> tuple[Tensor | None, ...]:
+    return Shrink.backward(ctx, grad, grad_mean)[:4]
+
+
+register_autograd(
+    "drsn_ops::soft_threshold_with_code", _soft_threshold_backward, setup_context=_save_soft_threshold
+)
+register_autograd("drsn_ops::abs_mean_with_code", _abs_mean_backward, setup_context=_save_abs_mean)
+register_autograd("drsn_ops::shrink_with_code", _shrink_backward, setup_context=_save_shrink)
