@@ -3,8 +3,8 @@
 Which way a call goes:
 
 - nothing needs a gradient: the operator that keeps no code;
-- eager autograd: the ``Function`` below, whose backward works from the code. Its derivatives are linear in the
-  gradient, and each is the adjoint of another operator, so ``create_graph=True`` goes on to any order in fused operators;
+- eager autograd: the ``Function`` below, whose backward works from the code. It is linear in the gradient, and its
+  adjoint is an operator too, so ``create_graph=True`` goes on to any order in fused operators;
 - ``torch.compile`` and ``torch.export``: the registered operator itself, as ``tracing`` describes it to them;
 - a ``torch.func`` transform, forward-mode AD, or a device without kernels: the plain formulas of ``reference``.
 """

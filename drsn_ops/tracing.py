@@ -1,4 +1,4 @@
-"""What ``torch.compile`` and ``torch.export`` see of the operators: shapes and strides without data, and derivatives."""
+"""What ``torch.compile`` and ``torch.export`` see of the operators: shapes, strides and derivatives without data."""
 
 from __future__ import annotations
 
