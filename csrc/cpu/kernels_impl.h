@@ -243,8 +243,12 @@ struct Sum {
   V part[kUnroll] = {};
 
   DRSN_FORCED double total() const {
+    typedef accumulator_t<T> Half __attribute__((vector_size(sizeof(V) / 2)));
     const V all = (part[0] + part[1]) + (part[2] + part[3]);
-    return double(((all[0] + all[4]) + (all[2] + all[6])) + ((all[1] + all[5]) + (all[3] + all[7])));
+    Half half[2];
+    std::memcpy(half, &all, sizeof(all));
+    const Half four = half[0] + half[1];
+    return double((four[0] + four[2]) + (four[1] + four[3]));
   }
 };
 
@@ -265,10 +269,14 @@ DRSN_INLINE double sum_terms(int64_t n, const Term& term) {
   return total;
 }
 
+// A shift: a signed division costs three more instructions, as many as the arithmetic of a loop.
+DRSN_INLINE int64_t byte_of(int64_t element) { return element >> 3; }
+
 // Calls body(i, count) for each eight elements; count is below eight in the last call alone.
 template <class Body>
 DRSN_INLINE void for_each_eight(int64_t n, const Body& body) {
   int64_t i = 0;
+#pragma GCC unroll 4
   for (; i + kLanes <= n; i += kLanes) body(i, int64_t(kLanes));
   if (i < n) body(i, n - i);
 }
@@ -291,8 +299,8 @@ void sign_code(const T* x, Planes code, int64_t n) {
   for_each_eight(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
     const V v = load(x + i, count);
     const uint8_t negative = less(v, V{});
-    code.negative[i / 8] = negative;
-    code.nonzero[i / 8] = negative | less(V{}, v);
+    code.negative[byte_of(i)] = negative;
+    code.nonzero[byte_of(i)] = negative | less(V{}, v);
   });
 }
 
@@ -316,13 +324,13 @@ void shrink_loop(const T* x, const accumulator_t<T>* tau, const T* residual, T* 
       const uint8_t negative = less(v, V{});
       const uint8_t active = less(threshold, magnitude);
       if constexpr (kCode == Code::kShrink) {
-        code.negative[i / 8] = negative;
-        code.nonzero[i / 8] = less(V{}, magnitude);
-        code.active[i / 8] = active;
+        code.negative[byte_of(i)] = negative;
+        code.nonzero[byte_of(i)] = less(V{}, magnitude);
+        code.active[byte_of(i)] = active;
       } else {
         const uint8_t open = less(raw, V{});
-        code.negative[i / 8] = active & (open | negative);
-        code.active[i / 8] = active & ~open;
+        code.negative[byte_of(i)] = active & (open | negative);
+        code.active[byte_of(i)] = active & ~open;
       }
     }
   });
@@ -342,10 +350,10 @@ void shrink(const T* x, Values<accumulator_t<T>> tau, const T* residual, T* y, P
 // The `count` bits from `bit` on; the second byte is read only where they reach into it.
 template <bool kShifted>
 DRSN_INLINE uint8_t bits_at(const uint8_t* plane, int64_t bit, int64_t count) {
-  if constexpr (!kShifted) return plane[bit / 8];
-  const int shift = int(bit % 8);
-  const int next = shift + count > 8 ? plane[bit / 8 + 1] : 0;
-  return uint8_t((plane[bit / 8] | next << 8) >> shift);
+  if constexpr (!kShifted) return plane[byte_of(bit)];
+  const int shift = int(bit & 7);
+  const int next = shift + count > 8 ? plane[byte_of(bit) + 1] : 0;
+  return uint8_t((plane[byte_of(bit)] | next << 8) >> shift);
 }
 
 template <class T, bool kShifted>
