@@ -269,6 +269,11 @@ for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
 # Every half there is, through a narrowing store.
 every = torch.arange(-2**15, 2**15, dtype=torch.int16).view(torch.float16)
 results.append(drsn_ops.soft_threshold(every[every.isfinite()], 0.1))
+# Every bfloat16 there is, subnormal ones too, and thresholds that leave a number to be rounded.
+every = torch.arange(-2**15, 2**15, dtype=torch.int16).view(torch.bfloat16)
+every = every[every.isfinite()]
+results.append(drsn_ops.soft_threshold(every, 0.0))
+results.append(drsn_ops.soft_threshold(every, every.float().abs() * 2**-9))
 torch.save(results, sys.argv[2])
 """
 
