@@ -37,18 +37,6 @@ void abs_mean_typed(const AbsMean& p) {
       [](int64_t, int64_t, int64_t) {});
 }
 
-// The matrix (N or 1, C or 1) as one number for each row; nothing where there is no matrix.
-template <class A>
-std::vector<A> each_row(const RowValues& values, const Rows& rows) {
-  if (!values.data) return {};
-  std::vector<A> out(rows.samples * rows.channels);
-  for (int64_t row = 0; row < int64_t(out.size()); ++row) {
-    out[row] =
-        as<A>(values.data)[row / rows.channels * values.sample_stride + row % rows.channels * values.channel_stride];
-  }
-  return out;
-}
-
 template <class T>
 void combine_typed(const Combine& p) {
   using A = accumulator_t<T>;

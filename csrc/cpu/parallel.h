@@ -138,6 +138,19 @@ void sum_columns(int64_t n, int64_t width, double* sums, const Add& add) {
   }
 }
 
+// The matrix (N or 1, C or 1) as one number for each row; nothing where there is no matrix.
+template <class A>
+std::vector<A> each_row(const RowValues& values, const Rows& rows) {
+  if (!values.data) return {};
+  std::vector<A> out;
+  out.reserve(rows.samples * rows.channels);
+  for (int64_t n = 0; n < rows.samples; ++n) {
+    const A* row = as<A>(values.data) + n * values.sample_stride;
+    for (int64_t c = 0; c < rows.channels; ++c) out.push_back(row[c * values.channel_stride]);
+  }
+  return out;
+}
+
 // One number a row of `values` (N * C) laid along a line: the row's own, or the channels' numbers in turn.
 template <class A>
 class AlongLine {

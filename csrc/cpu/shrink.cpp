@@ -5,11 +5,6 @@
 namespace drsn::cpu {
 namespace {
 
-template <class A>
-A value_at(const RowValues& values, int64_t sample, int64_t channel) {
-  return as<A>(values.data)[sample * values.sample_stride + channel * values.channel_stride];
-}
-
 template <class T>
 void shrink_typed(const Shrink& p) {
   using A = accumulator_t<T>;
@@ -21,7 +16,8 @@ void shrink_typed(const Shrink& p) {
   const T* residual = as<T>(p.residual);
   T* y = as<T>(p.y);
   A* mean = as<A>(p.mean);
-  std::vector<A> tau(p.rows.samples * channels);
+  const std::vector<A> alpha = each_row<A>(p.alpha, p.rows);
+  std::vector<A> tau(alpha.size());
   const int64_t unit_rows = lines.per_unit * width;
 
   two_passes(
@@ -36,9 +32,7 @@ void shrink_typed(const Shrink& p) {
         }
       },
       [&](int64_t unit, const double* sums) {
-        const auto set = [&](int64_t row, A m) {
-          tau[row] = relu(value_at<A>(p.alpha, row / channels, row % channels) * m);
-        };
+        const auto set = [&](int64_t row, A m) { tau[row] = relu(alpha[row] * m); };
         const int64_t first = unit * unit_rows;
         if (p.per_sample) {
           double sum = 0;
@@ -52,6 +46,11 @@ void shrink_typed(const Shrink& p) {
       },
       [&](int64_t line, int64_t begin, int64_t n) {
         const int64_t offset = line * lines.length;
+        if (width == 1) {
+          const int64_t at = offset + begin;
+          return k.shrink(x + at, {&tau[line], false}, residual ? residual + at : nullptr, y + at,
+                          code.write(line, begin), n);
+        }
         const AlongLine<A> along(tau.data(), line, width);
         along.for_each(begin, n, [&](int64_t i, int64_t count) {
           k.shrink(x + offset + i, along.at(i), residual ? residual + offset + i : nullptr, y + offset + i,
@@ -71,7 +70,8 @@ void shrink_backward_typed(const ShrinkBackward& p) {
   T* dx = as<T>(p.dx);
   const A* mean = as<A>(p.mean);
   const A* grad_mean = as<A>(p.grad_mean);
-  std::vector<A> dalpha(samples * channels), spread(samples * channels);
+  const std::vector<A> alpha_of = each_row<A>(p.alpha, p.rows);
+  std::vector<A> dalpha(alpha_of.size()), spread(alpha_of.size());
   const int64_t unit_rows = lines.per_unit * width;
 
   two_passes(
@@ -91,7 +91,7 @@ void shrink_backward_typed(const ShrinkBackward& p) {
         double dmean = 0;
         for (int64_t r = 0; r < unit_rows; ++r) {
           const int64_t row = first + r;
-          const A alpha = value_at<A>(p.alpha, row / channels, row % channels);
+          const A alpha = alpha_of[row];
           const A m = mean[p.per_sample ? unit : row];
           const A dtau = alpha * m < A(0) ? A(0) : A(-sums[r]);  // a negative threshold acted as 0
           dalpha[row] = dtau * m;
@@ -110,6 +110,10 @@ void shrink_backward_typed(const ShrinkBackward& p) {
       [&](int64_t line, int64_t begin, int64_t n) {
         if (!dx) return;
         const int64_t offset = line * lines.length;
+        if (width == 1) {
+          const int64_t at = offset + begin;
+          return k.combine(g + at, code.read(line, begin), {}, {&spread[line], false}, dx + at, n);
+        }
         const AlongLine<A> along(spread.data(), line, width);
         along.for_each(begin, n, [&](int64_t i, int64_t count) {
           k.combine(g + offset + i, code.read(line, i), {}, along.at(i), dx + offset + i, count);
