@@ -69,7 +69,7 @@ class FastFunction(Function):
 
     @classmethod
     def call(cls, *args: Any) -> Any:
-        return super(Function, cls).apply(*args)
+        return super(Function, cls).apply(*args)  # type: ignore[misc]
 
 
 class Layout(NamedTuple):
@@ -341,7 +341,7 @@ def shrink(
     if _transforming() or not serves(x):
         statistic = "sample" if per_sample else "channel"
         mean = reference.abs_mean(x.clone() if inplace else x, statistic=statistic)
-        return reference.shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace), mean
+        return reference.shrink_and_threshold(x, alpha, statistic, residual, inplace)[0], mean
     needs_grad = _needs_grad(x, alpha, residual)
     if inplace and not _overwrites(x, needs_grad):
         y, mean = shrink(x, alpha, residual, per_sample, False)

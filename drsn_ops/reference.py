@@ -60,6 +60,14 @@ def shrink(
     return_threshold: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``soft_threshold(x, alpha * abs_mean(x)) + residual``."""
+    y, threshold = shrink_and_threshold(x, alpha, statistic, residual, inplace)
+    return (y, threshold) if return_threshold else y
+
+
+def shrink_and_threshold(
+    x: Tensor, alpha: Tensor | float, statistic: str, residual: Tensor | None, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`shrink` with its threshold, (N, C) or (N, 1)."""
     wide = accumulator(x.dtype)
     source = (x.clone() if inplace else x).to(wide)
     threshold = gate_values(alpha, wide, x.device) * abs_mean(source, statistic=statistic)
@@ -67,9 +75,7 @@ def shrink(
     if residual is not None:
         y = y + residual.to(wide)
     y = y.to(x.dtype)
-    if inplace:
-        y = x.copy_(y)
-    return (y, threshold) if return_threshold else y
+    return x.copy_(y) if inplace else y, threshold
 
 
 def gated_shrink(
@@ -82,4 +88,4 @@ def gated_shrink(
     """``shrink(x, gate(m))``; for both statistics the gate's input ``m`` is the channel-wise abs-mean of x."""
     means = abs_mean(x)
     weight = next(gate.parameters(), means)
-    return shrink(x, gate(means.to(weight.dtype)), statistic=statistic, residual=residual)
+    return shrink_and_threshold(x, gate(means.to(weight.dtype)), statistic, residual)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,7 +59,9 @@ def _(
     )
 
 
-def _dtau_like(layout: Layout, grad: Tensor, tau_shape: list[int], tau_dtype: torch.dtype | None) -> Tensor:
+def _dtau_like(
+    layout: Layout, grad: Tensor, tau_shape: Sequence[int], tau_dtype: torch.dtype | None
+) -> Tensor:
     if tau_dtype is None:
         return grad.new_empty([0])
     follows = layout.channels_last and list(tau_shape) == layout.shape
