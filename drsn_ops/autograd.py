@@ -340,8 +340,7 @@ def shrink(
     """``(soft_threshold(x, alpha * mean) + residual, mean)``; alpha of shape (N or 1, C or 1)."""
     if _transforming() or not serves(x):
         statistic = "sample" if per_sample else "channel"
-        mean = reference.abs_mean(x.clone() if inplace else x, statistic=statistic)
-        return reference.shrink_and_threshold(x, alpha, statistic, residual, inplace)[0], mean
+        return reference.shrink_and_mean(x, alpha, statistic, residual, inplace)
     needs_grad = _needs_grad(x, alpha, residual)
     if inplace and not _overwrites(x, needs_grad):
         y, mean = shrink(x, alpha, residual, per_sample, False)

@@ -60,22 +60,22 @@ def shrink(
     return_threshold: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``soft_threshold(x, alpha * abs_mean(x)) + residual``."""
-    y, threshold = shrink_and_threshold(x, alpha, statistic, residual, inplace)
-    return (y, threshold) if return_threshold else y
+    y, mean = shrink_and_mean(x, alpha, statistic, residual, inplace)
+    return (y, gate_values(alpha, mean.dtype, x.device) * mean) if return_threshold else y
 
 
-def shrink_and_threshold(
+def shrink_and_mean(
     x: Tensor, alpha: Tensor | float, statistic: str, residual: Tensor | None, inplace: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`shrink` with its threshold, (N, C) or (N, 1)."""
+    """`shrink` with the abs-mean that its threshold is made of, (N, C) or (N, 1)."""
     wide = accumulator(x.dtype)
     source = (x.clone() if inplace else x).to(wide)
-    threshold = gate_values(alpha, wide, x.device) * abs_mean(source, statistic=statistic)
-    y = soft_threshold(source, per_row(threshold, x))
+    mean = abs_mean(source, statistic=statistic)
+    y = soft_threshold(source, per_row(gate_values(alpha, wide, x.device) * mean, x))
     if residual is not None:
         y = y + residual.to(wide)
     y = y.to(x.dtype)
-    return x.copy_(y) if inplace else y, threshold
+    return x.copy_(y) if inplace else y, mean
 
 
 def gated_shrink(
@@ -88,4 +88,4 @@ def gated_shrink(
     """``shrink(x, gate(m))``; for both statistics the gate's input ``m`` is the channel-wise abs-mean of x."""
     means = abs_mean(x)
     weight = next(gate.parameters(), means)
-    return shrink_and_threshold(x, gate(means.to(weight.dtype)), statistic, residual)[0]
+    return shrink_and_mean(x, gate(means.to(weight.dtype)), statistic, residual)[0]

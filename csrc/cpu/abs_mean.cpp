@@ -18,12 +18,7 @@ void abs_mean_typed(const AbsMean& p) {
       lines,
       [&](int64_t line, int64_t begin, int64_t n, double* sums) {
         const T* from = x + line * lines.length + begin;
-        if (width == 1) {
-          *sums += k.abs_sum(from, n);
-        } else {
-          sum_columns<A>(n, width, sums,
-                         [&](int64_t i, int64_t count, A* columns) { k.abs_add(from + i, columns, count); });
-        }
+        add_magnitudes(from, n, width, sums);
         if (code.data) k.sign_code(from, code.write(line, begin), n);
       },
       [&](int64_t unit, const double* sums) {
@@ -61,7 +56,6 @@ void combine_typed(const Combine& p) {
 template <class T>
 void row_sums_typed(const RowSums& p) {
   using A = accumulator_t<T>;
-  const auto& k = kernels<T>();
   const Lines lines(p.rows, false);
   const LineCode code(p.code, lines, p.planes);
   const T* g = as<T>(p.grad);
@@ -73,19 +67,9 @@ void row_sums_typed(const RowSums& p) {
     two_passes(
         lines,
         [&](int64_t line, int64_t begin, int64_t n, double* sums) {
-          const T* from = g + line * lines.length + begin;
-          const auto bits = [&](int64_t i) {
-            Bits b = code.read(line, begin + i);
-            if (!active) b.active = b.nonzero;
-            return b;
-          };
-          if (width == 1) {
-            *sums += k.signed_sum(from, bits(0), n);
-          } else {
-            sum_columns<A>(n, width, sums, [&](int64_t i, int64_t count, A* columns) {
-              k.signed_add(from + i, bits(i), columns, count);
-            });
-          }
+          Bits bits = code.read(line, begin);
+          if (!active) bits.active = bits.nonzero;
+          add_signed(g + line * lines.length + begin, bits, n, width, sums);
         },
         [&](int64_t unit, const double* sums) { std::copy(sums, sums + width, out + unit * width); },
         [](int64_t, int64_t, int64_t) {});

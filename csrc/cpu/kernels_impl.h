@@ -6,8 +6,7 @@
 #include "kernels.h"
 #include "shrinkage_math.h"
 
-// GCC wants the attribute on the call operator too: a lambda that is not inlined costs a call for eight elements.
-#define DRSN_FORCED inline __attribute__((always_inline))
+// A lambda that is not inlined costs a call for each vector.
 #define DRSN_LAMBDA __attribute__((always_inline))
 
 namespace drsn::cpu::DRSN_SIMD {

@@ -138,6 +138,33 @@ void sum_columns(int64_t n, int64_t width, double* sums, const Add& add) {
   }
 }
 
+// Adds |x| of a stretch of a line to the sums of its columns.
+template <class T>
+void add_magnitudes(const T* x, int64_t n, int64_t width, double* sums) {
+  const auto& k = kernels<T>();
+  if (width == 1) {
+    *sums += k.abs_sum(x, n);
+  } else {
+    sum_columns<accumulator_t<T>>(n, width, sums,
+                                  [&](int64_t i, int64_t count, auto* columns) { k.abs_add(x + i, columns, count); });
+  }
+}
+
+// Adds active * sign * g of a stretch of a line, whose code begins at code.offset, to the sums of its columns.
+template <class T>
+void add_signed(const T* g, Bits code, int64_t n, int64_t width, double* sums) {
+  const auto& k = kernels<T>();
+  if (width == 1) {
+    *sums += k.signed_sum(g, code, n);
+  } else {
+    sum_columns<accumulator_t<T>>(n, width, sums, [&](int64_t i, int64_t count, auto* columns) {
+      Bits from = code;
+      from.offset += i;
+      k.signed_add(g + i, from, columns, count);
+    });
+  }
+}
+
 // The matrix (N or 1, C or 1) as one number for each row; nothing where there is no matrix.
 template <class A>
 std::vector<A> each_row(const RowValues& values, const Rows& rows) {

@@ -23,13 +23,7 @@ void shrink_typed(const Shrink& p) {
   two_passes(
       lines,
       [&](int64_t line, int64_t begin, int64_t n, double* sums) {
-        const T* from = x + line * lines.length + begin;
-        if (width == 1) {
-          *sums += k.abs_sum(from, n);
-        } else {
-          sum_columns<A>(n, width, sums,
-                         [&](int64_t i, int64_t count, A* columns) { k.abs_add(from + i, columns, count); });
-        }
+        add_magnitudes(x + line * lines.length + begin, n, width, sums);
       },
       [&](int64_t unit, const double* sums) {
         const auto set = [&](int64_t row, A m) { tau[row] = relu(alpha[row] * m); };
@@ -46,11 +40,6 @@ void shrink_typed(const Shrink& p) {
       },
       [&](int64_t line, int64_t begin, int64_t n) {
         const int64_t offset = line * lines.length;
-        if (width == 1) {
-          const int64_t at = offset + begin;
-          return k.shrink(x + at, {&tau[line], false}, residual ? residual + at : nullptr, y + at,
-                          code.write(line, begin), n);
-        }
         const AlongLine<A> along(tau.data(), line, width);
         along.for_each(begin, n, [&](int64_t i, int64_t count) {
           k.shrink(x + offset + i, along.at(i), residual ? residual + offset + i : nullptr, y + offset + i,
@@ -77,14 +66,7 @@ void shrink_backward_typed(const ShrinkBackward& p) {
   two_passes(
       lines,
       [&](int64_t line, int64_t begin, int64_t n, double* sums) {
-        const T* from = g + line * lines.length + begin;
-        if (width == 1) {
-          *sums += k.signed_sum(from, code.read(line, begin), n);
-        } else {
-          sum_columns<A>(n, width, sums, [&](int64_t i, int64_t count, A* columns) {
-            k.signed_add(from + i, code.read(line, begin + i), columns, count);
-          });
-        }
+        add_signed(g + line * lines.length + begin, code.read(line, begin), n, width, sums);
       },
       [&](int64_t unit, const double* sums) {
         const int64_t first = unit * unit_rows;
@@ -110,10 +92,6 @@ void shrink_backward_typed(const ShrinkBackward& p) {
       [&](int64_t line, int64_t begin, int64_t n) {
         if (!dx) return;
         const int64_t offset = line * lines.length;
-        if (width == 1) {
-          const int64_t at = offset + begin;
-          return k.combine(g + at, code.read(line, begin), {}, {&spread[line], false}, dx + at, n);
-        }
         const AlongLine<A> along(spread.data(), line, width);
         along.for_each(begin, n, [&](int64_t i, int64_t count) {
           k.combine(g + offset + i, code.read(line, i), {}, along.at(i), dx + offset + i, count);

@@ -14,7 +14,7 @@ template <class T, class A>
 void lay_out(const Broadcast& over, const T* tau, int64_t begin, int64_t n, A* out) {
   int64_t index[kMaxAxes];
   int64_t offset = 0;
-  for (int axis = over.axes - 1, rest = 0; axis >= rest; --axis) {
+  for (int axis = over.axes - 1; axis >= 0; --axis) {
     index[axis] = begin % over.size[axis];
     offset += index[axis] * over.stride[axis];
     begin /= over.size[axis];
