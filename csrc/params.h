@@ -133,4 +133,81 @@ struct RowSums {
   Rows rows;
 };
 
+// A normalisation of `features` numbers a sample. Every pointer is of the accumulator's type; null weights are 1, null
+// biases 0. With n numbers a feature, variances are biased where they divide and unbiased in the running one:
+//   kBatch    over the batch's own statistics, which then enter the running ones where there are any:
+//             running = (1 - f) * running + f * statistic, f = momentum, or 1 / batches where momentum is negative
+//   kRunning  over the running statistics, or 0 and 1 where there are none
+//   kLayer    over the features of each sample;  kRms likewise, divided by their root mean square alone
+enum class NormKind : int { kNone, kLayer, kRms, kBatch, kRunning };
+struct Norm {
+  NormKind kind;
+  double eps;
+  const void* weight;
+  const void* bias;
+  void* running_mean;  // written for kBatch alone
+  void* running_var;
+  int64_t* batches;  // counted up for kBatch, before it is used; or null
+  double momentum;
+};
+
+// alpha = sigmoid(w2 relu(norm(w1 m + b1)) + b2), with m the channel-wise abs-means of a sample.
+struct Gate {
+  int64_t hidden, outputs;  // outputs is 1 or the number of channels
+  const void* w1;           // (hidden, channels), contiguous, of the accumulator's type, as all that follow
+  const void* b1;           // (hidden), or null: 0
+  const void* w2;           // (outputs, hidden)
+  const void* b2;           // (outputs), or null: 0
+  Norm norm;                // of `hidden` features
+};
+
+// What the backward pass of a gate keeps, in one stretch of the accumulator's type.
+struct GateState {
+  int64_t samples, hidden, outputs;
+  int64_t hidden_at() const { return 0; }                                  // (samples, hidden): w1 m + b1
+  int64_t alpha_at() const { return samples * hidden; }                    // (samples, outputs)
+  int64_t norm_mean_at() const { return alpha_at() + samples * outputs; }  // (hidden), kBatch and kRunning alone
+  int64_t norm_rstd_at() const { return norm_mean_at() + hidden; }         // (hidden): 1 / sqrt(variance + eps)
+  int64_t size() const { return norm_rstd_at() + hidden; }
+};
+
+// x -> m -> alpha -> tau = max(alpha * statistic, 0) -> soft threshold -> + residual; the statistic is m, or its mean
+// over the sample's channels where per_sample. Where `input` has a kind other than kNone, x is not in memory: it is
+// norm(z) with a normalisation of the channels over batch and length, kBatch or kRunning, and there is no code.
+struct GatedShrink {
+  DType dtype;
+  const void* x;         // or z
+  const void* residual;  // or null
+  void* y;               // may be x; not z
+  Gate gate;
+  Norm input;
+  void* input_state;  // (2, channels): mean and rstd of the input's normalisation
+  void* mean;         // (samples, channels): m
+  void* state;        // GateState
+  uint8_t* code;      // or null
+  Rows rows;
+  bool per_sample;
+};
+
+// With d_tau and d_statistic as in ShrinkBackward, and d_m = grad_mean + the gate's + the statistic's share:
+//   dx = active * g + sign * d_m / length,  and where x = norm(z), dz from it.
+struct GatedShrinkBackward {
+  DType dtype;
+  const void* grad;
+  const void* grad_mean;  // (samples, channels), or null: 0
+  const uint8_t* code;    // null where x = norm(z): z, with input_state and mean, tells it again
+  const void* z;
+  Gate gate;
+  Norm input;
+  const void* input_state;
+  const void* mean;
+  const void* state;
+  void* dx;  // or dz; or null
+  // Gradients of the gate's parameters and of the input's normalisation, contiguous; each may be null.
+  void *dw1, *db1, *dnorm_weight, *dnorm_bias, *dw2, *db2;
+  void *dinput_weight, *dinput_bias;
+  Rows rows;
+  bool per_sample;
+};
+
 }  // namespace drsn

@@ -3,6 +3,10 @@
 // `value` is tau where tau is None. A with_code operator returns what its backward needs (shrinkage_math.h) last; so do
 // the in-place forms, an empty tensor without with_code. In a backward operator a gradient that is not needed comes
 // back empty. `alpha` is (N or 1, C or 1); means, row values and alpha are of the accumulator's type.
+//
+// gate_norm and input_norm are a NormKind of params.h. gated_shrink_ writes into x where inplace, and then returns an
+// empty y. It and batch_norm_shrink_ bring the running statistics up to date; the functional forms only read them, and
+// the batch's own are in state and input_state.
 #include "torch_api.h"
 
 STABLE_TORCH_LIBRARY(drsn_ops, m) {
@@ -28,6 +32,43 @@ STABLE_TORCH_LIBRARY(drsn_ops, m) {
   m.def(
       "shrink_backward(Tensor grad, Tensor? grad_mean, Tensor code, Tensor alpha, Tensor mean, bool per_sample, "
       "bool channels_last, bool need_x, bool need_alpha) -> (Tensor, Tensor)");
+
+  m.def(
+      "gated_shrink(Tensor x, Tensor? residual, Tensor w1, Tensor? b1, Tensor? norm_weight, Tensor? norm_bias, "
+      "Tensor w2, Tensor? b2, Tensor? running_mean, Tensor? running_var, int gate_norm, float eps, bool per_sample) -> "
+      "Tensor");
+  m.def(
+      "gated_shrink_with_code(Tensor x, Tensor? residual, Tensor w1, Tensor? b1, Tensor? norm_weight, "
+      "Tensor? norm_bias, Tensor w2, Tensor? b2, Tensor? running_mean, Tensor? running_var, int gate_norm, float eps, "
+      "bool per_sample) -> (Tensor y, Tensor mean, Tensor state, Tensor code)");
+  m.def(
+      "gated_shrink_(Tensor(a!) x, Tensor? residual, Tensor w1, Tensor? b1, Tensor? norm_weight, Tensor? norm_bias, "
+      "Tensor w2, Tensor? b2, Tensor(b!)? running_mean, Tensor(c!)? running_var, Tensor(d!)? batches, "
+      "float momentum, int gate_norm, float eps, bool per_sample, bool inplace, bool with_code) -> "
+      "(Tensor y, Tensor mean, Tensor state, Tensor code)");
+  m.def(
+      "gated_shrink_backward(Tensor grad, Tensor? grad_mean, Tensor code, Tensor mean, Tensor state, Tensor w1, "
+      "Tensor? b1, Tensor? norm_weight, Tensor? norm_bias, Tensor w2, Tensor? b2, int gate_norm, float eps, "
+      "bool per_sample, bool channels_last, bool need_x, bool need_gate) -> "
+      "(Tensor dx, Tensor dw1, Tensor db1, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dw2, Tensor db2)");
+
+  m.def(
+      "batch_norm_shrink(Tensor z, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? running_mean, "
+      "Tensor? running_var, int input_norm, float input_eps, Tensor w1, Tensor? b1, Tensor? norm_weight, "
+      "Tensor? norm_bias, Tensor w2, Tensor? b2, Tensor? gate_running_mean, Tensor? gate_running_var, int gate_norm, "
+      "float eps, bool per_sample) -> (Tensor y, Tensor mean, Tensor state, Tensor input_state)");
+  m.def(
+      "batch_norm_shrink_(Tensor z, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, Tensor(c!)? batches, float momentum, int input_norm, float input_eps, Tensor w1, "
+      "Tensor? b1, Tensor? norm_weight, Tensor? norm_bias, Tensor w2, Tensor? b2, Tensor(d!)? gate_running_mean, "
+      "Tensor(e!)? gate_running_var, Tensor(f!)? gate_batches, float gate_momentum, int gate_norm, float eps, "
+      "bool per_sample) -> (Tensor y, Tensor mean, Tensor state, Tensor input_state)");
+  m.def(
+      "batch_norm_shrink_backward(Tensor grad, Tensor z, Tensor? weight, Tensor? bias, int input_norm, Tensor mean, "
+      "Tensor state, Tensor input_state, Tensor w1, Tensor? b1, Tensor? norm_weight, Tensor? norm_bias, Tensor w2, "
+      "Tensor? b2, int gate_norm, float eps, bool per_sample, bool need_z, bool need_parameters) -> "
+      "(Tensor dz, Tensor dweight, Tensor dbias, Tensor dw1, Tensor db1, Tensor dnorm_weight, Tensor dnorm_bias, "
+      "Tensor dw2, Tensor db2)");
 
   m.def(
       "combine(Tensor? grad, Tensor? w, Tensor? v, Tensor code, int[] shape, ScalarType dtype, bool channels_last) -> "

@@ -15,21 +15,21 @@ void abs_mean_typed(const AbsMean& p) {
   A* mean = as<A>(p.mean);
   const int64_t width = lines.width, unit_rows = lines.per_unit * width;
   two_passes(
-      lines,
-      [&](int64_t line, int64_t begin, int64_t n, double* sums) {
+      lines, false,
+      [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
         const T* from = x + line * lines.length + begin;
-        add_magnitudes(from, n, width, sums);
-        if (code.data) k.sign_code(from, code.write(line, begin), n);
+        add_magnitudes(from, count, n, width, sums);
+        for (int64_t i = 0; i < count && code.data; ++i) k.sign_code(from + i * n, code.write(line + i, begin), n);
       },
-      [&](int64_t unit, const double* sums) {
-        double all = 0;
-        for (int64_t r = 0; r < unit_rows; ++r) {
-          all += sums[r];
-          if (!p.per_sample) mean[unit * unit_rows + r] = A(sums[r] / std::max<int64_t>(p.rows.length, 1));
+      [&](int64_t unit, int64_t count, const double* sums) {
+        for (int64_t r = 0; r < count * unit_rows && !p.per_sample; ++r)
+          mean[unit * unit_rows + r] = A(sums[r] / std::max<int64_t>(p.rows.length, 1));
+        for (int64_t u = 0; u < count && p.per_sample; ++u) {
+          const double all = std::accumulate(sums + u * unit_rows, sums + (u + 1) * unit_rows, 0.0);
+          mean[unit + u] = A(all / std::max<int64_t>(p.rows.channels * p.rows.length, 1));
         }
-        if (p.per_sample) mean[unit] = A(all / std::max<int64_t>(p.rows.channels * p.rows.length, 1));
       },
-      [](int64_t, int64_t, int64_t) {});
+      [](int64_t, int64_t, int64_t, int64_t) {});
 }
 
 template <class T>
@@ -65,14 +65,16 @@ void row_sums_typed(const RowSums& p) {
     if (!out) return;
     if (active && p.planes <= kActive) return std::fill(out, out + p.rows.samples * p.rows.channels, A(0));
     two_passes(
-        lines,
-        [&](int64_t line, int64_t begin, int64_t n, double* sums) {
+        lines, false,
+        [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
           Bits bits = code.read(line, begin);
           if (!active) bits.active = bits.nonzero;
-          add_signed(g + line * lines.length + begin, bits, n, width, sums);
+          add_signed(g + line * lines.length + begin, bits, count, n, width, sums);
         },
-        [&](int64_t unit, const double* sums) { std::copy(sums, sums + width, out + unit * width); },
-        [](int64_t, int64_t, int64_t) {});
+        [&](int64_t unit, int64_t count, const double* sums) {
+          std::copy(sums, sums + count * width, out + unit * width);
+        },
+        [](int64_t, int64_t, int64_t, int64_t) {});
   };
   sum_over(true, as<A>(p.active_sum));
   sum_over(false, as<A>(p.sign_sum));

@@ -9,15 +9,21 @@ namespace drsn::cpu {
 namespace simd_default {
 template <class T>
 const Kernels<T>& table();
-}
+void multiply(const Product<float>& p);
+void multiply(const Product<double>& p);
+}  // namespace simd_default
 namespace simd_avx2 {
 template <class T>
 const Kernels<T>& table();
-}
+void multiply(const Product<float>& p);
+void multiply(const Product<double>& p);
+}  // namespace simd_avx2
 namespace simd_avx512 {
 template <class T>
 const Kernels<T>& table();
-}
+void multiply(const Product<float>& p);
+void multiply(const Product<double>& p);
+}  // namespace simd_avx512
 
 namespace {
 
@@ -59,5 +65,16 @@ template const Kernels<float>& kernels();
 template const Kernels<double>& kernels();
 template const Kernels<Half>& kernels();
 template const Kernels<BFloat16>& kernels();
+
+template <class A>
+void multiply(const Product<A>& p) {
+#if defined(__x86_64__)
+  if (level() == 2) return simd_avx512::multiply(p);
+  if (level() == 1) return simd_avx2::multiply(p);
+#endif
+  simd_default::multiply(p);
+}
+template void multiply(const Product<float>& p);
+template void multiply(const Product<double>& p);
 
 }  // namespace drsn::cpu

@@ -16,11 +16,17 @@ struct BFloat16 {
 template <class T>
 using accumulator_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Planes of the code, at a byte boundary; null where a plane is absent.
+// Planes of the code, at a byte boundary; null where a plane is absent. The next row's are `stride` bytes on.
 struct Planes {
   uint8_t* negative = nullptr;
   uint8_t* nonzero = nullptr;
   uint8_t* active = nullptr;
+  int64_t stride = 0;
+
+  Planes row(int64_t r) const {
+    return {negative + r * stride, nonzero ? nonzero + r * stride : nullptr, active ? active + r * stride : nullptr,
+            stride};
+  }
 };
 
 // The same to read, from bit `offset` of each plane on.
@@ -29,6 +35,12 @@ struct Bits {
   const uint8_t* nonzero;
   const uint8_t* active;
   int64_t offset = 0;
+  int64_t stride = 0;
+
+  Bits row(int64_t r) const {
+    return {negative + r * stride, nonzero ? nonzero + r * stride : nullptr, active ? active + r * stride : nullptr,
+            offset, stride};
+  }
 };
 
 // A number for every element, or, where it does not vary, one for all. Null: 0.
@@ -38,22 +50,64 @@ struct Values {
   bool vary = false;
 };
 
+// x = scale * z + shift with one of each a row; null: x itself is in memory.
+template <class A>
+struct Affine {
+  const A* scale = nullptr;
+  const A* shift = nullptr;
+};
+
+// What tells x, its code and dz of z again, one number a row each: x = scale * z + shift, x_hat in units of the
+// deviation is z - center, and dz = scale * dx + at_center + slope * (z - center).
+template <class A>
+struct BatchNormRows {
+  Affine<A> affine;
+  const A *center, *tau, *spread, *at_center, *slope;
+};
+
+// Rows of n elements lie one behind the other; sums of rows are added to sums[row].
 template <class T>
 struct Kernels {
   using A = accumulator_t<T>;
-  double (*abs_sum)(const T* x, int64_t n);
+  void (*abs_sums)(const T* x, Affine<A> affine, int64_t rows, int64_t n, double* sums);
   void (*abs_add)(const T* x, A* sums, int64_t n);
   void (*sign_code)(const T* x, Planes code, int64_t n);
   // y = soft_threshold(x, max(tau, 0)) + residual
   void (*shrink)(const T* x, Values<A> tau, const T* residual, T* y, Planes code, int64_t n);
-  // The sum, or sums[i] +=, of active * sign * g.
-  double (*signed_sum)(const T* g, Bits code, int64_t n);
+  void (*shrink_rows)(const T* x, Affine<A> affine, const A* tau, const T* residual, T* y, Planes code, int64_t rows,
+                      int64_t n);
+  // The sums, or sums[i] +=, of active * sign * g.
+  void (*signed_sums)(const T* g, Bits code, int64_t rows, int64_t n, double* sums);
   void (*signed_add)(const T* g, Bits code, A* sums, int64_t n);
   // out = passes * g + active * sign * w + nonzero * sign * v; in a code without kNonzero the open elements pass too.
   void (*combine)(const T* g, Bits code, Values<A> w, Values<A> v, T* out, int64_t n);
+  // The same with w = 0 and one v a row.
+  void (*spread_rows)(const T* g, Bits code, const A* v, T* out, int64_t rows, int64_t n);
+  // Of a row of z: its sum, and the sum of the squares of what it is from its own mean.
+  void (*moments)(const T* z, int64_t n, double* sum, double* squares);
+  // sums[5 * row]: of active * sign * g, active * g, active * g * (z - center), sign, sign * (z - center)
+  void (*batch_norm_sums)(const T* g, const T* z, BatchNormRows<A> with, int64_t rows, int64_t n, double* sums);
+  void (*batch_norm_spread)(const T* g, const T* z, BatchNormRows<A> with, T* dz, int64_t rows, int64_t n);
   void (*widen)(const T* from, A* to, int64_t n);
   void (*narrow)(const A* from, T* to, int64_t n);
 };
+
+// out[r, j] = sum over k of a[r * a_row + k * a_k] * b[k * b_k + j], added up from the first k to the last; b and out
+// are contiguous along j.
+template <class A>
+struct Product {
+  const A* a;
+  int64_t a_row, a_k;
+  const A* b;
+  int64_t b_k;
+  A* out;
+  int64_t out_row;
+  int64_t rows, terms, columns;
+};
+
+// For float and double.
+template <class A>
+void multiply(const Product<A>& p);
 
 template <class T>
 const Kernels<T>& kernels();

@@ -26,22 +26,34 @@ DRSN_INLINE vector_t<T> splat(accumulator_t<T> a) {
   return vector_t<T>{} + a;
 }
 
-// Calls term(i, count) for each vector of elements and adds up what it returns.
-template <class T, class Term>
-DRSN_INLINE double sum_terms(int64_t n, const Term& term) {
+// The bits of the elements that a vector of `count` has.
+template <class T>
+DRSN_INLINE bits_t<T> inside(int64_t count) {
+  return count >= kLanes<T> ? bits_t<T>(-1) : bits_t<T>((1u << count) - 1);
+}
+
+// Calls term(i, count, vectors) for each vector of elements and adds up the kSums vectors that it fills in.
+template <class T, int kSums, class Term>
+DRSN_INLINE void add_terms(int64_t n, double* sums, const Term& term) {
+  using V = vector_t<T>;
   constexpr int kStep = kLanes<T>;
-  double sum = 0;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t end = n < begin + kBlock ? n : begin + kBlock;
-    vector_t<T> part[kPartialSums / kStep] = {};
+    V part[kSums][kPartialSums / kStep] = {};
+    V values[kSums];
     int64_t i = begin;
     for (; i + kPartialSums <= end; i += kPartialSums) {
-      for (int u = 0; u < kPartialSums / kStep; ++u) part[u] += term(i + u * kStep, int64_t(kStep));
+      for (int u = 0; u < kPartialSums / kStep; ++u) {
+        term(i + u * kStep, int64_t(kStep), values);
+        for (int s = 0; s < kSums; ++s) part[s][u] += values[s];
+      }
     }
-    for (int u = 0; i < end; i += kStep, ++u) part[u] += term(i, end - i);
-    sum += total<T>(part);
+    for (int u = 0; i < end; i += kStep, ++u) {
+      term(i, end - i, values);
+      for (int s = 0; s < kSums; ++s) part[s][u] += values[s];
+    }
+    for (int s = 0; s < kSums; ++s) sums[s] += total<T>(part[s]);
   }
-  return sum;
 }
 
 // Calls body(i, count) for each vector of elements; count is below its length in the last call alone.
@@ -79,9 +91,31 @@ DRSN_INLINE bits_t<T> read_bits(const uint8_t* plane, int64_t bit, int64_t count
   return bits_t<T>(bits >> shift);
 }
 
+// Element i of x, or of scale * z + shift; 0 past the end.
+template <class T, bool kAffine>
+DRSN_INLINE vector_t<T> source(const T* x, vector_t<T> scale, vector_t<T> shift, int64_t i, int64_t count) {
+  const vector_t<T> v = load(x + i, count);
+  if constexpr (kAffine) return keep(inside<T>(count), v * scale + shift);
+  return v;
+}
+
+// Calls run(row, x, scale, shift, affine) for each row, with affine a compile-time constant.
+template <class T, class Run>
+DRSN_INLINE void for_each_row(const T* x, Affine<accumulator_t<T>> affine, int64_t rows, int64_t n, const Run& run) {
+  for (int64_t r = 0; r < rows && !affine.scale; ++r)
+    run(r, x + r * n, vector_t<T>{}, vector_t<T>{}, std::false_type{});
+  for (int64_t r = 0; r < rows && affine.scale; ++r)
+    run(r, x + r * n, splat<T>(affine.scale[r]), splat<T>(affine.shift[r]), std::true_type{});
+}
+
 template <class T>
-double abs_sum(const T* x, int64_t n) {
-  return sum_terms<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA { return magnitude_of<T>(load(x + i, count)); });
+void abs_sums(const T* x, Affine<accumulator_t<T>> affine, int64_t rows, int64_t n, double* sums) {
+  using V = vector_t<T>;
+  for_each_row(x, affine, rows, n, [&](int64_t r, const T* row, V scale, V shift, auto is_affine) DRSN_LAMBDA {
+    add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, V* out) DRSN_LAMBDA {
+      out[0] = magnitude_of<T>(source<T, decltype(is_affine)::value>(row, scale, shift, i, count));
+    });
+  });
 }
 
 template <class T>
@@ -104,14 +138,15 @@ void sign_code(const T* x, Planes code, int64_t n) {
 
 enum class Code { kNone, kSoftThreshold, kShrink };
 
-template <class T, Code kCode, bool kVary>
-void shrink_loop(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes code, int64_t n) {
+template <class T, Code kCode, bool kVary, bool kAffine>
+DRSN_INLINE void shrink_loop(const T* x, vector_t<T> scale, vector_t<T> shift, const accumulator_t<T>* tau,
+                             const T* residual, T* y, Planes code, int64_t n) {
   using V = vector_t<T>;
   using B = bits_t<T>;
   const V zero = {};
   const V one = kVary ? zero : splat<T>(*tau);
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-    const V v = load(x + i, count);
+    const V v = source<T, kAffine>(x, scale, shift, i, count);
     V raw = one;
     if constexpr (kVary) raw = load(tau + i, count);
     const V threshold = positive_part<T>(raw);
@@ -135,15 +170,33 @@ void shrink_loop(const T* x, const accumulator_t<T>* tau, const T* residual, T* 
   });
 }
 
+template <class T, bool kVary>
+void shrink_by(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes code, int64_t n) {
+  const vector_t<T> zero = {};
+  if (!code.active) return shrink_loop<T, Code::kNone, kVary, false>(x, zero, zero, tau, residual, y, code, n);
+  if (code.nonzero) return shrink_loop<T, Code::kShrink, kVary, false>(x, zero, zero, tau, residual, y, code, n);
+  shrink_loop<T, Code::kSoftThreshold, kVary, false>(x, zero, zero, tau, residual, y, code, n);
+}
+
 template <class T>
 void shrink(const T* x, Values<accumulator_t<T>> tau, const T* residual, T* y, Planes code, int64_t n) {
-  const auto run = [&](auto vary) {
-    constexpr bool kVary = decltype(vary)::value;
-    if (!code.active) return shrink_loop<T, Code::kNone, kVary>(x, tau.data, residual, y, code, n);
-    if (code.nonzero) return shrink_loop<T, Code::kShrink, kVary>(x, tau.data, residual, y, code, n);
-    return shrink_loop<T, Code::kSoftThreshold, kVary>(x, tau.data, residual, y, code, n);
-  };
-  tau.vary ? run(std::true_type{}) : run(std::false_type{});
+  tau.vary ? shrink_by<T, true>(x, tau.data, residual, y, code, n)
+           : shrink_by<T, false>(x, tau.data, residual, y, code, n);
+}
+
+template <class T>
+void shrink_rows(const T* x, Affine<accumulator_t<T>> affine, const accumulator_t<T>* tau, const T* residual, T* y,
+                 Planes code, int64_t rows, int64_t n) {
+  using V = vector_t<T>;
+  for_each_row(x, affine, rows, n, [&](int64_t r, const T* row, V scale, V shift, auto is_affine) DRSN_LAMBDA {
+    constexpr bool kAffine = decltype(is_affine)::value;
+    const T* add = residual ? residual + r * n : nullptr;
+    if (kAffine || !code.active) {
+      shrink_loop<T, Code::kNone, false, kAffine>(row, scale, shift, tau + r, add, y + r * n, {}, n);
+    } else {
+      shrink_loop<T, Code::kShrink, false, false>(row, scale, shift, tau + r, add, y + r * n, code.row(r), n);
+    }
+  });
 }
 
 template <class T, bool kShifted>
@@ -160,10 +213,14 @@ DRSN_INLINE auto with_shift(const Bits& code, const Run& run) {
 }
 
 template <class T>
-double signed_sum(const T* g, Bits code, int64_t n) {
-  return with_shift(code, [&](auto shifted) {
-    return sum_terms<T>(n, [&](int64_t i, int64_t count)
-                               DRSN_LAMBDA { return signed_active<T, decltype(shifted)::value>(g, code, i, count); });
+void signed_sums(const T* g, Bits code, int64_t rows, int64_t n, double* sums) {
+  with_shift(code, [&](auto shifted) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const Bits bits = code.row(r);
+      add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
+        out[0] = signed_active<T, decltype(shifted)::value>(g + r * n, bits, i, count);
+      });
+    }
   });
 }
 
@@ -216,6 +273,95 @@ void combine(const T* g, Bits code, Values<accumulator_t<T>> w, Values<accumulat
 }
 
 template <class T>
+void spread_rows(const T* g, Bits code, const accumulator_t<T>* v, T* out, int64_t rows, int64_t n) {
+  using V = vector_t<T>;
+  using B = bits_t<T>;
+  with_shift(code, [&](auto shifted) {
+    constexpr bool kShifted = decltype(shifted)::value;
+    for (int64_t r = 0; r < rows; ++r) {
+      const Bits bits = code.row(r);
+      const V one = splat<T>(v[r]);
+      for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+        const B negative = read_bits<T, kShifted>(bits.negative, bits.offset + i, count);
+        const B nonzero = read_bits<T, kShifted>(bits.nonzero, bits.offset + i, count);
+        const B active = read_bits<T, kShifted>(bits.active, bits.offset + i, count);
+        const V sum = keep(active, load(g + r * n + i, count)) + keep(nonzero, negate(negative, one));
+        store(out + r * n + i, sum, count);
+      });
+    }
+  });
+}
+
+template <class T>
+void moments(const T* z, int64_t n, double* sum, double* squares) {
+  using V = vector_t<T>;
+  double first = 0;
+  add_terms<T, 1>(n, &first, [&](int64_t i, int64_t count, V* out) DRSN_LAMBDA { out[0] = load(z + i, count); });
+  *sum += first;
+  const V mean = splat<T>(accumulator_t<T>(first / double(n)));
+  double from_mean[2] = {};
+  add_terms<T, 2>(n, from_mean, [&](int64_t i, int64_t count, V* out) DRSN_LAMBDA {
+    out[0] = keep(inside<T>(count), load(z + i, count) - mean);
+    out[1] = out[0] * out[0];
+  });
+  // less the square of what rounding leaves of the sum of differences
+  *squares += from_mean[1] - from_mean[0] * from_mean[0] / double(n);
+}
+
+// A vector of z as what the backward pass needs of it.
+template <class T>
+struct Decoded {
+  vector_t<T> centered;
+  bits_t<T> negative, nonzero, active;
+};
+
+template <class T>
+DRSN_INLINE Decoded<T> decode(const T* z, vector_t<T> scale, vector_t<T> shift, vector_t<T> center, vector_t<T> tau,
+                              int64_t i, int64_t count) {
+  const vector_t<T> zero = {};
+  const vector_t<T> x = source<T, true>(z, scale, shift, i, count);
+  const vector_t<T> magnitude = magnitude_of<T>(x);
+  const bits_t<T> in = inside<T>(count);
+  return {keep(in, load(z + i, count) - center), bits_t<T>(less(x, zero) & in), bits_t<T>(less(zero, magnitude) & in),
+          bits_t<T>(less(tau, magnitude) & in)};
+}
+
+template <class T>
+void batch_norm_sums(const T* g, const T* z, BatchNormRows<accumulator_t<T>> with, int64_t rows, int64_t n,
+                     double* sums) {
+  using V = vector_t<T>;
+  const V one = splat<T>(1);
+  for (int64_t r = 0; r < rows; ++r) {
+    const V scale = splat<T>(with.affine.scale[r]), shift = splat<T>(with.affine.shift[r]);
+    const V center = splat<T>(with.center[r]), tau = splat<T>(with.tau[r]);
+    add_terms<T, 5>(n, sums + 5 * r, [&](int64_t i, int64_t count, V* out) DRSN_LAMBDA {
+      const Decoded<T> d = decode<T>(z + r * n, scale, shift, center, tau, i, count);
+      const V passed = keep(d.active, load(g + r * n + i, count));
+      out[0] = negate(d.negative, passed);
+      out[1] = passed;
+      out[2] = passed * d.centered;
+      out[3] = keep(d.nonzero, negate(d.negative, one));
+      out[4] = keep(d.nonzero, negate(d.negative, d.centered));
+    });
+  }
+}
+
+template <class T>
+void batch_norm_spread(const T* g, const T* z, BatchNormRows<accumulator_t<T>> with, T* dz, int64_t rows, int64_t n) {
+  using V = vector_t<T>;
+  for (int64_t r = 0; r < rows; ++r) {
+    const V scale = splat<T>(with.affine.scale[r]), shift = splat<T>(with.affine.shift[r]);
+    const V center = splat<T>(with.center[r]), tau = splat<T>(with.tau[r]), spread = splat<T>(with.spread[r]);
+    const V at_center = splat<T>(with.at_center[r]), slope = splat<T>(with.slope[r]);
+    for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+      const Decoded<T> d = decode<T>(z + r * n, scale, shift, center, tau, i, count);
+      const V dx = keep(d.active, load(g + r * n + i, count)) + keep(d.nonzero, negate(d.negative, spread));
+      store(dz + r * n + i, scale * dx + (at_center + slope * d.centered), count);
+    });
+  }
+}
+
+template <class T>
 void widen(const T* from, accumulator_t<T>* to, int64_t n) {
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA { store(to + i, load(from + i, count), count); });
 }
@@ -225,12 +371,47 @@ void narrow(const accumulator_t<T>* from, T* to, int64_t n) {
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA { store(to + i, load(from + i, count), count); });
 }
 
+// Some rows of a hold their sums in registers for a stretch of columns.
+template <class A, int kRows>
+DRSN_INLINE void multiply_rows(const Product<A>& p, int64_t row, int64_t column, int64_t count) {
+  using V = vector_t<A>;
+  V sums[kRows] = {};
+  const A* a = p.a + row * p.a_row;
+  const A* b = p.b + column;
+  for (int64_t k = 0; k < p.terms; ++k, a += p.a_k, b += p.b_k) {
+    const V values = load(b, count);
+    for (int r = 0; r < kRows; ++r) sums[r] += splat<A>(a[r * p.a_row]) * values;
+  }
+  for (int r = 0; r < kRows; ++r) store(p.out + (row + r) * p.out_row + column, sums[r], count);
+}
+
+template <class A>
+void multiply_all(const Product<A>& p) {
+  for (int64_t column = 0; column < p.columns; column += kLanes<A>) {
+    const int64_t count = p.columns - column;
+    int64_t row = 0;
+    for (; row + 8 <= p.rows; row += 8) {
+      if (count >= kLanes<A>) {
+        multiply_rows<A, 8>(p, row, column, kLanes<A>);
+      } else {
+        multiply_rows<A, 8>(p, row, column, count);
+      }
+    }
+    for (; row < p.rows; ++row) multiply_rows<A, 1>(p, row, column, count);
+  }
+}
+
 }  // namespace
+
+void multiply(const Product<float>& p) { multiply_all(p); }
+void multiply(const Product<double>& p) { multiply_all(p); }
 
 template <class T>
 const Kernels<T>& table() {
-  static constexpr Kernels<T> kTable{abs_sum<T>,    abs_add<T>, sign_code<T>, shrink<T>, signed_sum<T>,
-                                     signed_add<T>, combine<T>, widen<T>,     narrow<T>};
+  static constexpr Kernels<T> kTable{abs_sums<T>,    abs_add<T>,     sign_code<T>,       shrink<T>,
+                                     shrink_rows<T>, signed_sums<T>, signed_add<T>,      combine<T>,
+                                     spread_rows<T>, moments<T>,     batch_norm_sums<T>, batch_norm_spread<T>,
+                                     widen<T>,       narrow<T>};
   return kTable;
 }
 template const Kernels<float>& table();

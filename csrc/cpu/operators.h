@@ -12,5 +12,7 @@ void shrink(const Shrink& p);
 void shrink_backward(const ShrinkBackward& p);
 void combine(const Combine& p);
 void row_sums(const RowSums& p);
+void gated_shrink(const GatedShrink& p);
+void gated_shrink_backward(const GatedShrinkBackward& p);
 
 }  // namespace drsn::cpu

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "kernels.h"
@@ -13,6 +14,7 @@ namespace drsn::cpu {
 
 constexpr int64_t kGrain = 32768;  // elements below which a second thread costs more than it brings
 constexpr int64_t kBuffer = 1024;  // elements of a buffer that stays in the first-level cache
+constexpr int64_t kCached = 8192;  // elements that stay in a thread's own cache between two passes
 
 // Calls run(T{}) with the element type of a real dtype.
 template <class Run>
@@ -54,69 +56,91 @@ void for_each_task(int64_t tasks, int64_t elements, const Run& run) {
 struct Lines {
   int64_t count, length, width;
   int64_t per_unit;
-  int64_t piece;  // elements summed at a time: a multiple of 8, whole bytes of code, and of the width
+  int64_t sums;              // numbers that a line adds up
+  int64_t cached = kCached;  // elements of whole units that a thread takes through both passes
+  int64_t piece;             // elements summed at a time: a multiple of 8, whole bytes of code, and of the width
 
   Lines(const Rows& rows, bool per_sample)
       : count(rows.segments()),
         length(rows.segment_length()),
         width(rows.channels_last ? rows.channels : 1),
         per_unit(per_sample && !rows.channels_last ? std::max<int64_t>(rows.channels, 1) : 1),
+        sums(width),
         piece(std::max<int64_t>(8, kGrain / std::max<int64_t>(width, 1) / 8 * 8) * std::max<int64_t>(width, 1)) {}
 
   int64_t units() const { return count / per_unit; }
   int64_t pieces() const { return std::max<int64_t>(1, (length + piece - 1) / piece); }
 };
 
-// sum(line, begin, n, sums) adds to sums[width]; finish(unit, sums) gets those of the unit's lines one behind the
-// other; apply(line, begin, n) comes after. A thread takes a unit through all three while it is in its cache; where
-// there are fewer units than threads, pieces are shared out instead, and the same sums are added in the same order.
-template <class Sum, class Finish, class Apply>
-void two_passes(const Lines& lines, const Sum& sum, const Finish& finish, const Apply& apply) {
+// Calls run(line, count, begin, n) until every line is done: elements [begin, begin + n) of `count` lines from `line`
+// on. More than one line comes whole.
+template <class Run>
+void for_each_stretch(const Lines& lines, const Run& run) {
   const int64_t pieces = lines.pieces();
-  const int64_t width = lines.width;
-  const auto add_piece = [&](int64_t line, int64_t piece, double* sums) {
-    const int64_t begin = piece * lines.piece;
-    sum(line, begin, std::min(lines.piece, lines.length - begin), sums);
-  };
+  if (pieces == 1) {
+    const int64_t block = std::max<int64_t>(1, kCached / std::max<int64_t>(lines.length, 1));
+    for_each_task((lines.count + block - 1) / block, block * lines.length, [&](int64_t task) {
+      const int64_t line = task * block;
+      run(line, std::min(block, lines.count - line), 0, lines.length);
+    });
+    return;
+  }
+  for_each_task(lines.count * pieces, lines.piece, [&](int64_t task) {
+    const int64_t begin = task % pieces * lines.piece;
+    run(task / pieces, 1, begin, std::min(lines.piece, lines.length - begin));
+  });
+}
+
+// sum(line, count, begin, n, sums) adds to sums[count * lines.sums]; finish(unit, count, sums) gets those of `count`
+// units' lines one behind the other; apply(line, count, begin, n) comes after. A thread takes some units through all
+// three while they are in its cache. Where there are fewer units than threads, or `together` wants one finish for all
+// units, every line is summed before the first apply; the same sums are added in the same order.
+template <class Sum, class Finish, class Apply>
+void two_passes(const Lines& lines, bool together, const Sum& sum, const Finish& finish, const Apply& apply) {
+  const int64_t pieces = lines.pieces();
+  const int64_t width = lines.sums;
   const int64_t unit_size = lines.per_unit * lines.length;
-  if (lines.units() >= torch::stable::get_num_threads() || unit_size <= kGrain) {
-    for_each_task(lines.units(), unit_size, [&](int64_t unit) {
-      if (lines.per_unit == 1 && width == 1 && pieces == 1) {  // a short row: no buffer is worth its set-up
-        double row = 0;
-        sum(unit, 0, lines.length, &row);
-        finish(unit, &row);
-        return apply(unit, 0, lines.length);
+  const auto add_line = [&](int64_t line, double* sums) {
+    thread_local std::vector<double> part;
+    for (int64_t begin = 0; begin < lines.length; begin += lines.piece) {
+      part.assign(width, 0);
+      sum(line, 1, begin, std::min(lines.piece, lines.length - begin), part.data());
+      for (int64_t j = 0; j < width; ++j) sums[j] += part[j];
+    }
+  };
+  if (!together && (lines.units() >= torch::stable::get_num_threads() || unit_size <= kGrain)) {
+    const int64_t block = std::max<int64_t>(1, lines.cached / std::max<int64_t>(unit_size, 1));
+    for_each_task((lines.units() + block - 1) / block, block * unit_size, [&](int64_t task) {
+      const int64_t unit = task * block, units = std::min(block, lines.units() - unit);
+      const int64_t line = unit * lines.per_unit, count = units * lines.per_unit;
+      thread_local std::vector<double> sums;
+      sums.assign(count * width, 0);
+      if (pieces == 1) {
+        sum(line, count, 0, lines.length, sums.data());
+      } else {
+        for (int64_t i = 0; i < count; ++i) add_line(line + i, &sums[i * width]);
       }
-      thread_local std::vector<double> sums, part;
-      sums.assign(lines.per_unit * width, 0);
-      for (int64_t i = 0; i < lines.per_unit; ++i) {
-        for (int64_t piece = 0; piece < pieces; ++piece) {
-          part.assign(width, 0);
-          add_piece(unit * lines.per_unit + i, piece, part.data());
-          for (int64_t j = 0; j < width; ++j) sums[i * width + j] += part[j];
-        }
-      }
-      finish(unit, sums.data());
-      for (int64_t i = 0; i < lines.per_unit; ++i) apply(unit * lines.per_unit + i, 0, lines.length);
+      finish(unit, units, sums.data());
+      if (pieces == 1) return apply(line, count, 0, lines.length);
+      for (int64_t i = 0; i < count; ++i) apply(line + i, 1, 0, lines.length);
     });
     return;
   }
   std::vector<double> parts(lines.count * pieces * width);
-  for_each_task(lines.count * pieces, lines.piece,
-                [&](int64_t task) { add_piece(task / pieces, task % pieces, &parts[task * width]); });
-  std::vector<double> sums(lines.per_unit * width);
-  for (int64_t unit = 0; unit < lines.units(); ++unit) {
-    std::fill(sums.begin(), sums.end(), 0);
-    for (int64_t i = 0; i < lines.per_unit * pieces; ++i) {
-      const double* part = &parts[(unit * lines.per_unit * pieces + i) * width];
-      for (int64_t j = 0; j < width; ++j) sums[i / pieces * width + j] += part[j];
-    }
-    finish(unit, sums.data());
-  }
-  for_each_task(lines.count * pieces, lines.piece, [&](int64_t task) {
-    const int64_t begin = task % pieces * lines.piece;
-    apply(task / pieces, begin, std::min(lines.piece, lines.length - begin));
+  for_each_stretch(lines, [&](int64_t line, int64_t count, int64_t begin, int64_t n) {
+    sum(line, count, begin, n, &parts[(line * pieces + begin / lines.piece) * width]);
   });
+  for (int64_t line = 0; line < lines.count && pieces > 1; ++line) {
+    double* sums = &parts[line * width];
+    const double* part = &parts[line * pieces * width];
+    for (int64_t j = 0; j < width; ++j) {
+      double all = 0;
+      for (int64_t i = 0; i < pieces; ++i) all += part[i * width + j];
+      sums[j] = all;
+    }
+  }
+  finish(0, lines.units(), parts.data());
+  for_each_stretch(lines, apply);
 }
 
 // Adds up numbers that belong to `width` columns in turn: add(i, n, columns) adds those of n elements from i on to
@@ -138,29 +162,29 @@ void sum_columns(int64_t n, int64_t width, double* sums, const Add& add) {
   }
 }
 
-// Adds |x| of a stretch of a line to the sums of its columns.
+// Adds |x| of a stretch of `count` lines to the sums of their columns.
 template <class T>
-void add_magnitudes(const T* x, int64_t n, int64_t width, double* sums) {
+void add_magnitudes(const T* x, int64_t count, int64_t n, int64_t width, double* sums) {
   const auto& k = kernels<T>();
-  if (width == 1) {
-    *sums += k.abs_sum(x, n);
-  } else {
-    sum_columns<accumulator_t<T>>(n, width, sums,
-                                  [&](int64_t i, int64_t count, auto* columns) { k.abs_add(x + i, columns, count); });
+  if (width == 1) return k.abs_sums(x, {}, count, n, sums);
+  for (int64_t line = 0; line < count; ++line) {
+    const T* from = x + line * n;
+    sum_columns<accumulator_t<T>>(n, width, sums + line * width,
+                                  [&](int64_t i, int64_t span, auto* columns) { k.abs_add(from + i, columns, span); });
   }
 }
 
-// Adds active * sign * g of a stretch of a line, whose code begins at code.offset, to the sums of its columns.
+// Adds active * sign * g of a stretch of `count` lines, whose code begins at code.offset, to the sums of their columns.
 template <class T>
-void add_signed(const T* g, Bits code, int64_t n, int64_t width, double* sums) {
+void add_signed(const T* g, Bits code, int64_t count, int64_t n, int64_t width, double* sums) {
   const auto& k = kernels<T>();
-  if (width == 1) {
-    *sums += k.signed_sum(g, code, n);
-  } else {
-    sum_columns<accumulator_t<T>>(n, width, sums, [&](int64_t i, int64_t count, auto* columns) {
-      Bits from = code;
-      from.offset += i;
-      k.signed_add(g + i, from, columns, count);
+  if (width == 1) return k.signed_sums(g, code, count, n, sums);
+  for (int64_t line = 0; line < count; ++line) {
+    const T* from = g + line * n;
+    sum_columns<accumulator_t<T>>(n, width, sums + line * width, [&](int64_t i, int64_t span, auto* columns) {
+      Bits bits = code.row(line);
+      bits.offset += i;
+      k.signed_add(from + i, bits, columns, span);
     });
   }
 }
@@ -223,11 +247,50 @@ struct LineCode {
   Planes write(int64_t line, int64_t begin) const {
     if (!data) return {};
     return {plane(line, kNegative) + begin / 8, plane(line, kNonzero) + begin / 8,
-            planes > kActive ? plane(line, kActive) + begin / 8 : nullptr};
+            planes > kActive ? plane(line, kActive) + begin / 8 : nullptr, planes * bytes};
   }
   Bits read(int64_t line, int64_t begin) const {
-    return {plane(line, kNegative), plane(line, kNonzero), planes > kActive ? plane(line, kActive) : nullptr, begin};
+    return {plane(line, kNegative), plane(line, kNonzero), planes > kActive ? plane(line, kActive) : nullptr, begin,
+            planes * bytes};
   }
 };
+
+// y = soft_threshold(x, tau) + residual and its code, for a stretch of lines, with one tau a row.
+template <class T>
+void shrink_lines(const Lines& lines, int64_t line, int64_t count, int64_t begin, int64_t n, const T* x,
+                  const accumulator_t<T>* tau, const T* residual, T* y, const LineCode& code) {
+  const auto& k = kernels<T>();
+  const int64_t offset = line * lines.length + begin;
+  if (lines.width == 1) {
+    return k.shrink_rows(x + offset, {}, tau + line, residual ? residual + offset : nullptr, y + offset,
+                         code.write(line, begin), count, n);
+  }
+  for (int64_t end = line + count; line < end; ++line) {
+    const int64_t first = line * lines.length;
+    const AlongLine<accumulator_t<T>> along(tau, line, lines.width);
+    along.for_each(begin, n, [&](int64_t i, int64_t span) {
+      k.shrink(x + first + i, along.at(i), residual ? residual + first + i : nullptr, y + first + i,
+               code.write(line, i), span);
+    });
+  }
+}
+
+// dx = active * g + sign * v for a stretch of lines, with one v a row.
+template <class T>
+void spread_lines(const Lines& lines, int64_t line, int64_t count, int64_t begin, int64_t n, const T* g,
+                  const LineCode& code, const accumulator_t<T>* v, T* dx) {
+  const auto& k = kernels<T>();
+  const int64_t offset = line * lines.length + begin;
+  if (lines.width == 1) {
+    return k.spread_rows(g + offset, code.read(line, begin), v + line, dx + offset, count, n);
+  }
+  for (int64_t end = line + count; line < end; ++line) {
+    const int64_t first = line * lines.length;
+    const AlongLine<accumulator_t<T>> along(v, line, lines.width);
+    along.for_each(begin, n, [&](int64_t i, int64_t span) {
+      k.combine(g + first + i, code.read(line, i), {}, along.at(i), dx + first + i, span);
+    });
+  }
+}
 
 }  // namespace drsn::cpu

@@ -1,5 +1,5 @@
 // The CPU kernels' way into the dispatcher.
-#include "../operators.h"
+#include "../gated_operators.h"
 #include "kernels.h"
 #include "operators.h"
 
@@ -21,12 +21,19 @@ struct Cpu {
   static void shrink_backward(const drsn::ShrinkBackward& p, const drsn::Tensor&) { drsn::cpu::shrink_backward(p); }
   static void combine(const drsn::Combine& p, const drsn::Tensor&) { drsn::cpu::combine(p); }
   static void row_sums(const drsn::RowSums& p, const drsn::Tensor&) { drsn::cpu::row_sums(p); }
+  static void gated_shrink(const drsn::GatedShrink& p, const drsn::Tensor&) { drsn::cpu::gated_shrink(p); }
+  static void gated_shrink_backward(const drsn::GatedShrinkBackward& p, const drsn::Tensor&) {
+    drsn::cpu::gated_shrink_backward(p);
+  }
 };
 
 std::string cpu_simd() { return drsn::cpu::simd_level(); }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CPU, m) { drsn::Operators<Cpu>::add_to(m); }
+STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CPU, m) {
+  drsn::Operators<Cpu>::add_to(m);
+  drsn::GatedOperators<Cpu>::add_to(m);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CompositeExplicitAutograd, m) { m.impl("cpu_simd", TORCH_BOX(&cpu_simd)); }

@@ -8,7 +8,6 @@ namespace {
 template <class T>
 void shrink_typed(const Shrink& p) {
   using A = accumulator_t<T>;
-  const auto& k = kernels<T>();
   const Lines lines(p.rows, p.per_sample);
   const LineCode code(p.code, lines, kShrinkPlanes);
   const int64_t channels = p.rows.channels, length = p.rows.length, width = lines.width;
@@ -21,37 +20,30 @@ void shrink_typed(const Shrink& p) {
   const int64_t unit_rows = lines.per_unit * width;
 
   two_passes(
-      lines,
-      [&](int64_t line, int64_t begin, int64_t n, double* sums) {
-        add_magnitudes(x + line * lines.length + begin, n, width, sums);
+      lines, false,
+      [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
+        add_magnitudes(x + line * lines.length + begin, count, n, width, sums);
       },
-      [&](int64_t unit, const double* sums) {
-        const auto set = [&](int64_t row, A m) { tau[row] = relu(alpha[row] * m); };
-        const int64_t first = unit * unit_rows;
-        if (p.per_sample) {
-          double sum = 0;
-          for (int64_t r = 0; r < unit_rows; ++r) sum += sums[r];
-          const A m = mean[unit] = A(sum / std::max<int64_t>(channels * length, 1));
-          for (int64_t r = 0; r < unit_rows; ++r) set(first + r, m);
-        } else {
-          for (int64_t r = 0; r < unit_rows; ++r)
-            set(first + r, mean[first + r] = A(sums[r] / std::max<int64_t>(length, 1)));
+      [&](int64_t unit, int64_t count, const double* sums) {
+        for (int64_t u = unit; u < unit + count; ++u) {
+          const double* of_unit = sums + (u - unit) * unit_rows;
+          const double all = p.per_sample ? std::accumulate(of_unit, of_unit + unit_rows, 0.0) : 0;
+          if (p.per_sample) mean[u] = A(all / std::max<int64_t>(channels * length, 1));
+          for (int64_t r = 0; r < unit_rows; ++r) {
+            const int64_t row = u * unit_rows + r;
+            if (!p.per_sample) mean[row] = A(of_unit[r] / std::max<int64_t>(length, 1));
+            tau[row] = relu(alpha[row] * mean[p.per_sample ? u : row]);
+          }
         }
       },
-      [&](int64_t line, int64_t begin, int64_t n) {
-        const int64_t offset = line * lines.length;
-        const AlongLine<A> along(tau.data(), line, width);
-        along.for_each(begin, n, [&](int64_t i, int64_t count) {
-          k.shrink(x + offset + i, along.at(i), residual ? residual + offset + i : nullptr, y + offset + i,
-                   code.write(line, i), count);
-        });
+      [&](int64_t line, int64_t count, int64_t begin, int64_t n) {
+        shrink_lines(lines, line, count, begin, n, x, tau.data(), residual, y, code);
       });
 }
 
 template <class T>
 void shrink_backward_typed(const ShrinkBackward& p) {
   using A = accumulator_t<T>;
-  const auto& k = kernels<T>();
   const Lines lines(p.rows, p.per_sample);
   const LineCode code(p.code, lines, kShrinkPlanes);
   const int64_t samples = p.rows.samples, channels = p.rows.channels, length = p.rows.length, width = lines.width;
@@ -64,38 +56,34 @@ void shrink_backward_typed(const ShrinkBackward& p) {
   const int64_t unit_rows = lines.per_unit * width;
 
   two_passes(
-      lines,
-      [&](int64_t line, int64_t begin, int64_t n, double* sums) {
-        add_signed(g + line * lines.length + begin, code.read(line, begin), n, width, sums);
+      lines, false,
+      [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
+        add_signed(g + line * lines.length + begin, code.read(line, begin), count, n, width, sums);
       },
-      [&](int64_t unit, const double* sums) {
-        const int64_t first = unit * unit_rows;
-        double dmean = 0;
-        for (int64_t r = 0; r < unit_rows; ++r) {
-          const int64_t row = first + r;
-          const A alpha = alpha_of[row];
-          const A m = mean[p.per_sample ? unit : row];
-          const A dtau = alpha * m < A(0) ? A(0) : A(-sums[r]);  // a negative threshold acted as 0
-          dalpha[row] = dtau * m;
+      [&](int64_t unit, int64_t count, const double* sums) {
+        for (int64_t u = unit; u < unit + count; ++u) {
+          double dmean = 0;
+          for (int64_t r = 0; r < unit_rows; ++r) {
+            const int64_t row = u * unit_rows + r;
+            const A alpha = alpha_of[row];
+            const A m = mean[p.per_sample ? u : row];
+            // a negative threshold acted as 0
+            const A dtau = alpha * m < A(0) ? A(0) : A(-sums[row - unit * unit_rows]);
+            dalpha[row] = dtau * m;
+            if (p.per_sample) {
+              dmean += double(dtau) * alpha;
+            } else {
+              spread[row] = (dtau * alpha + (grad_mean ? grad_mean[row] : A(0))) / A(std::max<int64_t>(length, 1));
+            }
+          }
           if (p.per_sample) {
-            dmean += double(dtau) * alpha;
-          } else {
-            spread[row] = (dtau * alpha + (grad_mean ? grad_mean[row] : A(0))) / A(std::max<int64_t>(length, 1));
+            if (grad_mean) dmean += grad_mean[u];
+            std::fill_n(&spread[u * unit_rows], unit_rows, A(dmean / std::max<int64_t>(channels * length, 1)));
           }
         }
-        if (p.per_sample) {
-          if (grad_mean) dmean += grad_mean[unit];
-          const A share = A(dmean / std::max<int64_t>(channels * length, 1));
-          for (int64_t r = 0; r < unit_rows; ++r) spread[first + r] = share;
-        }
       },
-      [&](int64_t line, int64_t begin, int64_t n) {
-        if (!dx) return;
-        const int64_t offset = line * lines.length;
-        const AlongLine<A> along(spread.data(), line, width);
-        along.for_each(begin, n, [&](int64_t i, int64_t count) {
-          k.combine(g + offset + i, code.read(line, i), {}, along.at(i), dx + offset + i, count);
-        });
+      [&](int64_t line, int64_t count, int64_t begin, int64_t n) {
+        if (dx) spread_lines(lines, line, count, begin, n, g, code, spread.data(), dx);
       });
 
   if (!p.dalpha) return;

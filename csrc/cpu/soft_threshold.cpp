@@ -229,7 +229,9 @@ void backward(const SoftThresholdBackward& p) {
         },
         [&](int64_t i, int64_t n) {
           gradient_of_x(i, n);
-          return 0.0 - k.signed_sum(g + i, read_code(p.code, p.numel, i), n);
+          double sum = 0;
+          k.signed_sums(g + i, read_code(p.code, p.numel, i), 1, n, &sum);
+          return 0.0 - sum;
         });
   });
 }
