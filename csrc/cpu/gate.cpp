@@ -8,42 +8,36 @@ namespace drsn::cpu {
 namespace {
 
 constexpr int64_t kSamples = 16;  // samples that lie side by side in a product
-constexpr int64_t kTile = 128;    // rows of a product that are one task
+constexpr int64_t kTile = 128;    // features, or rows of a product, that are one task
 
 template <class A>
-A value(const void* values, int64_t i, A otherwise) {
-  return values ? as<A>(values)[i] : otherwise;
+std::vector<A> values_or(const void* values, int64_t n, A otherwise) {
+  return values ? std::vector<A>(as<A>(values), as<A>(values) + n) : std::vector<A>(n, otherwise);
 }
 
-// out(n, r) = sum over k of weight(r, k) * in(n, k) for samples [first, first + count). fill(sample, column) writes
-// what goes in to column[k * kSamples]; take(sample, row, rows, sums) gets rows [row, row + rows) at sums[r *
-// kSamples].
-template <class A, class Fill, class Take>
-void products(const A* weight, int64_t row_stride, int64_t term_stride, int64_t rows, int64_t terms, int64_t first,
-              int64_t count, const Fill& fill, const Take& take) {
-  const int64_t tiles = (rows + kTile - 1) / kTile, blocks = (count + kSamples - 1) / kSamples;
-  for_each_task(blocks * tiles, kSamples * std::min(rows, kTile) * terms / 8, [&](int64_t task) {
-    const int64_t sample = first + task / tiles * kSamples, samples = std::min(kSamples, first + count - sample);
-    const int64_t row = task % tiles * kTile, tile = std::min(kTile, rows - row);
-    thread_local std::vector<A> in, out;
-    in.resize(terms * kSamples);
-    out.resize(kTile * kSamples);
-    for (int64_t j = 0; j < samples; ++j) fill(sample + j, &in[j]);
-    multiply<A>({weight + row * row_stride, row_stride, term_stride, in.data(), kSamples, out.data(), kSamples, tile,
+// out(n, r) = sum over k of weight(r, k) * in(n, k) for `count` samples; `in` is (count, terms). take(n, row, rows,
+// sums) gets rows [row, row + rows) of sample n at sums[r * kSamples].
+template <class A, class Take>
+void products(const A* weight, int64_t row_stride, int64_t term_stride, int64_t rows, int64_t terms, const A* in,
+              int64_t count, const Take& take) {
+  const int64_t blocks = (count + kSamples - 1) / kSamples;
+  // Rows are split where the samples alone would leave threads idle.
+  const int64_t wanted = (2 * torch::stable::get_num_threads() + blocks - 1) / blocks;
+  const int64_t tile = std::max(kTile, (rows + wanted - 1) / wanted);
+  const int64_t tiles = (rows + tile - 1) / tile;
+  for_each_task(blocks * tiles, kSamples * std::min(rows, tile) * terms / 8, [&](int64_t task) {
+    const int64_t sample = task / tiles * kSamples, samples = std::min(kSamples, count - sample);
+    const int64_t row = task % tiles * tile, n = std::min(tile, rows - row);
+    thread_local std::vector<A> columns, sums;
+    columns.resize(terms * kSamples);
+    sums.resize(n * kSamples);
+    for (int64_t j = 0; j < samples; ++j) {
+      for (int64_t k = 0; k < terms; ++k) columns[k * kSamples + j] = in[(sample + j) * terms + k];
+    }
+    multiply<A>({weight + row * row_stride, row_stride, term_stride, columns.data(), kSamples, sums.data(), kSamples, n,
                  terms, samples});
-    for (int64_t j = 0; j < samples; ++j) take(sample + j, row, tile, &out[j]);
+    for (int64_t j = 0; j < samples; ++j) take(sample + j, row, n, &sums[j]);
   });
-}
-
-// Of the features of one sample.
-template <class A>
-void sample_statistics(const Norm& norm, const A* z, int64_t features, A* mean, A* rstd) {
-  double sum = 0, squares = 0;
-  for (int64_t h = 0; h < features && norm.kind == NormKind::kLayer; ++h) sum += z[h];
-  const double center = sum / double(features);
-  for (int64_t h = 0; h < features; ++h) squares += (z[h] - center) * (z[h] - center);
-  *mean = A(center);
-  *rstd = A(1 / std::sqrt(squares / double(features) + norm.eps));
 }
 
 bool over_sample(const Norm& norm) { return norm.kind == NormKind::kLayer || norm.kind == NormKind::kRms; }
@@ -69,13 +63,47 @@ void batch_statistics(const Norm& norm, const A* z, int64_t samples, int64_t fea
   });
 }
 
+// The normalisation of `count` samples from z, (count, features). It divides by what is given for each feature, or, of
+// kLayer and kRms, by what it finds in each sample and writes to sample_rstd, if there is one.
+template <class A>
+void normalise(const Norm& norm, int64_t features, int64_t count, const A* z, const A* mean, const A* rstd, A* x_hat,
+               A* sample_rstd) {
+  for_each_task(count, features, [&](int64_t n) {
+    const A* from = z + n * features;
+    A* to = x_hat + n * features;
+    if (norm.kind == NormKind::kNone) {
+      std::copy(from, from + features, to);
+    } else if (!over_sample(norm)) {
+      for (int64_t h = 0; h < features; ++h) to[h] = (from[h] - mean[h]) * rstd[h];
+    } else {
+      double sum = 0, squares = 0;
+      for (int64_t h = 0; h < features && norm.kind == NormKind::kLayer; ++h) sum += from[h];
+      const double center = sum / double(features);
+      for (int64_t h = 0; h < features; ++h) squares += (from[h] - center) * (from[h] - center);
+      const A scale = A(1 / std::sqrt(squares / double(features) + norm.eps));
+      for (int64_t h = 0; h < features; ++h) to[h] = (from[h] - A(center)) * scale;
+      if (sample_rstd) sample_rstd[n] = scale;
+    }
+  });
+}
+
+// relu(x_hat * weight + bias)
+template <class A>
+void activate(const Norm& norm, int64_t features, int64_t count, const A* x_hat, A* activation) {
+  const std::vector<A> weight = values_or(norm.weight, features, A(1)), bias = values_or(norm.bias, features, A(0));
+  for_each_task(count, features, [&](int64_t n) {
+    for (int64_t h = 0; h < features; ++h)
+      activation[n * features + h] = relu(x_hat[n * features + h] * weight[h] + bias[h]);
+  });
+}
+
 }  // namespace
 
 template <class A>
 void running_statistics(const Norm& norm, int64_t features, A* mean, A* rstd) {
   for (int64_t h = 0; h < features; ++h) {
-    mean[h] = value(norm.running_mean, h, A(0));
-    rstd[h] = A(1 / std::sqrt(double(value(norm.running_var, h, A(1))) + norm.eps));
+    mean[h] = norm.running_mean ? as<A>(norm.running_mean)[h] : A(0);
+    rstd[h] = A(1 / std::sqrt((norm.running_var ? double(as<A>(norm.running_var)[h]) : 1) + norm.eps));
   }
 }
 
@@ -102,45 +130,31 @@ template <class A>
 void gate_forward(const Gate& gate, const Rows& rows, const A* mean, A* state, int64_t first, int64_t count) {
   const GateState at{rows.samples, gate.hidden, gate.outputs};
   const int64_t channels = rows.channels, hidden = gate.hidden, outputs = gate.outputs;
-  A* z1 = state + at.hidden_at();
-  A* alpha = state + at.alpha_at();
+  A* z1 = state + at.hidden_at() + first * hidden;
+  A* alpha = state + at.alpha_at() + first * outputs;
   A* norm_mean = state + at.norm_mean_at();
   A* norm_rstd = state + at.norm_rstd_at();
+  const A* b1 = as<A>(gate.b1);
+  const A* b2 = as<A>(gate.b2);
 
-  products(
-      as<A>(gate.w1), channels, int64_t(1), hidden, channels, first, count,
-      [&](int64_t n, A* column) {
-        for (int64_t c = 0; c < channels; ++c) column[c * kSamples] = mean[n * channels + c];
-      },
-      [&](int64_t n, int64_t row, int64_t tile, const A* sums) {
-        for (int64_t h = row; h < row + tile; ++h)
-          z1[n * hidden + h] = sums[(h - row) * kSamples] + value(gate.b1, h, A(0));
-      });
-  if (gate.norm.kind == NormKind::kBatch) batch_statistics(gate.norm, z1, rows.samples, hidden, norm_mean, norm_rstd);
-
-  const bool normalises = gate.norm.kind != NormKind::kNone;
-  products(
-      as<A>(gate.w2), hidden, int64_t(1), outputs, hidden, first, count,
-      [&](int64_t n, A* column) {
-        const A* z = z1 + n * hidden;
-        A center = 0, scale = 1;
-        if (over_sample(gate.norm)) sample_statistics(gate.norm, z, hidden, &center, &scale);
-        for (int64_t h = 0; h < hidden; ++h) {
-          A v = z[h];
-          if (normalises) {
-            const bool own = over_sample(gate.norm);
-            v = (v - (own ? center : norm_mean[h])) * (own ? scale : norm_rstd[h]);
-            v = v * value(gate.norm.weight, h, A(1)) + value(gate.norm.bias, h, A(0));
-          }
-          column[h * kSamples] = relu(v);
-        }
-      },
-      [&](int64_t n, int64_t row, int64_t tile, const A* sums) {
-        for (int64_t k = row; k < row + tile; ++k) {
-          const A z = sums[(k - row) * kSamples] + value(gate.b2, k, A(0));
-          alpha[n * outputs + k] = A(1) / (A(1) + std::exp(-z));
-        }
-      });
+  products(as<A>(gate.w1), channels, int64_t(1), hidden, channels, mean + first * channels, count,
+           [&](int64_t n, int64_t row, int64_t tile, const A* sums) {
+             for (int64_t h = row; h < row + tile; ++h)
+               z1[n * hidden + h] = sums[(h - row) * kSamples] + (b1 ? b1[h] : A(0));
+           });
+  if (gate.norm.kind == NormKind::kBatch) batch_statistics(gate.norm, z1, count, hidden, norm_mean, norm_rstd);
+  thread_local std::vector<A> activation;
+  activation.resize(count * hidden);
+  A* a = activation.data();
+  normalise<A>(gate.norm, hidden, count, z1, norm_mean, norm_rstd, a, nullptr);
+  activate(gate.norm, hidden, count, a, a);
+  products(as<A>(gate.w2), hidden, int64_t(1), outputs, hidden, a, count,
+           [&](int64_t n, int64_t row, int64_t tile, const A* sums) {
+             for (int64_t k = row; k < row + tile; ++k) {
+               const A z = sums[(k - row) * kSamples] + (b2 ? b2[k] : A(0));
+               alpha[n * outputs + k] = A(1) / (A(1) + std::exp(-z));
+             }
+           });
 }
 
 template <class A>
@@ -151,6 +165,9 @@ GateBackward<A>::GateBackward(const Gate& gate, const Rows& rows, const A* mean,
       hidden_(gate.hidden),
       outputs_(gate.outputs),
       mean_(mean),
+      weight_(values_or(gate.norm.weight, hidden_, A(1))),
+      sample_rstd_(over_sample(gate.norm) ? samples_ : 0),
+      x_hat_(samples_ * hidden_),
       activation_(samples_ * hidden_),
       dhidden_(samples_ * hidden_),
       dz1_(samples_ * hidden_),
@@ -160,94 +177,80 @@ GateBackward<A>::GateBackward(const Gate& gate, const Rows& rows, const A* mean,
   alpha_ = state + at.alpha_at();
   norm_mean_ = state + at.norm_mean_at();
   norm_rstd_ = state + at.norm_rstd_at();
-  if (over_sample(gate.norm)) {
-    sample_mean_.resize(samples_);
-    sample_rstd_.resize(samples_);
-  }
-}
-
-template <class A>
-A GateBackward<A>::x_hat(int64_t sample, int64_t feature) const {
-  const A z = z1_[sample * hidden_ + feature];
-  if (gate_.norm.kind == NormKind::kNone) return z;
-  return over_sample(gate_.norm) ? (z - sample_mean_[sample]) * sample_rstd_[sample]
-                                 : (z - norm_mean_[feature]) * norm_rstd_[feature];
 }
 
 template <class A>
 void GateBackward<A>::run(int64_t first, int64_t count, const A* dalpha, A* dmean) {
-  const Norm& norm = gate_.norm;
-  for (int64_t n = first; n < first + count; ++n) {
-    for (int64_t k = 0; k < outputs_; ++k) {
-      const A alpha = alpha_[n * outputs_ + k];
-      dz2_[n * outputs_ + k] = dalpha[(n - first) * outputs_ + k] * alpha * (A(1) - alpha);
-    }
-    if (over_sample(norm)) sample_statistics(norm, z1_ + n * hidden_, hidden_, &sample_mean_[n], &sample_rstd_[n]);
-  }
-  products(
-      as<A>(gate_.w2), int64_t(1), hidden_, hidden_, outputs_, first, count,
-      [&](int64_t n, A* column) {
-        for (int64_t k = 0; k < outputs_; ++k) column[k * kSamples] = dz2_[n * outputs_ + k];
-      },
-      [&](int64_t n, int64_t row, int64_t tile, const A* sums) {
-        for (int64_t h = row; h < row + tile; ++h) {
-          A v = x_hat(n, h);
-          if (norm.kind != NormKind::kNone) v = v * value(norm.weight, h, A(1)) + value(norm.bias, h, A(0));
-          const A passed = v <= A(0) ? A(0) : sums[(h - row) * kSamples];
-          activation_[n * hidden_ + h] = relu(v);
-          dhidden_[n * hidden_ + h] = passed;
-        }
-      });
-  backward_of_norm(first, count);
-  products(
-      as<A>(gate_.w1), int64_t(1), channels_, channels_, hidden_, first, count,
-      [&](int64_t n, A* column) {
-        for (int64_t h = 0; h < hidden_; ++h) column[h * kSamples] = dz1_[n * hidden_ + h];
-      },
-      [&](int64_t n, int64_t row, int64_t tile, const A* sums) {
-        for (int64_t c = row; c < row + tile; ++c) dmean[(n - first) * channels_ + c] = sums[(c - row) * kSamples];
-      });
+  const int64_t from = first * hidden_;
+  const A* alpha = alpha_ + first * outputs_;
+  A* dz2 = &dz2_[first * outputs_];
+  for (int64_t i = 0; i < count * outputs_; ++i) dz2[i] = dalpha[i] * alpha[i] * (A(1) - alpha[i]);
+  normalise<A>(gate_.norm, hidden_, count, z1_ + from, norm_mean_, norm_rstd_, &x_hat_[from],
+               sample_rstd_.empty() ? nullptr : &sample_rstd_[first]);
+  activate(gate_.norm, hidden_, count, &x_hat_[from], &activation_[from]);
+  products(as<A>(gate_.w2), int64_t(1), hidden_, hidden_, outputs_, dz2, count,
+           [&](int64_t n, int64_t row, int64_t tile, const A* sums) {
+             for (int64_t h = row; h < row + tile; ++h) {
+               const int64_t i = from + n * hidden_ + h;
+               dhidden_[i] = activation_[i] <= A(0) ? A(0) : sums[(h - row) * kSamples];
+             }
+           });
+  gate_.norm.kind == NormKind::kBatch ? backward_of_batch() : backward_of_samples(first, count);
+  products(as<A>(gate_.w1), int64_t(1), channels_, channels_, hidden_, &dz1_[from], count,
+           [&](int64_t n, int64_t row, int64_t tile, const A* sums) {
+             for (int64_t c = row; c < row + tile; ++c) dmean[n * channels_ + c] = sums[(c - row) * kSamples];
+           });
 }
 
-// dz1 = rstd * (d - average(d) - x_hat * average(d * x_hat)) with d the gradient of x_hat; over running statistics the
-// averages are constants and drop out, and kRms has no mean.
+// With d the gradient of x_hat: dz1 = rstd * (d - average(d) - x_hat * average(d * x_hat)), averages over the batch.
 template <class A>
-void GateBackward<A>::backward_of_norm(int64_t first, int64_t count) {
-  const Norm& norm = gate_.norm;
-  const auto of_x_hat = [&](int64_t n, int64_t h) { return dhidden_[n * hidden_ + h] * value(norm.weight, h, A(1)); };
-  if (norm.kind == NormKind::kBatch) {
-    for_each_task((hidden_ + kTile - 1) / kTile, count * std::min(hidden_, kTile), [&](int64_t task) {
-      const int64_t begin = task * kTile, end = std::min(begin + kTile, hidden_);
-      double sums[kTile] = {}, products[kTile] = {};
-      for (int64_t n = first; n < first + count; ++n) {
-        for (int64_t h = begin; h < end; ++h) {
-          sums[h - begin] += of_x_hat(n, h);
-          products[h - begin] += double(of_x_hat(n, h)) * x_hat(n, h);
-        }
+void GateBackward<A>::backward_of_batch() {
+  for_each_task((hidden_ + kTile - 1) / kTile, samples_ * std::min(hidden_, kTile), [&](int64_t task) {
+    const int64_t begin = task * kTile, tile = std::min(kTile, hidden_ - begin);
+    double sums[kTile] = {}, products[kTile] = {};
+    for (int64_t n = 0; n < samples_; ++n) {
+      const int64_t i = n * hidden_ + begin;
+      for (int64_t h = 0; h < tile; ++h) {
+        sums[h] += dhidden_[i + h];
+        products[h] += double(dhidden_[i + h]) * x_hat_[i + h];
       }
-      for (int64_t n = first; n < first + count; ++n) {
-        for (int64_t h = begin; h < end; ++h) {
-          const A average = A(sums[h - begin] / double(count)), slope = A(products[h - begin] / double(count));
-          dz1_[n * hidden_ + h] = norm_rstd_[h] * (of_x_hat(n, h) - average - x_hat(n, h) * slope);
-        }
-      }
-    });
-    return;
-  }
+    }
+    A average[kTile], slope[kTile], scale[kTile];
+    for (int64_t h = 0; h < tile; ++h) {
+      average[h] = A(sums[h] / double(samples_));
+      slope[h] = A(products[h] / double(samples_));
+      scale[h] = norm_rstd_[begin + h] * weight_[begin + h];
+    }
+    for (int64_t n = 0; n < samples_; ++n) {
+      const int64_t i = n * hidden_ + begin;
+      for (int64_t h = 0; h < tile; ++h)
+        dz1_[i + h] = scale[h] * (dhidden_[i + h] - average[h] - x_hat_[i + h] * slope[h]);
+    }
+  });
+}
+
+// The same with averages over the features of each sample; over running statistics they are constants and drop out, and
+// kRms has no mean.
+template <class A>
+void GateBackward<A>::backward_of_samples(int64_t first, int64_t count) {
+  const NormKind kind = gate_.norm.kind;
   for (int64_t n = first; n < first + count; ++n) {
+    const A* x_hat = &x_hat_[n * hidden_];
+    const A* d = &dhidden_[n * hidden_];
+    A* out = &dz1_[n * hidden_];
     double sum = 0, product = 0;
-    for (int64_t h = 0; h < hidden_ && over_sample(norm); ++h) {
-      if (norm.kind == NormKind::kLayer) sum += of_x_hat(n, h);
-      product += double(of_x_hat(n, h)) * x_hat(n, h);
+    for (int64_t h = 0; h < hidden_ && over_sample(gate_.norm); ++h) {
+      if (kind == NormKind::kLayer) sum += d[h] * weight_[h];
+      product += double(d[h] * weight_[h]) * x_hat[h];
     }
     const A average = A(sum / double(hidden_)), slope = A(product / double(hidden_));
     for (int64_t h = 0; h < hidden_; ++h) {
-      const A d = of_x_hat(n, h);
-      A& out = dz1_[n * hidden_ + h];
-      if (over_sample(norm)) {
-        out = sample_rstd_[n] * (d - average - x_hat(n, h) * slope);
+      if (kind == NormKind::kNone) {
+        out[h] = d[h];
+      } else if (kind == NormKind::kRunning) {
+        out[h] = d[h] * weight_[h] * norm_rstd_[h];
       } else {
-        out = norm.kind == NormKind::kRunning ? d * norm_rstd_[h] : d;
+        out[h] = sample_rstd_[n] * (d[h] * weight_[h] - average - x_hat[h] * slope);
       }
     }
   }
@@ -263,20 +266,24 @@ void GateBackward<A>::parameters(A* dw1, A* db1, A* dnorm_weight, A* dnorm_bias,
       multiply<A>({&d[row], 1, rows, in, columns, out + row * columns, columns, tile, samples_, columns});
     });
   };
-  const auto sum = [&](int64_t features, A* out, const auto& term) {
+  // out[r] = sum over the samples of d[n, r], or of d[n, r] * by[n, r]
+  const auto sum = [&](const std::vector<A>& d, const A* by, int64_t features, A* out) {
     if (!out) return;
     std::vector<double> sums(features);
     for (int64_t n = 0; n < samples_; ++n) {
-      for (int64_t h = 0; h < features; ++h) sums[h] += term(n, h);
+      for (int64_t h = 0; h < features; ++h) {
+        const int64_t i = n * features + h;
+        sums[h] += by ? double(d[i]) * by[i] : d[i];
+      }
     }
     std::copy(sums.begin(), sums.end(), out);
   };
   weight(dz1_, hidden_, mean_, channels_, dw1);
   weight(dz2_, outputs_, activation_.data(), hidden_, dw2);
-  sum(hidden_, db1, [&](int64_t n, int64_t h) { return dz1_[n * hidden_ + h]; });
-  sum(outputs_, db2, [&](int64_t n, int64_t k) { return dz2_[n * outputs_ + k]; });
-  sum(hidden_, dnorm_bias, [&](int64_t n, int64_t h) { return dhidden_[n * hidden_ + h]; });
-  sum(hidden_, dnorm_weight, [&](int64_t n, int64_t h) { return dhidden_[n * hidden_ + h] * x_hat(n, h); });
+  sum(dz1_, nullptr, hidden_, db1);
+  sum(dz2_, nullptr, outputs_, db2);
+  sum(dhidden_, nullptr, hidden_, dnorm_bias);
+  sum(dhidden_, x_hat_.data(), hidden_, dnorm_weight);
 }
 
 #define DRSN_INSTANTIATE(A)                                                             \

@@ -41,14 +41,15 @@ class GateBackward {
   void parameters(A* dw1, A* db1, A* dnorm_weight, A* dnorm_bias, A* dw2, A* db2) const;
 
  private:
-  A x_hat(int64_t sample, int64_t feature) const;
-  void backward_of_norm(int64_t first, int64_t count);
+  void backward_of_batch();
+  void backward_of_samples(int64_t first, int64_t count);
 
   const Gate& gate_;
   int64_t samples_, channels_, hidden_, outputs_;
   const A *mean_, *z1_, *alpha_, *norm_mean_, *norm_rstd_;
-  std::vector<A> sample_mean_, sample_rstd_;         // kLayer and kRms
-  std::vector<A> activation_, dhidden_, dz1_, dz2_;  // (samples, hidden) or (samples, outputs)
+  std::vector<A> weight_;                                    // of the normalisation, (hidden)
+  std::vector<A> sample_rstd_;                               // (samples), kLayer and kRms
+  std::vector<A> x_hat_, activation_, dhidden_, dz1_, dz2_;  // (samples, hidden), and (samples, outputs)
 };
 
 }  // namespace drsn::cpu
