@@ -1,4 +1,5 @@
-"""``python -m benchmarks`` measures; ``python -m benchmarks report`` fills README.md and draws a plot."""
+"""``python -m benchmarks`` measures the operators, ``python -m benchmarks tax`` whole networks; ``python -m
+benchmarks report`` fills README.md from what they recorded and draws a plot."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import torch
 
 from drsn_ops.benchmark import COMPILE_MODES, add_machine_arguments, measure, use_machine
 
-from . import report
+from . import report, tax
 from .grid import cpu_cases, cuda_cases
 from .rows import Row, environment, rows_of, slug
 
@@ -27,12 +28,26 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def deliver(rows: list[Row], path: Path, record: bool) -> None:
+    """Writes the rows to the file, or prints them."""
+    text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+    if record:
+        write_whole(path, text)
+        print(path)
+    else:
+        print(text, end="")
+
+
+def compile_modes(args: argparse.Namespace) -> tuple[str, ...]:
+    return () if args.no_compile else COMPILE_MODES[:1] if args.quick else COMPILE_MODES
+
+
 def measure_all(args: argparse.Namespace) -> int:
     if not use_machine(args):
         return 2
     around = environment(args.device)
     cases = (cuda_cases if args.device == "cuda" else cpu_cases)(args.quick)
-    modes = () if args.no_compile else COMPILE_MODES[:1] if args.quick else COMPILE_MODES
+    modes = compile_modes(args)
     rows: list[Row] = []
     for number, case in enumerate(cases, 1):
         print(f"{number}/{len(cases)} {case}", file=sys.stderr)
@@ -40,13 +55,15 @@ def measure_all(args: argparse.Namespace) -> int:
             rows += rows_of(case, measure(case, modes), around)
         except torch.OutOfMemoryError as error:
             print(f"left out: {str(error).partition('. ')[0]}", file=sys.stderr)
-    text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
-    if not args.record:
-        print(text, end="")
-        return 0
-    path = RESULTS / f"{slug(around)}.json"
-    write_whole(path, text)
-    print(path)
+    deliver(rows, RESULTS / f"{slug(around)}.json", args.record)
+    return 0
+
+
+def measure_the_tax(args: argparse.Namespace) -> int:
+    if not use_machine(args):
+        return 2
+    rows = tax.measure_tax(args.device, 5 if args.quick else 15, compile_modes(args))
+    deliver(rows, RESULTS / f"{slug(rows[0])}-tax.json", args.record)
     return 0
 
 
@@ -54,27 +71,33 @@ def make_report(args: argparse.Namespace) -> int:
     for path in args.results or sorted(RESULTS.glob("*.json")):
         try:
             rows = json.loads(path.read_text())
-            readme = args.readme.read_text()
-            write_whole(args.readme, report.insert(readme, rows))
+            kind = "tax" if path.stem.endswith("-tax") else "benchmark"
+            write_whole(args.readme, report.insert(args.readme.read_text(), rows, kind))
         except (OSError, ValueError) as error:
             print(f"{path} into {args.readme}: {error}", file=sys.stderr)
             return 2
-        plot = path.with_suffix(".png")
-        report.plot(rows, plot)
-        print(f"{args.readme} and {plot} from {path}")
+        print(f"{args.readme} from {path}")
+        if kind == "benchmark":
+            report.plot(rows, path.with_suffix(".png"))
+            print(f"{path.with_suffix('.png')} from {path}")
     return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser, quick: str, file: str) -> None:
+    add_machine_arguments(parser)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--record", action="store_true", help=f"write benchmarks/results/{file}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    add_machine_arguments(parser)
-    parser.add_argument(
-        "--quick", action="store_true", help="the cases of the README's table, one compile mode"
-    )
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--record", action="store_true", help="write benchmarks/results/<machine>.json")
+    add_arguments(parser, "the cases of the README's table, one compile mode", "<machine>.json")
     parser.set_defaults(job=measure_all)
-    jobs = parser.add_subparsers(metavar="report")
+    jobs = parser.add_subparsers(metavar="tax, report")
+    taxer = jobs.add_parser("tax", help="measure what shrinkage adds to a ResNet's training step instead")
+    add_arguments(taxer, "fewer rounds, one compile mode", "<machine>-tax.json")
+    taxer.set_defaults(job=measure_the_tax)
     reporter = jobs.add_parser("report", help="put recorded results into README.md and a plot")
     reporter.add_argument(
         "results", type=Path, nargs="*", help="JSON files (default: all of benchmarks/results)"

@@ -12,6 +12,14 @@ from .rows import Row
 
 MISSING = "–"
 PEERS = {"the fastest eager formula": "eager/", "the best torch.compile": "compile/"}
+NETWORKS = {"paper": "the paper's network", "resnet18": "18 layers"}
+WAYS = {
+    "drsn_ops": "`Shrinkage`",
+    "batch_norm_shrink": "`batch_norm_shrink`",
+    "naive": "the widely copied formula",
+}
+# Of training, in table V of DOI 10.1109/TII.2019.2943898.
+PAPER_SECONDS = {"ResNet": 978.04, "DRSN-CW": 1511.11, "DRSN-CS": 1585.33}
 
 
 def select(rows: list[Row], **wanted: object) -> dict[str, Row]:
@@ -118,21 +126,95 @@ def cuda_table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tax_table(rows: list[Row]) -> str:
+    return "\n".join([*step_lines(rows), "", *evaluation_lines(rows), "", *call_lines(rows)])
+
+
+def step_lines(rows: list[Row]) -> list[str]:
+    steps = [row for row in rows if row["what"] == "step"]
+    modes = list(dict.fromkeys(row["mode"] for row in steps))
+    words = [mode.replace("compile", "torch.compile").replace("/", ", ") for mode in modes]
+    columns = [*words, "peak memory", "the paper"]
+    lines = [
+        line("a training step, times the plain ResNet's", *columns),
+        line("---", *("---:" for _ in columns)),
+    ]
+    keys = ("network", "dtype", "variant", "provider")
+    for key in dict.fromkeys(tuple(row[name] for name in keys) for row in steps):
+        network, dtype, variant, provider = key
+        if variant == "ResNet":
+            continue
+        row_of = {row["mode"]: row for row in steps if tuple(row[name] for name in keys) == key}
+        ratios = [row_of[mode]["ratio_p50"] if mode in row_of else None for mode in modes]
+        memory = row_of["eager"]["peak_ratio"] if "eager" in row_of else None
+        paper = PAPER_SECONDS[variant] / PAPER_SECONDS["ResNet"] if network == "paper" else None
+        narrow = "" if dtype == "float32" else f", {dtype}"
+        label = f"{NETWORKS[network]}{narrow}, {variant}, {WAYS[provider]}"
+        lines.append(line(label, *(f"{cell:.2f}" if cell else MISSING for cell in (*ratios, memory, paper))))
+    return lines
+
+
+def module_case(rows: list[Row], what: str, shape: list[int], timers: set[str]) -> dict[str, Row]:
+    """Rows by a name that says what ``select``'s names say."""
+    return {
+        row["provider"]
+        if row["provider"] in ("drsn_ops", "copy")
+        else f"{row['mode']}/{row['provider']}": row
+        for row in rows
+        if row["what"] == what and row["shape"] == shape and row["timer"] in timers
+    }
+
+
+def evaluation_lines(rows: list[Row]) -> list[str]:
+    shapes = list(dict.fromkeys(tuple(row["shape"]) for row in rows if row["what"] == "evaluation"))
+    cases = [module_case(rows, "evaluation", list(shape), {"host", "graph"}) for shape in shapes]
+    sizes = [f"{4 * np.prod(shape) / 1e6:.1f} MB" for shape in shapes]
+    lines = [line("`Shrinkage` in evaluation, float32 x of", *sizes), line("---", *("---:" for _ in sizes))]
+    lines.append(times_line("with a residual", cases))
+    peers = PEERS if not rows[0]["gpu"] else {**PEERS, "a copy of the same bytes": "copy"}
+    for peer, prefix in peers.items():
+        ratios = [ratio(fastest(case, prefix), fastest(case, "drsn_ops")) for case in cases]
+        lines.append(line(f"{peer} takes, times that", *ratios))
+    return lines
+
+
+def call_lines(rows: list[Row]) -> list[str]:
+    lines = []
+    for shape, timer in dict.fromkeys(
+        (tuple(row["shape"]), row["timer"]) for row in rows if row["what"] == "call"
+    ):
+        case = module_case(rows, "call", list(shape), {timer})
+        ours = fastest(case, "drsn_ops")
+        peers = [
+            f"{peer} takes {ratio(fastest(case, prefix), ours)} times that" for peer, prefix in PEERS.items()
+        ]
+        words = [f"{ours / 1e3:.3f} ms" if ours else MISSING, *peers]
+        where = f"{'x'.join(map(str, shape))}, forward + backward{', in a CUDA graph' if timer == 'graph' else ''}"
+        lines.append(f"One `Shrinkage` with a residual on {where}: {'; '.join(words)}.\n")
+    return lines
+
+
+TABLES = {
+    "benchmark": {"cpu": cpu_table, "cuda": cuda_table},
+    "tax": {"cpu": tax_table, "cuda": tax_table},
+}
+
+
 def origin(row: Row) -> str:
     where = f"{row['gpu']}, driver {row['driver']}, CUDA {row['cuda']}" if row["gpu"] else row["machine"]
     commit = f", commit {row['commit']}" if row["commit"] else ""
     return f"Medians on {where}; {row['threads']} threads, torch {row['torch']}, {row['date']}{commit}."
 
 
-def insert(readme: str, rows: list[Row]) -> str:
-    """The README with the table of the rows' device between its two marker comments."""
+def insert(readme: str, rows: list[Row], kind: str = "benchmark") -> str:
+    """The README with the table of the rows' kind and device between its two marker comments."""
     if not rows:
         raise ValueError("no rows in the results")
-    device, table = ("cuda", cuda_table) if rows[0]["gpu"] else ("cpu", cpu_table)
-    start, end = f"<!-- benchmark:{device} -->", f"<!-- /benchmark:{device} -->"
+    device = "cuda" if rows[0]["gpu"] else "cpu"
+    start, end = f"<!-- {kind}:{device} -->", f"<!-- /{kind}:{device} -->"
     if readme.count(start) != 1 or readme.count(end) != 1 or readme.index(start) > readme.index(end):
         raise ValueError(f"needs {start} and, after it, {end}, once each")
-    between = f"{start}\n{table(rows)}\n{origin(rows[0])}\n{end}"
+    between = f"{start}\n{TABLES[kind][device](rows)}\n{origin(rows[0])}\n{end}"
     return re.sub(f"{start}.*?{end}", lambda _: between, readme, flags=re.DOTALL)
 
 

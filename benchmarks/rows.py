@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,15 @@ def kept_for_backward(contender: Contender) -> tuple[int, int]:
     return total - sum(kept.get(leaf.untyped_storage().data_ptr(), 0) for leaf in contender.leaves(0)), total
 
 
-def peak_bytes(contender: Contender) -> int:
-    """The most that one call, and the forward before a backward, holds at a time beyond its inputs."""
-    device = torch.device(contender.case.device)
-    if device.type == "cuda":
+def peak_of(run: Callable[[], object], device: str) -> int:
+    """The most that ``run`` holds at a time beyond what was there before it."""
+    if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        contender.call(0, contender.fresh(0))
+        run()
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        contender.call(0, contender.fresh(0))
+        run()
     assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
@@ -52,6 +52,17 @@ def peak_bytes(contender: Contender) -> int:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
+
+
+def peak_bytes(contender: Contender) -> int:
+    """The most that one call, and the forward before a backward, holds at a time beyond its inputs."""
+    return peak_of(lambda: contender.call(0, contender.fresh(0)), contender.case.device)
+
+
+def percentiles(samples: list[float]) -> list[float]:
+    """p20, p50 and p80."""
+    points = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    return torch.tensor(samples, dtype=torch.float64).quantile(points).tolist()
 
 
 def first_line(*command: str) -> str | None:
@@ -86,11 +97,7 @@ def slug(around: Row) -> str:
 
 def rows_of(case: Case, results: list[tuple[Runner, list[float]]], around: Row) -> list[Row]:
     """A row a provider from what ``measure`` returned; times in microseconds, a call."""
-    points = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    times = {
-        runner.name: (torch.tensor(times, dtype=torch.float64).quantile(points) * 1e6).tolist()
-        for runner, times in results
-    }
+    times = {runner.name: [1e6 * point for point in percentiles(samples)] for runner, samples in results}
     copy_us = times["copy"][1]
     rows = []
     for runner, samples in results:

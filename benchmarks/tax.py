@@ -1,0 +1,242 @@
+"""What shrinkage adds to a ResNet: training steps of whole networks, one `Shrinkage`, and its evaluation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from drsn_ops import Shrinkage
+from drsn_ops.benchmark import (
+    FORMULAS,
+    Case,
+    Contender,
+    Copy,
+    Inputs,
+    event_sampler,
+    graph_sampler,
+    host_sampler,
+    sampler,
+    settle_allocator,
+)
+
+from .grid import LARGE, SIZES
+from .networks import CLASSES, SHAPES, FormulaShrinkage, build, variants
+from .rows import Row, environment, peak_bytes, peak_of, percentiles
+
+CALL_SHAPE = SIZES[1]
+STEP_MODES = {"cpu": ("eager", "compile"), "cuda": ("eager", "graph", "compile", "compile/reduce-overhead")}
+STEP_DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16)}
+EVALUATED = {"cpu": SIZES, "cuda": (*SIZES, LARGE[3])}  # the last moves 805 MB
+TIMERS = {"cpu": ("host",), "cuda": ("events", "graph")}
+SECONDS = 0.02  # a sample of the calls of one module
+
+Sampler = Callable[[], float]
+
+
+def compiled(module: nn.Module, mode: str) -> Callable[..., Tensor]:
+    """The module in a mode: "compile" is torch.compile's default, "compile/..." another, the rest are eager."""
+    name, _, which = mode.partition("/")
+    if name != "compile":
+        return module
+    # Each instance is one more version of the same function to torch.compile, which stops at 8 of them.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(module, mode=which or "default", dynamic=False, fullgraph=True)
+
+
+class Step:
+    """A training step, with the methods that the samplers of drsn_ops.benchmark call."""
+
+    def __init__(
+        self, network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, mode: str, device: str
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(shape, generator=generator).to(device)
+        self.labels = torch.randint(CLASSES, shape[:1], generator=generator).to(device)
+        network = network.to(device)
+        # So slow that the last step has numbers like the first.
+        self.optimizer = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9, foreach=device == "cuda")
+        self.network = compiled(network, mode)
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
+        self.count = 1 if device == "cpu" else 4  # lets the host run ahead, as in training
+
+    def fresh(self, index: int) -> None:
+        return None
+
+    def call(self, index: int, state: None) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast:
+            loss = F.cross_entropy(self.network(self.x), self.labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def peak_bytes(self) -> int:
+        self.optimizer.zero_grad(set_to_none=True)
+        return peak_of(lambda: self.call(0, None), self.x.device.type)
+
+
+class Call(Contender):
+    """A `Shrinkage` with a residual on the inputs of a case; in training its parameters get gradients too."""
+
+    def __init__(self, case: Case, name: str, module: nn.Module, mode: str, inputs: Inputs) -> None:
+        function = compiled(module, mode)
+        super().__init__(case, name, lambda x, _, residual: function(x, residual), inputs)
+        self.parameters = list(module.parameters())
+
+    def leaves(self, index: int) -> list[Tensor]:
+        residual = self.inputs.residual[index]
+        assert residual is not None
+        return [self.inputs.x[index], residual, *self.parameters]
+
+
+def warm(name: str, mode: str, make: Callable[..., Sampler], *arguments: object) -> Sampler | None:
+    """A sampler that has compiled and run; None, and a line, where torch.compile cannot."""
+    try:
+        sample = make(*arguments)
+        sample()
+        sample()
+    except RuntimeError as error:
+        if not mode.startswith("compile"):
+            raise
+        print(f"no {name}: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
+        return None
+    return sample
+
+
+def interleave(samples: Sequence[Sampler], rounds: int) -> list[list[float]]:
+    """The times of each, one a round; every round begins with the next of them."""
+    times: list[list[float]] = [[] for _ in samples]
+    for turn in range(rounds):
+        for place in range(len(samples)):
+            index = (turn + place) % len(samples)
+            times[index].append(samples[index]())
+    return times
+
+
+def row(
+    times: list[float], peak: int | None, base: tuple[list[float], int | None] | None, **what: object
+) -> Row:
+    """Times in microseconds, and their ratios to those of the same rounds of ``base``."""
+    ratios: list[float] | list[None] = [None] * 3
+    if base:
+        ratios = percentiles([mine / other for mine, other in zip(times, base[0], strict=True)])
+    return {
+        **what,
+        "samples": len(times),
+        **{f"{p}_us": 1e6 * time for p, time in zip(("p20", "p50", "p80"), percentiles(times), strict=True)},
+        **{f"ratio_{p}": ratio for p, ratio in zip(("p20", "p50", "p80"), ratios, strict=True)},
+        "peak_bytes": peak,
+        "peak_ratio": peak / base[1] if base and base[1] and peak else None,
+    }
+
+
+def step_sampler(step: Step, timer: str) -> Sampler:
+    runner: Any = step  # which is not a Contender, but has all that a sampler asks for
+    if timer == "host":
+        return host_sampler(runner, 0.0)
+    return graph_sampler(runner, refresh=False) if timer == "graph" else event_sampler(runner)
+
+
+def step_rows(network: str, dtype: torch.dtype, mode: str, device: str, rounds: int) -> list[Row]:
+    """Every variant of a network in one mode."""
+    torch.compiler.reset()
+    timer = "host" if device == "cpu" else "graph" if mode == "graph" else "events"
+    shape = SHAPES[network]
+    entries = []
+    for variant, provider in variants(network):
+        step = Step(build(network, variant, provider), shape, dtype, mode, device)
+        sample = warm(f"{network}, {variant}, {provider}, {mode}", mode, step_sampler, step, timer)
+        if sample:
+            entries.append((variant, provider, step, sample))
+    times = interleave([entry[-1] for entry in entries], rounds)
+    # A captured graph has its memory already.
+    peaks = [None if mode not in ("eager", "compile") else step.peak_bytes() for _, _, step, _ in entries]
+    base = (times[0], peaks[0]) if entries and entries[0][0] == "ResNet" else None
+    return [
+        row(
+            times[index],
+            peaks[index],
+            base,
+            what="step",
+            network=network,
+            shape=list(shape),
+            variant=variant,
+            provider=provider,
+            mode=mode,
+            timer=timer,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+        for index, (variant, provider, _, _) in enumerate(entries)
+    ]
+
+
+def call_rows(
+    what: str, shape: tuple[int, ...], timer: str, modes: Iterable[str], device: str, rounds: int
+) -> list[Row]:
+    """A `Shrinkage` of channel-wise thresholds, the formulas in its place, and a copy of the same bytes."""
+    torch.compiler.reset()
+    # A captured graph runs one backward many times, so a compiled one may not write over its arguments.
+    torch._functorch.config.donated_buffer = timer != "graph"
+    direction = "inference" if what == "evaluation" else "forward+backward"
+    case = Case("shrink+residual", direction, shape, device=device, timer=timer)
+    ours = Shrinkage(shape[1])
+    contestants = [
+        ("drsn_ops", "eager"),
+        *((formula, mode) for mode in ("eager", *modes) for formula in FORMULAS),
+    ]
+    with torch.set_grad_enabled(case.trains):
+        inputs = Inputs(case)
+        entries: list[tuple[str, str, str, Call | Copy, Sampler]] = []
+        for provider, mode in contestants:
+            module = ours if provider == "drsn_ops" else FormulaShrinkage(ours, provider)
+            module.train(case.trains).to(device)
+            name = f"{provider}/{mode}"
+            call = Call(case, name, module, mode, inputs)
+            sample = warm(f"{case} {name}", mode, sampler, case, call, SECONDS)
+            if sample:
+                entries.append(("Shrinkage", provider, mode, call, sample))
+        if what == "evaluation":
+            copy = Copy(case)
+            entries.append(("copy", "copy", "eager", copy, sampler(case, copy, SECONDS)))
+        times = interleave([entry[-1] for entry in entries], rounds)
+        return [
+            row(
+                times[index],
+                peak_bytes(runner) if isinstance(runner, Call) and "reduce-overhead" not in mode else None,
+                None,
+                what=what,
+                network=None,
+                shape=list(shape),
+                variant=variant,
+                provider=provider,
+                mode=mode,
+                timer=timer,
+                dtype="float32",
+            )
+            for index, (variant, provider, mode, runner, _) in enumerate(entries)
+        ]
+
+
+def measure_tax(device: str, rounds: int, compile_modes: Sequence[str]) -> list[Row]:
+    """Every row; each network in the default mode of torch.compile, each call in all of ``compile_modes``."""
+    settle_allocator()
+    around = environment(device)
+    calls = [f"compile/{mode}" for mode in compile_modes if device == "cuda" or mode != "reduce-overhead"]
+    steps = [mode for mode in STEP_MODES[device] if compile_modes or not mode.startswith("compile")]
+    rows: list[Row] = []
+    for network in SHAPES:
+        for dtype in STEP_DTYPES[device]:
+            for mode in steps:
+                print(f"step, {network}, {dtype}, {mode}", file=sys.stderr)
+                rows += step_rows(network, dtype, mode, device, rounds)
+    cases = [("call", CALL_SHAPE), *(("evaluation", shape) for shape in EVALUATED[device])]
+    for what, shape in cases:
+        for timer in TIMERS[device]:
+            print(f"{what}, {shape}, {timer}", file=sys.stderr)
+            rows += call_rows(what, shape, timer, calls, device, rounds)
+    return [{**one, **around} for one in rows]
