@@ -5,10 +5,13 @@
 
 namespace drsn {
 
-// A parameter as the kernels read it, contiguous and of the accumulator's type; it keeps the memory alive.
-inline Optional parameter(const Optional& t, const Shape& shape, ScalarType wide, const char* message) {
+// A parameter as the kernels read it, contiguous and of the accumulator's type, whatever real type it has; it keeps the
+// memory alive.
+inline Optional parameter(const Optional& t, const Shape& shape, const Tensor& x, const char* message) {
   if (!t) return t;
+  const ScalarType wide = accumulator_of(x.scalar_type());
   check(shape_of(*t) == shape, message);
+  check(t->device() == x.device(), "gate: a parameter or buffer is on another device than the input");
   if (t->scalar_type() == wide && t->is_contiguous()) return t;
   Tensor copy = empty(shape, wide, *t);
   torch::stable::copy_(copy, *t);
@@ -20,9 +23,10 @@ class NormTensors {
  public:
   Norm norm{};
 
-  NormTensors(int64_t kind, double eps, const Optional& weight, const Optional& bias, int64_t features, ScalarType wide)
-      : weight_(parameter(weight, {features}, wide, "norm weight: expected one number a feature")),
-        bias_(parameter(bias, {features}, wide, "norm bias: expected one number a feature")) {
+  NormTensors(int64_t kind, double eps, const Optional& weight, const Optional& bias, int64_t features, const Tensor& x)
+      : features_(features),
+        weight_(parameter(weight, {features}, x, "norm weight: expected one number a feature")),
+        bias_(parameter(bias, {features}, x, "norm bias: expected one number a feature")) {
     check(kind >= 0 && kind <= int64_t(NormKind::kRunning), "norm: expected a NormKind of params.h");
     norm.kind = NormKind(kind);
     norm.eps = eps;
@@ -30,13 +34,13 @@ class NormTensors {
     norm.bias = data(bias_);
   }
 
-  void read_running(const Optional& mean, const Optional& var, int64_t features, ScalarType wide) {
-    if (norm.kind == NormKind::kRunning) take_running(mean, var, features, wide);
+  void read_running(const Optional& mean, const Optional& var, const Tensor& x) {
+    if (norm.kind == NormKind::kRunning) take_running(mean, var, x);
   }
 
   void write_running(const Optional& mean, const Optional& var, const Optional& batches, double momentum,
-                     int64_t features, ScalarType wide) {
-    take_running(mean, var, features, wide);
+                     const Tensor& x) {
+    take_running(mean, var, x);
     if (norm.kind != NormKind::kBatch) return;
     given_mean_ = mean;
     given_var_ = var;
@@ -57,14 +61,15 @@ class NormTensors {
   }
 
  private:
-  void take_running(const Optional& mean, const Optional& var, int64_t features, ScalarType wide) {
+  void take_running(const Optional& mean, const Optional& var, const Tensor& x) {
     check(mean.has_value() == var.has_value(), "running_mean, running_var: expected both or neither");
-    mean_ = parameter(mean, {features}, wide, "running_mean: expected one number a feature");
-    var_ = parameter(var, {features}, wide, "running_var: expected one number a feature");
+    mean_ = parameter(mean, {features_}, x, "running_mean: expected one number a feature");
+    var_ = parameter(var, {features_}, x, "running_var: expected one number a feature");
     norm.running_mean = mean_ ? mean_->mutable_data_ptr() : nullptr;
     norm.running_var = var_ ? var_->mutable_data_ptr() : nullptr;
   }
 
+  int64_t features_;
   Optional weight_, bias_, mean_, var_, given_mean_, given_var_;
 };
 
@@ -74,17 +79,16 @@ struct GateTensors {
   Optional w1, b1, w2, b2;
   NormTensors norm;
 
-  GateTensors(const Rows& rows, ScalarType wide, const Tensor& given_w1, const Optional& given_b1,
-              const Optional& norm_weight, const Optional& norm_bias, const Tensor& given_w2, const Optional& given_b2,
-              int64_t kind, double eps)
-      : channels(rows.channels),
+  GateTensors(const Tensor& x, const Tensor& given_w1, const Optional& given_b1, const Optional& norm_weight,
+              const Optional& norm_bias, const Tensor& given_w2, const Optional& given_b2, int64_t kind, double eps)
+      : channels(x.dim() >= 2 ? x.size(1) : 0),
         hidden(given_w1.dim() == 2 ? given_w1.size(0) : 0),
         outputs(given_w2.dim() == 2 ? given_w2.size(0) : 0),
-        w1(parameter(given_w1, {hidden, channels}, wide, "w1: expected (hidden, channels)")),
-        b1(parameter(given_b1, {hidden}, wide, "b1: expected (hidden)")),
-        w2(parameter(given_w2, {outputs, hidden}, wide, "w2: expected (outputs, hidden)")),
-        b2(parameter(given_b2, {outputs}, wide, "b2: expected (outputs)")),
-        norm(kind, eps, norm_weight, norm_bias, hidden, wide) {
+        w1(parameter(given_w1, {hidden, channels}, x, "w1: expected (hidden, channels)")),
+        b1(parameter(given_b1, {hidden}, x, "b1: expected (hidden)")),
+        w2(parameter(given_w2, {outputs, hidden}, x, "w2: expected (outputs, hidden)")),
+        b2(parameter(given_b2, {outputs}, x, "b2: expected (outputs)")),
+        norm(kind, eps, norm_weight, norm_bias, hidden, x) {
     check(outputs == 1 || outputs == channels, "w2: expected 1 output or as many as channels");
   }
 
@@ -154,9 +158,8 @@ struct GatedOperators {
       Tensor x, Optional residual, Tensor w1, Optional b1, Optional norm_weight, Optional norm_bias, Tensor w2,
       Optional b2, Optional running_mean, Optional running_var, int64_t gate_norm, double eps, bool per_sample) {
     const typename Backend::Guard guard(x);
-    const ScalarType wide = accumulator_of(x.scalar_type());
-    GateTensors gate(rows_of(shape_of(x), false), wide, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
-    gate.norm.read_running(running_mean, running_var, gate.hidden, wide);
+    GateTensors gate(x, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    gate.norm.read_running(running_mean, running_var, x);
     return run_gated_shrink(x, gate, residual, per_sample, false, true);
   }
 
@@ -164,9 +167,8 @@ struct GatedOperators {
                              Optional norm_bias, Tensor w2, Optional b2, Optional running_mean, Optional running_var,
                              int64_t gate_norm, double eps, bool per_sample) {
     const typename Backend::Guard guard(x);
-    const ScalarType wide = accumulator_of(x.scalar_type());
-    GateTensors gate(rows_of(shape_of(x), false), wide, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
-    gate.norm.read_running(running_mean, running_var, gate.hidden, wide);
+    GateTensors gate(x, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    gate.norm.read_running(running_mean, running_var, x);
     return std::get<0>(run_gated_shrink(x, gate, residual, per_sample, false, false));
   }
 
@@ -177,9 +179,8 @@ struct GatedOperators {
                                                                   double momentum, int64_t gate_norm, double eps,
                                                                   bool per_sample, bool inplace, bool with_code) {
     const typename Backend::Guard guard(x);
-    const ScalarType wide = accumulator_of(x.scalar_type());
-    GateTensors gate(rows_of(shape_of(x), false), wide, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
-    gate.norm.write_running(running_mean, running_var, batches, momentum, gate.hidden, wide);
+    GateTensors gate(x, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    gate.norm.write_running(running_mean, running_var, batches, momentum, x);
     auto result = run_gated_shrink(x, gate, residual, per_sample, inplace, with_code);
     gate.norm.finish();
     return result;
@@ -215,12 +216,12 @@ struct GatedOperators {
       Optional norm_weight, Optional norm_bias, Tensor w2, Optional b2, int64_t gate_norm, double eps, bool per_sample,
       bool channels_last, bool need_x, bool need_gate) {
     const typename Backend::Guard guard(grad);
-    const ScalarType type = grad.scalar_type(), wide = accumulator_of(type);
+    const ScalarType type = grad.scalar_type();
     const Shape shape = shape_of(grad);
     GatedShrinkBackward p{};
     p.rows = rows_of(shape, channels_last);
     p.per_sample = per_sample;
-    const GateTensors gate(p.rows, wide, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    const GateTensors gate(grad, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     grad = laid_out(grad, channels_last);
     if (grad_mean) grad_mean = laid_out(*grad_mean, false);
     check(code.numel() == kShrinkPlanes * p.rows.segments() * code_bytes(p.rows.segment_length()),
@@ -260,13 +261,12 @@ struct GatedOperators {
       Optional b2, Optional gate_running_mean, Optional gate_running_var, int64_t gate_norm, double eps,
       bool per_sample) {
     const typename Backend::Guard guard(z);
-    const ScalarType wide = accumulator_of(z.scalar_type());
-    const Rows rows = rows_of(shape_of(z), false);
     check_input_norm(input_norm);
-    NormTensors input(input_norm, input_eps, weight, bias, rows.channels, wide);
-    input.read_running(running_mean, running_var, rows.channels, wide);
-    GateTensors gate(rows, wide, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
-    gate.norm.read_running(gate_running_mean, gate_running_var, gate.hidden, wide);
+    check(z.dim() >= 2, "z: expected (N, C, *spatial)");
+    NormTensors input(input_norm, input_eps, weight, bias, z.size(1), z);
+    input.read_running(running_mean, running_var, z);
+    GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    gate.norm.read_running(gate_running_mean, gate_running_var, z);
     return run_batch_norm_shrink(z, input, gate, residual, per_sample);
   }
 
@@ -277,13 +277,12 @@ struct GatedOperators {
       Optional gate_running_var, Optional gate_batches, double gate_momentum, int64_t gate_norm, double eps,
       bool per_sample) {
     const typename Backend::Guard guard(z);
-    const ScalarType wide = accumulator_of(z.scalar_type());
-    const Rows rows = rows_of(shape_of(z), false);
     check_input_norm(input_norm);
-    NormTensors input(input_norm, input_eps, weight, bias, rows.channels, wide);
-    input.write_running(running_mean, running_var, batches, momentum, rows.channels, wide);
-    GateTensors gate(rows, wide, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
-    gate.norm.write_running(gate_running_mean, gate_running_var, gate_batches, gate_momentum, gate.hidden, wide);
+    check(z.dim() >= 2, "z: expected (N, C, *spatial)");
+    NormTensors input(input_norm, input_eps, weight, bias, z.size(1), z);
+    input.write_running(running_mean, running_var, batches, momentum, z);
+    GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    gate.norm.write_running(gate_running_mean, gate_running_var, gate_batches, gate_momentum, z);
     auto result = run_batch_norm_shrink(z, input, gate, residual, per_sample);
     input.finish();
     gate.norm.finish();
@@ -301,8 +300,8 @@ struct GatedOperators {
     p.rows = rows_of(shape, false);
     p.per_sample = per_sample;
     check_input_norm(input_norm);
-    const NormTensors input(input_norm, 0, weight, bias, p.rows.channels, wide);
-    const GateTensors gate(p.rows, wide, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    const NormTensors input(input_norm, 0, weight, bias, p.rows.channels, grad);
+    const GateTensors gate(grad, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     check(shape_of(z) == shape && z.scalar_type() == type, "z: expected the shape and type of grad");
     check(shape_of(input_state) == Shape{2, p.rows.channels} && input_state.scalar_type() == wide,
           "input_state: expected (2, C) of the accumulator's type");
