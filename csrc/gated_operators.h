@@ -94,7 +94,12 @@ struct GateTensors {
 
   Gate gate() const { return {hidden, outputs, data(w1), data(b1), data(w2), data(b2), norm.norm}; }
 
-  GateState state(int64_t samples) const { return {samples, hidden, outputs}; }
+  // Without statistics that outlive a sample there is nothing behind alpha.
+  int64_t state_size(int64_t samples) const {
+    const GateState state{samples, hidden, outputs};
+    const NormKind kind = norm.norm.kind;
+    return kind == NormKind::kBatch || kind == NormKind::kRunning ? state.size() : state.norm_mean_at();
+  }
 
   // The gradients of (w1, b1, norm weight, norm bias, w2, b2); empty where not wanted or without a parameter.
   std::vector<Tensor> gradients(bool wanted, ScalarType wide, const Tensor& like) const {
@@ -124,7 +129,7 @@ struct GatedOperators {
       residual = laid_out(*residual, channels_last);
     }
     const Tensor mean = empty({p.rows.samples, p.rows.channels}, wide, x);
-    const Tensor state = empty({gate.state(p.rows.samples).size()}, wide, x);
+    const Tensor state = empty({gate.state_size(p.rows.samples)}, wide, x);
     p.dtype = dtype_of(type);
     p.x = data(x);
     p.residual = data(residual);
@@ -192,7 +197,7 @@ struct GatedOperators {
     const ScalarType type = grad.scalar_type(), wide = accumulator_of(type);
     check(shape_of(mean) == Shape{p.rows.samples, p.rows.channels} && mean.scalar_type() == wide,
           "mean: expected (N, C) of the accumulator's type");
-    check(state.numel() == gate.state(p.rows.samples).size() && state.scalar_type() == wide,
+    check(state.numel() == gate.state_size(p.rows.samples) && state.scalar_type() == wide,
           "state: belongs to another gate");
     const Gradients found = gate.gradients(need_gate, wide, grad);
     p.dtype = dtype_of(type);

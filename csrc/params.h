@@ -161,12 +161,13 @@ struct Gate {
   Norm norm;                // of `hidden` features
 };
 
-// What the backward pass of a gate keeps, in one stretch of the accumulator's type.
+// What the backward pass of a gate keeps, in one stretch of the accumulator's type; the last two parts for kBatch and
+// kRunning alone.
 struct GateState {
   int64_t samples, hidden, outputs;
   int64_t hidden_at() const { return 0; }                                  // (samples, hidden): w1 m + b1
   int64_t alpha_at() const { return samples * hidden; }                    // (samples, outputs)
-  int64_t norm_mean_at() const { return alpha_at() + samples * outputs; }  // (hidden), kBatch and kRunning alone
+  int64_t norm_mean_at() const { return alpha_at() + samples * outputs; }  // (hidden)
   int64_t norm_rstd_at() const { return norm_mean_at() + hidden; }         // (hidden): 1 / sqrt(variance + eps)
   int64_t size() const { return norm_rstd_at() + hidden; }
 };

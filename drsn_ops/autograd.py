@@ -48,6 +48,11 @@ def serves(x: Tensor) -> bool:
     return x.is_cpu or has_kernels(x.device)
 
 
+def fuses(x: Tensor) -> bool:
+    """Whether compiled operators compute on x, and not the plain formulas."""
+    return not _transforming() and serves(x)
+
+
 def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -62,6 +67,11 @@ def _overwrites(x: Tensor, needs_grad: bool) -> bool:
     if torch.compiler.is_compiling() or (needs_grad and (x.requires_grad and x.is_leaf or x._is_view())):
         return False
     return x.is_contiguous() or is_channels_last(x)
+
+
+def aliases(*tensors: Any) -> list[Any]:
+    """The tensors under new names, so that a derivative by one is not also taken along what made another."""
+    return [None if t is None else t.view_as(t) for t in tensors]
 
 
 class FastFunction(Function):
@@ -223,8 +233,9 @@ class ComplexSoftThreshold(FastFunction):
         x, tau = ctx.saved_tensors
         need_x, need_tau = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled() or _transforming():
-            wanted = [t for t, need in ((x, need_x), (tau, need_tau)) if need]
             with torch.enable_grad():
+                x, tau = aliases(x, tau)
+                wanted: Any = [t for t, need in ((x, need_x), (tau, need_tau)) if need]
                 y = reference.soft_threshold(x, ctx.value if tau is None else tau)
                 found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
             dx, dtau = next(found) if need_x else None, next(found) if need_tau else None

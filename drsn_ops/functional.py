@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import autograd, reference
+from . import autograd, gated_autograd, reference
+from .gate import plain_batch_norm, plain_gate, uses_batch
 from .reference import accumulator
 
 Statistic = Literal["channel", "sample"]
@@ -17,19 +19,19 @@ _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX = (torch.complex64, torch.complex128)
 
 
-def _check_x(x: Tensor, dtypes: tuple[torch.dtype, ...] = _REAL) -> None:
+def _check_x(x: Tensor, dtypes: tuple[torch.dtype, ...] = _REAL, name: str = "x") -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, expected a tensor")
+        raise TypeError(f"{name}: got {type(x).__name__}, expected a tensor")
     if x.dtype not in dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"x: got a tensor of {x.dtype}, expected one of {names}")
+        raise TypeError(f"{name}: got a tensor of {x.dtype}, expected one of {names}")
 
 
-def _check_rows(x: Tensor) -> None:
-    _check_x(x)
+def _check_rows(x: Tensor, name: str = "x") -> None:
+    _check_x(x, name=name)
     if not 2 <= x.dim() <= 5:
         raise ValueError(
-            f"x: got shape {tuple(x.shape)}, expected (N, C, *spatial) with up to three spatial axes"
+            f"{name}: got shape {tuple(x.shape)}, expected (N, C, *spatial) with up to three spatial axes"
         )
 
 
@@ -38,12 +40,29 @@ def _check_statistic(statistic: str) -> None:
         raise ValueError(f"statistic: got {statistic!r}, expected 'channel' or 'sample'")
 
 
-def _check_companion(name: str, t: Tensor, x: Tensor) -> None:
-    """A second tensor has a real floating type and lies on the device of x."""
+def _check_companion(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
+    """A second tensor has a real floating type and lies on the device of x, which the caller may know as another."""
     if t.dtype not in _REAL:
         raise TypeError(f"{name}: got a tensor of {t.dtype}, expected a real floating-point type")
     if t.device != x.device:
-        raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of x")
+        raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of {of}")
+
+
+def _check_residual(residual: Tensor | None, x: Tensor, of: str = "x") -> None:
+    if residual is None:
+        return
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"residual: got {type(residual).__name__}, expected a tensor")
+    _check_companion("residual", residual, x, of)
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"residual: got shape {tuple(residual.shape)}, expected {tuple(x.shape)}, that of {of}"
+        )
+
+
+def _check_module(name: str, module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module")
 
 
 def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> Tensor:
@@ -200,17 +219,150 @@ def shrink(
     elif not isinstance(alpha, Real) or isinstance(alpha, bool):
         raise TypeError(f"alpha: got {type(alpha).__name__}, expected a number or a tensor")
     gate = reference.gate_values(alpha, wide, x.device)
-    fused = residual
-    if residual is not None:
-        if not isinstance(residual, Tensor):
-            raise TypeError(f"residual: got {type(residual).__name__}, expected a tensor")
-        _check_companion("residual", residual, x)
-        if residual.shape != x.shape:
-            raise ValueError(
-                f"residual: got shape {tuple(residual.shape)}, expected {tuple(x.shape)}, that of x"
-            )
-        fused = residual if residual.dtype == x.dtype else None
+    _check_residual(residual, x)
+    fused = residual if residual is not None and residual.dtype == x.dtype else None
     y, mean = autograd.shrink(x, gate, fused, statistic == "sample", inplace)
     if residual is not None and fused is None:
         y = y.add_(residual) if inplace else y + residual
     return (y, gate * mean) if return_threshold else y
+
+
+def _check_batch(gate: nn.Module, x: Tensor, name: str, batch_norm: nn.Module | None = None) -> None:
+    """Refuses what a BatchNorm would refuse, before it or anything else has written its statistics."""
+    if x.shape[0] != 1:
+        return
+    words = "In PyTorch's words: Expected more than 1 value per channel when training, got input size"
+    for layer in gate.modules():
+        if uses_batch(layer):
+            raise ValueError(
+                f"{name}: got a batch of 1, expected at least 2 samples for a gate that normalises over the batch, as "
+                "norm='batch' does in training; norm='layer', 'rms' or 'none' trains on one. "
+                f"{words} torch.Size([1, {layer.num_features}])"
+            )
+    if batch_norm is not None and uses_batch(batch_norm) and math.prod(x.shape[2:]) == 1:
+        raise ValueError(
+            f"{name}: got one value a channel, expected more for a batch_norm that normalises over the batch. "
+            f"{words} {x.shape}"
+        )
+
+
+def gated_shrink(
+    x: Tensor,
+    gate: nn.Module,
+    *,
+    statistic: Statistic = "channel",
+    residual: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    r"""The whole of a DRSN block's shrinkage: a gate makes the thresholds out of x, and they are applied to it.
+
+    With ``m`` the (N, C) matrix of channel-wise abs-means of x::
+
+        alpha = gate(m)
+        tau   = alpha * abs_mean(x, statistic=statistic)
+        y     = sign(x) * max(|x| - tau, 0) + residual
+
+    Gradients flow to residual, to the gate's parameters, and to x through the band, the mean and the gate. The backward
+    pass keeps 3 bits an element and some numbers a row, not x. Source: Zhao et al., Deep Residual Shrinkage Networks
+    for Fault Diagnosis, IEEE TII 2020, DOI 10.1109/TII.2019.2943898.
+
+    One operator computes all of it where the gate is that of `Shrinkage` with nothing attached:
+    ``nn.Sequential(Linear(C, H), norm, ReLU(), Linear(H, C or 1), Sigmoid())`` with ``norm`` one of ``nn.BatchNorm1d``,
+    ``nn.LayerNorm``, ``nn.RMSNorm`` and ``nn.Identity``, all parameters of one type, that of x or float32 (float64 for
+    a float64 x). It computes the gate in float32 or float64 whatever the parameters' type, and under
+    ``torch.autocast`` too, and brings a BatchNorm's running statistics up to date. Any other gate, and one with a hook,
+    a subclass, a parametrization or a replaced ``forward``, is called as it is, between `abs_mean` and `shrink`.
+
+    Args:
+        x: (N, C, \*spatial) with up to three spatial axes, float16, bfloat16, float32 or float64.
+        gate: a module that makes (N, C) or (N, 1) numbers out of the (N, C) means.
+        statistic: ``"channel"``, the mean of each channel, or ``"sample"``, that of the whole sample.
+        residual: a tensor of the shape of x, added in the same pass.
+        inplace: write the result, the sum where there is a residual, into x.
+
+    Returns:
+        A tensor of the shape and type of x (a residual of a wider type widens it), contiguous or, like x,
+        channels_last; x itself where ``inplace``.
+
+    Raises:
+        TypeError: a gate that is no module, or a type of x or residual that is not listed.
+        ValueError: a shape, a device or ``statistic`` that does not fit, or a batch of one for a gate that normalises
+            over the batch.
+
+    >>> x = torch.tensor([[[4.0, -2.0], [1.0, 1.0]]])
+    >>> gate = drsn_ops.Shrinkage(2, norm="none").fc
+    >>> for parameter in gate.parameters():
+    ...     torch.nn.init.zeros_(parameter)  # so that alpha is 1/2
+    >>> drsn_ops.gated_shrink(x, gate)
+    tensor([[[ 2.5000, -0.5000],
+             [ 0.5000,  0.5000]]])
+    """
+    _check_rows(x)
+    _check_module("gate", gate)
+    _check_statistic(statistic)
+    _check_residual(residual, x)
+    _check_batch(gate, x, "x")
+    if residual is not None and residual.dtype != x.dtype:
+        y = gated_shrink(x, gate, statistic=statistic, inplace=inplace)
+        return y.add_(residual) if inplace else y + residual
+    plain = plain_gate(gate, x) if x.numel() > 0 and autograd.fuses(x) else None
+    if plain is not None:
+        return gated_autograd.gated_shrink(x, residual, plain, statistic == "sample", inplace)
+    mean = abs_mean(x)
+    alpha = gate(mean.to(next(gate.parameters(), mean).dtype))
+    return shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace)
+
+
+def batch_norm_shrink(
+    z: Tensor,
+    batch_norm: nn.Module,
+    gate: nn.Module,
+    *,
+    statistic: Statistic = "channel",
+    residual: Tensor | None = None,
+) -> Tensor:
+    r"""A BatchNorm and the shrinkage behind it, ``gated_shrink(batch_norm(z), gate)``: for blocks in which a
+    normalisation follows the last convolution (post-activation), where it saves a pass over memory and the normalised
+    tensor::
+
+        x = (z - mean) / sqrt(var + eps) * weight + bias
+        y = gated_shrink(x, gate, statistic=statistic, residual=residual)
+
+    One operator computes it where z is contiguous, the gate is as in `gated_shrink`, and ``batch_norm`` is an
+    ``nn.BatchNorm1d``, ``2d`` or ``3d`` for z's axes with nothing attached; statistics are those of the batch or the
+    running ones, and these are brought up to date, as the modules themselves would. x is not rounded to z's type on
+    the way. The backward pass keeps z and some numbers a row. Elsewhere the modules are called.
+    Source of the gate: Zhao et al., IEEE TII 2020, DOI 10.1109/TII.2019.2943898.
+
+    Args:
+        z: (N, C, \*spatial) with up to three spatial axes, float16, bfloat16, float32 or float64.
+        batch_norm: the normalisation of z's channels, its parameters of z's type or of float32 (float64 for float64).
+        gate: as in `gated_shrink`.
+        statistic: ``"channel"``, the mean of each channel, or ``"sample"``, that of the whole sample.
+        residual: a tensor of the shape of z, added in the same pass.
+
+    Returns:
+        A tensor of the shape and type of z (a residual of a wider type widens it), contiguous.
+
+    Raises:
+        TypeError: a batch_norm or gate that is no module, or a type of z or residual that is not listed.
+        ValueError: a shape, a device or ``statistic`` that does not fit, or a batch of one, or a single value a
+            channel, for a normalisation over the batch.
+
+    >>> z = torch.randn(8, 16, 100)
+    >>> drsn_ops.batch_norm_shrink(z, torch.nn.BatchNorm1d(16), drsn_ops.Shrinkage(16).fc, residual=z).shape
+    torch.Size([8, 16, 100])
+    """
+    _check_rows(z, "z")
+    _check_module("batch_norm", batch_norm)
+    _check_module("gate", gate)
+    _check_statistic(statistic)
+    _check_residual(residual, z, "z")
+    _check_batch(gate, z, "z", batch_norm)
+    if residual is not None and residual.dtype != z.dtype:
+        return batch_norm_shrink(z, batch_norm, gate, statistic=statistic) + residual
+    if z.is_contiguous() and z.numel() > 0 and autograd.fuses(z):
+        norm, plain = plain_batch_norm(batch_norm, z), plain_gate(gate, z)
+        if norm is not None and plain is not None:
+            return gated_autograd.batch_norm_shrink(z, residual, norm, plain, statistic == "sample")
+    return gated_shrink(batch_norm(z), gate, statistic=statistic, residual=residual)

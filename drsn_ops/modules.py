@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from . import functional, reference
 from .functional import Statistic
+from .gate import is_plain
 
 THRESHOLDS = ("channel-wise", "channel-shared")
 STATISTICS = ("channel", "sample")
@@ -104,13 +105,16 @@ class Shrinkage(nn.Module):
         reduction: H = max(C // reduction, 1). The paper has 1, its CIFAR-10 program 4.
         norm: the gate's normalisation: ``"batch"`` (the paper), ``"layer"``, ``"rms"`` or ``"none"``. All but
             ``"batch"`` train on a batch of one. ``"layer"`` leaves nothing of a gate with H = 1.
-        inplace: write the result into x.
+        inplace: write the result into x; a call's own ``inplace`` goes before it.
 
     The gate is ``self.fc``, always five modules long, so that state_dict keys do not depend on ``norm``:
-    ``fc.0`` and ``fc.3`` are the linear layers, ``fc.1`` the normalisation.
+    ``fc.0`` and ``fc.3`` are the linear layers, ``fc.1`` the normalisation. One operator computes it together with
+    the rest while nothing is attached to it; with a hook or a parametrization its modules are called, see
+    `drsn_ops.gated_shrink`.
 
     Shape: x is (N, C) or (N, C, \\*spatial) with up to three spatial axes; residual and y have x's shape and
-    dtype: float16, bfloat16, float32 or float64. The gate computes in its own parameters' dtype.
+    dtype: float16, bfloat16, float32 or float64. The gate computes in float32 or wider, also under
+    ``torch.autocast``; in its own parameters' dtype where its modules are called.
 
     Setting ``use_reference`` to True on an instance makes it compute with `drsn_ops.reference` instead of the
     compiled operators, never in place: for comparisons.
@@ -156,18 +160,15 @@ class Shrinkage(nn.Module):
             nn.Sigmoid(),
         )
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, inplace: bool | None = None) -> Tensor:
         if x.dim() < 2 or x.shape[1] != self.channels:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected {self.channels} channels on axis 1")
-        if self.norm == "batch" and self.fc[1].training and x.shape[0] == 1:
-            raise ValueError(
-                "x: got a batch of 1, expected at least 2 samples to train a gate with norm='batch'; "
-                "norm='layer', 'rms' or 'none' trains on one"
-            )
-        operators = reference if self.use_reference else functional
-        alpha = self.fc(operators.abs_mean(x).to(self.fc[0].weight.dtype))
-        inplace = self.inplace and not self.use_reference
-        return operators.shrink(x, alpha, statistic=self.statistic, residual=residual, inplace=inplace)
+        if self.use_reference:
+            return reference.gated_shrink(x, self.fc, statistic=self.statistic, residual=residual)
+        inplace = self.inplace if inplace is None else inplace
+        return functional.gated_shrink(
+            x, self.fc, statistic=self.statistic, residual=residual, inplace=inplace
+        )
 
     def extra_repr(self) -> str:
         return (
@@ -272,7 +273,14 @@ class RSBU(nn.Module):
         h = self.conv2(F.relu(self.bn2(h), inplace=True))
         # Under autocast the convolution's result is narrower than x.
         shortcut = self.shortcut(x).to(h.dtype)
-        return h + shortcut if self.shrink is None else self.shrink(h, shortcut)
+        if self.shrink is None:
+            return h + shortcut
+        return self.shrink(h, shortcut, inplace=True) if self._may_overwrite() else self.shrink(h, shortcut)
+
+    def _may_overwrite(self) -> bool:
+        """Whether nobody else sees conv2's result: a convolution does not keep it, a hook might."""
+        conv, shrink = self.conv2, self.shrink
+        return type(conv) is CONVOLUTIONS[self.dim] and type(shrink) is Shrinkage and is_plain(conv, shrink)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}, dim={self.dim}"

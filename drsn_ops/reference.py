@@ -89,3 +89,15 @@ def gated_shrink(
     means = abs_mean(x)
     weight = next(gate.parameters(), means)
     return shrink_and_mean(x, gate(means.to(weight.dtype)), statistic, residual)[0]
+
+
+def batch_norm_shrink(
+    z: Tensor,
+    batch_norm: torch.nn.Module,
+    gate: torch.nn.Module,
+    *,
+    statistic: str = "channel",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``gated_shrink(batch_norm(z), gate)``."""
+    return gated_shrink(batch_norm(z), gate, statistic=statistic, residual=residual)

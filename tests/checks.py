@@ -1,6 +1,8 @@
 """What the tests of the operators share: shapes, layouts, and the one rule by which numbers are compared."""
 
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from drsn_ops.reference import accumulator
 
@@ -67,3 +69,53 @@ def away_from_kink(x, tau):
     x = torch.where(x.abs() < 1e-3, x + 0.01, x)
     near = (x.abs() - tau).abs() < 0.02 * tau.abs() + 1e-6
     return torch.where(near, x * 1.1, x)
+
+
+class Operators(TorchDispatchMode):
+    """The names of the compiled operators that a call runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "drsn_ops":
+            self.names.append(function._schema.name.removeprefix("drsn_ops::"))
+        return function(*args, **(kwargs or {}))
+
+
+def operators_of(function, *args, **options):
+    with Operators() as operators:
+        function(*args, **options)
+    return operators.names
+
+
+NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": nn.Identity}
+
+
+def randomise(module):
+    """Every parameter and running statistic something that is not its first value; weights keep ReLUs alive."""
+    for name, parameter in module.named_parameters():
+        nn.init.uniform_(parameter, -0.5, 1.0) if "weight" in name else nn.init.uniform_(parameter, -0.3, 0.5)
+    for name, buffer in module.named_buffers():
+        if buffer.is_floating_point():
+            nn.init.uniform_(buffer, 0.5, 1.5) if "var" in name else nn.init.uniform_(buffer, -0.5, 0.5)
+    return module
+
+
+def make_gate(channels, hidden, outputs, norm="batch", *, linear_bias=True, **options):
+    """A gate with random parameters, float64; options are those of the norm."""
+    gate = nn.Sequential(
+        nn.Linear(channels, hidden, bias=linear_bias),
+        NORMS[norm](hidden, **options),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, outputs, bias=linear_bias),
+        nn.Sigmoid(),
+    )
+    return randomise(gate.double())
+
+
+def make_features(shape, device="cpu"):
+    """Float64 normal numbers with a magnitude of each row's own, so that a batch has statistics."""
+    rows = torch.rand(*shape[:2], *[1] * (len(shape) - 2), dtype=torch.float64, device=device) + 0.5
+    return torch.randn(shape, dtype=torch.float64, device=device) * rows

@@ -19,6 +19,15 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def no_caches():
+    """Nothing that an earlier compilation, by an earlier version of the package too, has left behind."""
+    torch._dynamo.reset()
+    with torch.compiler.config.patch(force_disable_caches=True):
+        yield
+    torch._dynamo.reset()
+
+
 def pytest_collection_modifyitems(config, items):
     if torch.cuda.is_available():
         return

@@ -17,14 +17,6 @@ from drsn_ops import _library, autograd
 ops = torch.ops.drsn_ops
 
 
-@pytest.fixture
-def no_caches(monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def function(x, alpha, tau):
     """All three operators in one graph."""
     y = drsn_ops.shrink(x, alpha, residual=x)

@@ -273,3 +273,12 @@ def test_higher_derivatives_work_from_the_code(device):
     dz, dtau = torch.autograd.grad((reference.soft_threshold(z, tau) ** 2).sum(), (z, tau), create_graph=True)
     (dz.square().sum() + dtau.square()).backward()
     torch.testing.assert_close(found, weight.grad)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_complex_tau_made_of_x_counts_once(device, create_graph):
+    """With ``create_graph`` the gradient of x held tau's share too, which autograd then added again."""
+    x = leaf(torch.randn(6, dtype=torch.complex128, device=device))
+    y = drsn_ops.soft_threshold(x, x.abs() * 0.25)
+    (dx,) = torch.autograd.grad(y.abs().sum(), x, create_graph=create_graph)
+    torch.testing.assert_close(dx, 0.75 * x.detach().sgn())
