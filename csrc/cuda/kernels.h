@@ -17,6 +17,8 @@ int64_t abs_mean_workspace(const AbsMean& op);
 int64_t shrink_workspace(const Shrink& op);
 int64_t shrink_backward_workspace(const ShrinkBackward& op);
 int64_t row_sums_workspace(const RowSums& op);
+int64_t gated_shrink_workspace(const GatedShrink& op);
+int64_t gated_shrink_backward_workspace(const GatedShrinkBackward& op);
 
 cudaError_t soft_threshold(const SoftThreshold& op, cudaStream_t stream);
 cudaError_t soft_threshold_backward(const SoftThresholdBackward& op, void* workspace, cudaStream_t stream);
@@ -26,5 +28,7 @@ cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream);
 cudaError_t shrink_backward(const ShrinkBackward& op, void* workspace, cudaStream_t stream);
 cudaError_t combine(const Combine& op, cudaStream_t stream);
 cudaError_t row_sums(const RowSums& op, void* workspace, cudaStream_t stream);
+cudaError_t gated_shrink(const GatedShrink& op, void* workspace, cudaStream_t stream);
+cudaError_t gated_shrink_backward(const GatedShrinkBackward& op, void* workspace, cudaStream_t stream);
 
 }  // namespace drsn::cuda

@@ -7,6 +7,12 @@
 //                                                   per_sample, a block a sample
 //   shrink, the rest                sums, then an elementwise kernel that reads x again, last part first
 //   everything else                 elementwise     V elements a thread and step, in memory order
+//   gate                            tiles           32 samples x 32 features or outputs a block (gate.cu)
+//   gated shrink, contiguous, fits  on chip         a block a sample, its gate in the same block; not where the gate's
+//                                                   norm is kBatch, and not where reading the weights again for every
+//                                                   sample would cost more than reading x again
+//   gated shrink, the rest          sums, gate, elementwise
+//   batch_norm_shrink               statistics of rows held on chip, sums, gate, elementwise
 //
 // How sums are chunked depends on sizes only, never on the device, so that results do not either.
 #pragma once
@@ -82,6 +88,43 @@ inline OnChip plan_on_chip(const Rows& rows, bool per_sample, int V) {
   plan.threads = int(ceil_div(lanes * block_rows, kWarp) * kWarp);
   return plan;
 }
+
+constexpr int kOnChipHidden = 1024;  // hidden features of a gate that shares a block with a sample
+
+// A gate and its sample in one block.
+inline OnChip plan_gated_on_chip(const Rows& rows, const Gate& gate, int V) {
+  OnChip plan = plan_on_chip(rows, true, V);
+  const int64_t weights = gate.hidden * (rows.channels + gate.outputs);
+  plan.fits = plan.fits && gate.norm.kind != NormKind::kBatch && gate.hidden <= kOnChipHidden &&
+              weights <= std::max<int64_t>(2 * rows.channels * rows.length, 16384);
+  return plan;
+}
+
+constexpr int64_t kPieceLength = 4096;  // elements of a row of batch_norm_shrink whose statistics are made at once
+
+constexpr int kTile = 32;               // a block of a gate's kernels: kTile x kTile sums, in steps of kTile terms
+constexpr int kMaxGateParts = 64;       // of the batch, whose sums the next kernel adds up
+constexpr int64_t kMaxGateSplits = 64;  // of the sums over samples that make gradients of the weights
+
+// The batch in parts of whole tiles.
+struct GateParts {
+  int64_t tiles;  // of samples, in a part
+  int64_t parts;
+  explicit GateParts(int64_t samples)
+      : tiles(ceil_div(ceil_div(samples, kTile), kMaxGateParts)), parts(ceil_div(samples, tiles * kTile)) {}
+};
+
+// A gradient of the weights is a sum over samples: where they are many and the gate's `tiles` few, in splits of whole
+// tiles, then added up.
+struct GateSplits {
+  int64_t samples;  // of a split
+  int64_t splits;
+  GateSplits(int64_t all, int64_t tiles) {
+    const int64_t wanted = std::max<int64_t>(1, std::min({kMaxGateSplits, all / 256, 512 / tiles}));
+    samples = ceil_div(ceil_div(all, wanted), kTile) * kTile;
+    splits = ceil_div(all, samples);
+  }
+};
 
 // A sum over the axes of `over` with stride 0, in two steps. The first sums along one axis, the repeated one furthest
 // in, and sees memory as (outer, reduced, inner); it splits a long axis into `chunks`. It leaves (outer, chunks, inner)

@@ -173,8 +173,9 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 // Adds the partial sums of `reduction` up. `workspace` holds them, followed by room for the fold's own.
 cudaError_t fold(DType dtype, const Reduction& reduction, void* workspace, const Target& target, cudaStream_t stream);
 
-// Both steps. The workspace has reduction.workspace_elements() accumulators for each sum that is wanted.
-template <class Op>
+// Both steps. The workspace has reduction.workspace_elements() accumulators for each sum that is wanted. Without
+// `columns` the reduced axis is always the innermost.
+template <bool columns = true, class Op>
 cudaError_t reduce(DType dtype, const Op& op, const Reduction& reduction, const Target (&wanted)[Op::kSums],
                    void* workspace, cudaStream_t stream) {
   const ReduceShape shape = plan_reduce(reduction, Op::kVector);
@@ -190,8 +191,11 @@ cudaError_t reduce(DType dtype, const Op& op, const Reduction& reduction, const 
     free += reduction.workspace_elements() * accumulator_bytes(dtype);
     targets.sum[s] = {partials[s], true, 1};
   }
-  DRSN_CUDA_TRY(launch(reduction.inner == 1 ? &reduce_rows<Op> : &reduce_columns<Op>, shape.blocks, shape.threads,
-                       stream, op, shape, targets));
+  auto kernel = &reduce_rows<Op>;
+  if constexpr (columns) {
+    if (reduction.inner > 1) kernel = &reduce_columns<Op>;
+  }
+  DRSN_CUDA_TRY(launch(kernel, shape.blocks, shape.threads, stream, op, shape, targets));
   for (int s = 0; s < Op::kSums; ++s) {
     if (reduction.direct || wanted[s].data == nullptr) continue;
     DRSN_CUDA_TRY(fold(dtype, reduction, partials[s], wanted[s], stream));

@@ -52,6 +52,14 @@ struct Cuda {
     const Tensor memory = scratch(drsn::cuda::shrink_backward_workspace(p), t);
     check(drsn::cuda::shrink_backward(p, memory.mutable_data_ptr(), stream_of(t)));
   }
+  static void gated_shrink(const drsn::GatedShrink& p, const Tensor& t) {
+    const Tensor memory = scratch(drsn::cuda::gated_shrink_workspace(p), t);
+    check(drsn::cuda::gated_shrink(p, memory.mutable_data_ptr(), stream_of(t)));
+  }
+  static void gated_shrink_backward(const drsn::GatedShrinkBackward& p, const Tensor& t) {
+    const Tensor memory = scratch(drsn::cuda::gated_shrink_backward_workspace(p), t);
+    check(drsn::cuda::gated_shrink_backward(p, memory.mutable_data_ptr(), stream_of(t)));
+  }
   static void combine(const drsn::Combine& p, const Tensor& t) { check(drsn::cuda::combine(p, stream_of(t))); }
   static void row_sums(const drsn::RowSums& p, const Tensor& t) {
     const Tensor memory = scratch(drsn::cuda::row_sums_workspace(p), t);

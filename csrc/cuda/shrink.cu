@@ -1,41 +1,9 @@
 #include "cuda/kernels.h"
 #include "cuda/reduce.cuh"
+#include "cuda/shrink.cuh"
 
 namespace drsn::cuda {
 namespace {
-
-constexpr int kBatch = 4;  // residual loads in flight a thread
-
-// The row of this thread of an on-chip kernel, and the thread's place in it.
-struct OnChipPlace {
-  int step;  // elements between a thread's vectors
-  int position;
-  int64_t row, n, c;
-  bool exists, first;
-
-  __device__ __forceinline__ OnChipPlace(const OnChip& plan, const Rows& rows, const Divisor& channels, int V) {
-    const int local = threadIdx.x >> plan.lane_bits;
-    const int lane = threadIdx.x & ((1 << plan.lane_bits) - 1);
-    step = V << plan.lane_bits;
-    position = lane * V;
-    row = int64_t(blockIdx.x) * plan.rows + local;
-    exists = local < plan.rows && row < rows.samples * rows.channels;
-    first = exists && lane == 0;
-    n = channels.divide(row);
-    c = row - n * channels.value;
-  }
-};
-
-// Makes the compiler widen the elements again after this point, where it would rather keep twice the registers.
-template <class scalar_t, int V>
-__device__ __forceinline__ void forget_widened(Vector<scalar_t, V>& v) {
-  if constexpr (V > 1 && sizeof(scalar_t) == 2) {
-    uint4 bits;
-    memcpy(&bits, &v, sizeof(v));
-    asm("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
-    memcpy(&v, &bits, sizeof(v));
-  }
-}
 
 // Statistics' own type, and one a sample or one a row.
 template <class acc_t>
@@ -51,68 +19,18 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
     shrink_on_chip(const __grid_constant__ Shrink op, const __grid_constant__ OnChip plan,
                    const __grid_constant__ Divisor channels) {
   using acc_t = Accumulator<scalar_t>;
-  constexpr int kSlots = kOnChipSlots<V>;
   const OnChipPlace at(plan, op.rows, channels, V);
   const int length = int(op.rows.length);
-  const int64_t start = at.row * length + at.position;
-  const scalar_t* x = static_cast<const scalar_t*>(op.x);
-  const scalar_t* residual = static_cast<const scalar_t*>(op.residual);
-  scalar_t* y = static_cast<scalar_t*>(op.y);
-
-  // The bound of the loops over slots is the same for the whole block.
-  Vector<scalar_t, V> held[kSlots];
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    if (i * at.step >= length) break;
-    held[i] = load_if<V>(at.exists && at.position + i * at.step < length, x + start + i * at.step);
-  }
-  acc_t sum = 0;
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    if (i * at.step >= length) break;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const acc_t v = widen(held[i].value[j]);
-      sum += v < acc_t(0) ? -v : v;
-    }
-    forget_widened(held[i]);
-  }
+  Vector<scalar_t, V> held[kOnChipSlots<V>];
+  hold(held, at, length, static_cast<const scalar_t*>(op.x) + at.row * length);
+  acc_t sum = held_abs_sum(held, at, length);
   sum = op.per_sample ? block_sum(sum) : group_sum(sum, 1 << plan.lane_bits);
   const acc_t mean = sum / count_of<acc_t>(op.rows, op.per_sample);
   if (at.first && (at.c == 0 || !op.per_sample)) {
     static_cast<acc_t*>(op.mean)[statistic_index(op.rows, op.per_sample, at.n, at.c)] = mean;
   }
   const acc_t alpha = at.exists ? static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, at.n, at.c)] : acc_t(0);
-  const acc_t tau = relu(alpha * mean);
-
-  const int64_t plane_bytes = code_bytes(length);
-  uint8_t* code = op.code + at.row * kShrinkPlanes * plane_bytes;
-#pragma unroll
-  for (int batch = 0; batch < kSlots; batch += kBatch) {
-    if (batch * at.step >= length) break;
-    Vector<scalar_t, V> added[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int ahead = (batch + i) * at.step;
-      added[i] = load_if<V>(residual != nullptr && at.exists && at.position + ahead < length, residual + start + ahead);
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if ((batch + i) * at.step >= length) break;
-      const int position = at.position + (batch + i) * at.step;
-      const bool inside = at.exists && position < length;
-      unsigned word = 0;
-      Vector<scalar_t, V> result;
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const acc_t v = widen(held[batch + i].value[j]);
-        result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(added[i].value[j])));
-        word |= spread(element_code(v, tau), j);
-      }
-      if (inside) store<V>(V, y + start + (batch + i) * at.step, result);
-      if (op.code != nullptr) store_code<V>(inside, code, plane_bytes, kShrinkPlanes, position, word);
-    }
-  }
+  shrink_held(held, at, length, relu(alpha * mean), op.residual, op.y, op.code);
 }
 
 template <class scalar_t, int V>
@@ -187,35 +105,13 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
     shrink_backward_on_chip(const __grid_constant__ ShrinkBackward op, const __grid_constant__ OnChip plan,
                             const __grid_constant__ Divisor channels, void* row_dalpha) {
   using acc_t = Accumulator<scalar_t>;
-  constexpr int kSlots = kOnChipSlots<V>;
   const OnChipPlace at(plan, op.rows, channels, V);
   const int length = int(op.rows.length);
-  const scalar_t* grad = static_cast<const scalar_t*>(op.grad) + at.row * length;
-  const int64_t plane_bytes = code_bytes(length);
-  const uint8_t* code = op.code + at.row * kShrinkPlanes * plane_bytes;
-
-  Vector<scalar_t, V> held[kSlots];
-  unsigned word[kSlots];
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    if (i * at.step >= length) break;
-    const int position = at.position + i * at.step;
-    const bool inside = at.exists && position < length;
-    held[i] = load_if<V>(inside, grad + position);
-    word[i] = load_code(inside, code, plane_bytes, kShrinkPlanes, position);
-  }
-  acc_t sum = 0;
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    if (i * at.step >= length) break;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const acc_t g = widen(held[i].value[j]);
-      const acc_t along = test(word[i], kNegative, j) ? -g : g;
-      sum += test(word[i], kActive, j) ? along : acc_t(0);
-    }
-    forget_widened(held[i]);
-  }
+  Vector<scalar_t, V> held[kOnChipSlots<V>];
+  unsigned word[kOnChipSlots<V>];
+  hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + at.row * length,
+                op.code + at.row * kShrinkPlanes * code_bytes(length));
+  acc_t sum = held_active_sum(held, word, at, length);
   sum = group_sum(sum, 1 << plan.lane_bits);
   acc_t dmean = 0;
   if (at.exists) {
@@ -226,20 +122,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   if (op.dx == nullptr || !at.exists) return;
 
   const acc_t share = mean_share(op, dmean, at.n, at.c);
-  scalar_t* dx = static_cast<scalar_t*>(op.dx) + at.row * length;
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    if (i * at.step >= length) break;
-    const int position = at.position + i * at.step;
-    Vector<scalar_t, V> result;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      result.value[j] =
-          narrow<scalar_t>(drsn::combine(test(word[i], kNegative, j), test(word[i], kNonzero, j),
-                                         test(word[i], kActive, j), acc_t(widen(held[i].value[j])), acc_t(0), share));
-    }
-    if (position < length) store<V>(V, dx + position, result);
-  }
+  combine_held(held, word, at, length, share, static_cast<scalar_t*>(op.dx) + at.row * length);
 }
 
 // From the rows' active sums to dalpha of each row and to what each row or, where per_sample, each sample gives along
@@ -269,6 +152,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 
 // Every way to choose V has room on the chip if V = 1 has: the question the workspace asks, which knows no alignment.
 bool always_on_chip(const Rows& rows, bool per_sample) { return plan_on_chip(rows, per_sample, 1).fits; }
+
+bool vectors_apply(const Shrink& op, int V) { return aligned(op.x, op.y, op.residual) && vectors_fit(op.rows, V); }
 
 AbsMean mean_of(const Shrink& op) { return {op.dtype, op.x, op.mean, nullptr, op.rows, op.per_sample}; }
 
@@ -320,10 +205,20 @@ int64_t shrink_workspace(const Shrink& op) {
   return always_on_chip(op.rows, op.per_sample) ? 0 : abs_mean_workspace(mean_of(op));
 }
 
+cudaError_t shrink_from_means(const Shrink& op, cudaStream_t stream) {
+  return dispatch(
+      op.dtype, [&](int V) { return vectors_apply(op, V); },
+      [&](auto scalar, auto V) {
+        const RowWalk walk(op.rows, V);
+        return launch(&shrink_apply<decltype(scalar), V>, elementwise_blocks(walk.total, V), kThreads, stream, op,
+                      walk);
+      });
+}
+
 cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream) {
   if (op.rows.numel() == 0) return abs_mean(mean_of(op), workspace, stream);
   return dispatch(
-      op.dtype, [&](int V) { return aligned(op.x, op.y, op.residual) && vectors_fit(op.rows, V); },
+      op.dtype, [&](int V) { return vectors_apply(op, V); },
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
         const OnChip plan = plan_on_chip(op.rows, op.per_sample, V);
@@ -332,8 +227,7 @@ cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream) {
                         Divisor(op.rows.channels));
         }
         DRSN_CUDA_TRY(abs_mean(mean_of(op), workspace, stream));
-        const RowWalk walk(op.rows, V);
-        return launch(&shrink_apply<scalar_t, V>, elementwise_blocks(walk.total, V), kThreads, stream, op, walk);
+        return shrink_from_means(op, stream);
       });
 }
 
