@@ -267,11 +267,11 @@ def gated_shrink(
     for Fault Diagnosis, IEEE TII 2020, DOI 10.1109/TII.2019.2943898.
 
     One operator computes all of it where the gate is that of `Shrinkage` with nothing attached:
-    ``nn.Sequential(Linear(C, H), norm, ReLU(), Linear(H, C or 1), Sigmoid())`` with ``norm`` one of ``nn.BatchNorm1d``,
-    ``nn.LayerNorm``, ``nn.RMSNorm`` and ``nn.Identity``, all parameters of one type, that of x or float32 (float64 for
-    a float64 x). It computes the gate in float32 or float64 whatever the parameters' type, and under
-    ``torch.autocast`` too, and brings a BatchNorm's running statistics up to date. Any other gate, and one with a hook,
-    a subclass, a parametrization or a replaced ``forward``, is called as it is, between `abs_mean` and `shrink`.
+    ``nn.Sequential(Linear(C, H), norm, ReLU(), Linear(H, C or 1), Sigmoid())`` with ``norm`` one of
+    ``nn.BatchNorm1d``, ``nn.LayerNorm``, ``nn.RMSNorm`` and ``nn.Identity``. It computes the gate in float32 (float64
+    for a float64 x) whatever the parameters' type, under ``torch.autocast`` too, and brings a BatchNorm's running
+    statistics up to date. Any other gate, and one with a hook, a subclass, a parametrization or a replaced
+    ``forward``, is called as it is, between `abs_mean` and `shrink`.
 
     Args:
         x: (N, C, \*spatial) with up to three spatial axes, float16, bfloat16, float32 or float64.
@@ -336,7 +336,7 @@ def batch_norm_shrink(
 
     Args:
         z: (N, C, \*spatial) with up to three spatial axes, float16, bfloat16, float32 or float64.
-        batch_norm: the normalisation of z's channels, its parameters of z's type or of float32 (float64 for float64).
+        batch_norm: the normalisation of z's channels, computed in float32 (float64 for a float64 z).
         gate: as in `gated_shrink`.
         statistic: ``"channel"``, the mean of each channel, or ``"sample"``, that of the whole sample.
         residual: a tensor of the shape of z, added in the same pass.

@@ -90,10 +90,8 @@ def is_plain(*modules: nn.Module) -> bool:
     )
 
 
-def _fits(t: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
-    return t is None or (
-        type(t) in _PLAIN_TENSORS and t.shape == shape and t.dtype == dtype and t.device == device
-    )
+def _all_plain(tensors: tuple[Tensor | None, ...]) -> bool:
+    return all([t is None or type(t) in _PLAIN_TENSORS for t in tensors])
 
 
 def uses_batch(module: nn.Module) -> bool:
@@ -120,24 +118,25 @@ def _batch_norm(norm: _BatchNorm) -> Norm | None:
                 return None
         else:
             mean = var = None
-    if (mean is None) != (var is None) or (batches is not None and type(batches) not in _PLAIN_TENSORS):
+    if (mean is None) != (var is None):
         return None
     weight, bias = norm._parameters["weight"], norm._parameters["bias"]
     return Norm(weight, bias, mean, var, batches, momentum, kind, norm.eps)
 
 
-def _gate_norm(norm: nn.Module, features: int, wide: torch.dtype) -> Norm | None:
-    if type(norm) is nn.BatchNorm1d:
-        return _batch_norm(norm)
-    if type(norm) is nn.Identity:
+def _gate_norm(norm: nn.Module, features: int, x: Tensor) -> Norm | None:
+    kind = type(norm)
+    if kind is nn.BatchNorm1d:
+        return _batch_norm(norm)  # type: ignore[arg-type]
+    if kind is nn.Identity:
         return Norm(None, None, None, None, None, 0.0, NONE, 0.0)
-    if type(norm) is nn.LayerNorm and norm.normalized_shape == (features,):
-        weight, bias = norm._parameters["weight"], norm._parameters["bias"]
-        return Norm(weight, bias, None, None, None, 0.0, LAYER, norm.eps)
-    if type(norm) is nn.RMSNorm and norm.normalized_shape == (features,):
-        eps = torch.finfo(wide).eps if norm.eps is None else norm.eps
-        return Norm(norm._parameters["weight"], None, None, None, None, 0.0, RMS, eps)
-    return None
+    if kind not in (nn.LayerNorm, nn.RMSNorm) or norm.normalized_shape != (features,):
+        return None
+    weight, eps = norm._parameters["weight"], norm.eps
+    if kind is nn.LayerNorm:
+        return Norm(weight, norm._parameters["bias"], None, None, None, 0.0, LAYER, eps)
+    eps = torch.finfo(accumulator(x.dtype)).eps if eps is None else eps
+    return Norm(weight, None, None, None, None, 0.0, RMS, eps)
 
 
 def plain_batch_norm(norm: nn.Module, z: Tensor) -> Norm | None:
@@ -148,54 +147,30 @@ def plain_batch_norm(norm: nn.Module, z: Tensor) -> Norm | None:
         found = _batch_norm(norm)
     except KeyError:  # a parameter or buffer became something else
         return None
-    if found is None or norm.num_features != z.shape[1]:
-        return None
-    tensors = [t for t in found[:4] if t is not None]
-    shape, device = (norm.num_features,), z.device
-    dtype = tensors[0].dtype if tensors else z.dtype
-    if dtype not in (z.dtype, accumulator(z.dtype)) or not all(
-        _fits(t, shape, dtype, device) for t in tensors
-    ):
-        return None
-    return found
+    return found if found is not None and _all_plain(found[:5]) else None
 
 
 def plain_gate(gate: nn.Module, x: Tensor) -> Gate | None:
-    """What a fused operator needs to compute this gate for x; None where its modules have to be called."""
+    """What a fused operator needs to compute this gate for x; None where its modules have to be called.
+
+    What else has to fit, the operator checks: calling the modules would fail too.
+    """
     if type(gate) is not nn.Sequential or len(gate._modules) != 5:
         return None
-    first, norm, relu, last, sigmoid = gate._modules.values()
-    if (type(first), type(relu), type(last), type(sigmoid)) != _LAYERS:
-        return None
-    if not is_plain(gate, first, norm, relu, last, sigmoid):
+    first, norm, relu, last, sigmoid = layers = tuple(gate._modules.values())
+    if (type(first), type(relu), type(last), type(sigmoid)) != _LAYERS or not is_plain(gate, *layers):
         return None
     try:
         w1, b1 = first._parameters["weight"], first._parameters["bias"]
         w2, b2 = last._parameters["weight"], last._parameters["bias"]
-        if w1 is None or w2 is None:
-            return None
-        wide = accumulator(x.dtype)
         hidden, channels = w1.shape
-        outputs, dtype = w2.shape[0], w1.dtype
-        found = _gate_norm(norm, hidden, wide)
-    except (KeyError, ValueError):  # a parameter or buffer became something else
-        return None
-    if found is None or dtype not in (wide, x.dtype):
+        outputs, _ = w2.shape
+        found = _gate_norm(norm, hidden, x)
+    except (AttributeError, KeyError, ValueError):  # a parameter or buffer became something else
         return None
     # Of a size that a tracer follows, every comparison is a guard, but not one within a tuple.
-    if channels != x.shape[1] or hidden == 0 or (outputs != 1 and outputs != channels):
+    if found is None or hidden == 0 or channels != x.shape[1] or (outputs != 1 and outputs != channels):
         return None
-    weight, bias, mean, var, batches, momentum, kind, eps = found
-    device, features = x.device, (hidden,)
-    if (
-        _fits(w1, (hidden, channels), dtype, device)
-        and _fits(b1, features, dtype, device)
-        and _fits(weight, features, dtype, device)
-        and _fits(bias, features, dtype, device)
-        and _fits(w2, (outputs, hidden), dtype, device)
-        and _fits(b2, (outputs,), dtype, device)
-        and _fits(mean, features, dtype, device)
-        and _fits(var, features, dtype, device)
-    ):
-        return Gate(w1, b1, weight, bias, w2, b2, mean, var, batches, momentum, kind, eps)
-    return None
+    weight, bias, *rest = found
+    made = Gate(w1, b1, weight, bias, w2, b2, *rest)
+    return made if _all_plain(made[:9]) else None

@@ -32,7 +32,7 @@ _ops = torch.ops.drsn_ops
 
 def gated_shrink(x: Tensor, residual: Tensor | None, gate: Gate, per_sample: bool, inplace: bool) -> Tensor:
     """``soft_threshold(x, alpha * mean) + residual``, with alpha from the gate; brings its statistics up to date."""
-    needs_grad = _needs_grad(x, residual, *gate.parameters)
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or _needs_grad(residual, *gate.parameters))
     blocked = inplace and not _overwrites(x, needs_grad)
     if blocked or torch.compiler.is_compiling():
         arguments = (x, residual, *gate.functional, per_sample)
@@ -91,14 +91,12 @@ class GatedShrink(FastFunction):
     def forward(
         ctx: Any, x: Tensor, residual: Tensor | None, *rest: Any
     ) -> tuple[Tensor, Tensor]:  # rest: the gate's parameters, gate, per_sample, inplace
-        *parameters, gate, ctx.per_sample, inplace = rest
+        *parameters, gate, per_sample, inplace = rest
         ctx.layout = Layout.of(x)
-        ctx.kind, ctx.eps = gate.kind, gate.eps
+        ctx.options = gate.kind, gate.eps, per_sample, ctx.layout.channels_last
         ctx.set_materialize_grads(False)
         with _BelowAutograd():
-            y, mean, state, code = _ops.gated_shrink_.default(
-                x, residual, *gate, ctx.per_sample, inplace, True
-            )
+            y, mean, state, code = _ops.gated_shrink_.default(x, residual, *gate, per_sample, inplace, True)
         _count_up(gate)
         if inplace:
             ctx.mark_dirty(x)
@@ -108,54 +106,37 @@ class GatedShrink(FastFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None) -> tuple[Tensor | None, ...]:
-        code, mean, state, *parameters = ctx.saved_tensors
-        need_x, need_residual, *need_parameters = ctx.needs_input_grad[:8]
+        need_x, need_residual, *need_parameters = needed = ctx.needs_input_grad[:8]
         if grad is None:
-            grad = mean.new_zeros(ctx.layout.shape, dtype=ctx.layout.dtype)
-        dresidual = grad if need_residual else None
+            grad = ctx.saved_tensors[1].new_zeros(ctx.layout.shape, dtype=ctx.layout.dtype)
         if not need_x and not any(need_parameters):
-            return None, dresidual, *[None] * 9
+            return None, grad, *[None] * 9
         if torch.is_grad_enabled() or _transforming():
-            dx, *found = _gated_shrink_backward(ctx, grad, grad_mean, code, mean, state, parameters)
+            dx, *found = _gated_shrink_backward(ctx, grad, grad_mean)
         else:
             dx, *found = _ops.gated_shrink_backward.default(
-                grad,
-                grad_mean,
-                code,
-                mean,
-                state,
-                *parameters,
-                ctx.kind,
-                ctx.eps,
-                ctx.per_sample,
-                ctx.layout.channels_last,
-                need_x,
-                any(need_parameters),
+                grad, grad_mean, *ctx.saved_tensors, *ctx.options, need_x, any(need_parameters)
             )
-        wanted = [t if need else None for t, need in zip(found, need_parameters, strict=True)]
-        return dx if need_x else None, dresidual, *wanted, None, None, None
+        if all(needed):
+            return dx, grad, *found, None, None, None
+        found = [t if need else None for t, need in zip(found, need_parameters, strict=True)]
+        return dx if need_x else None, grad if need_residual else None, *found, None, None, None
 
 
-def _gated_shrink_backward(
-    ctx: Any,
-    grad: Tensor,
-    grad_mean: Tensor | None,
-    code: Tensor,
-    mean: Tensor,
-    state: Tensor,
-    parameters: list[Tensor | None],
-) -> list[Tensor | None]:
+def _gated_shrink_backward(ctx: Any, grad: Tensor, grad_mean: Tensor | None) -> list[Tensor | None]:
     """The gradients of x and of the parameters in steps that can be differentiated: mean is an output of the operator
     and has a gradient of its own.
     """
+    code, mean, state, *parameters = ctx.saved_tensors
+    kind, eps, per_sample, _ = ctx.options
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         tensors = aliases(mean, *parameters)
-        alpha = gate_formula(tensors[0], tensors[1:], ctx.kind, ctx.eps, state)  # type: ignore[arg-type]
-    statistic = mean.mean(1, keepdim=True) if ctx.per_sample else mean
+        alpha = gate_formula(tensors[0], tensors[1:], kind, eps, state)  # type: ignore[arg-type]
+    statistic = mean.mean(1, keepdim=True) if per_sample else mean
     dtau = -row_sums(grad, code, ctx.layout)[0]
     dalpha = (dtau * statistic).sum_to_size(alpha.shape)
-    dmean = (dtau * alpha).sum_to_size(statistic.shape) / (mean.shape[1] if ctx.per_sample else 1)
+    dmean = (dtau * alpha).sum_to_size(statistic.shape) / (mean.shape[1] if per_sample else 1)
     gate_mean, *found = _gradients(alpha, tensors, dalpha, create_graph)
     for share in (gate_mean, grad_mean):
         if share is not None:

@@ -109,9 +109,10 @@ def _(
 
 
 def _save_gated_shrink(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, _, *parameters, _, _, ctx.kind, ctx.eps, ctx.per_sample = inputs
+    x, _, *parameters, _, _, kind, eps, per_sample = inputs
     _, mean, state, code = output
     ctx.layout = Layout.of(x)
+    ctx.options = kind, eps, per_sample, ctx.layout.channels_last
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(code, mean, state, *parameters)
 

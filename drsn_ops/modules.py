@@ -13,7 +13,6 @@ from torch.nn.modules.conv import _ConvNd
 
 from . import functional, reference
 from .functional import Statistic
-from .gate import is_plain
 
 THRESHOLDS = ("channel-wise", "channel-shared")
 STATISTICS = ("channel", "sample")
@@ -105,7 +104,7 @@ class Shrinkage(nn.Module):
         reduction: H = max(C // reduction, 1). The paper has 1, its CIFAR-10 program 4.
         norm: the gate's normalisation: ``"batch"`` (the paper), ``"layer"``, ``"rms"`` or ``"none"``. All but
             ``"batch"`` train on a batch of one. ``"layer"`` leaves nothing of a gate with H = 1.
-        inplace: write the result into x; a call's own ``inplace`` goes before it.
+        inplace: write the result into x.
 
     The gate is ``self.fc``, always five modules long, so that state_dict keys do not depend on ``norm``:
     ``fc.0`` and ``fc.3`` are the linear layers, ``fc.1`` the normalisation. One operator computes it together with
@@ -160,14 +159,13 @@ class Shrinkage(nn.Module):
             nn.Sigmoid(),
         )
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, *, inplace: bool | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.dim() < 2 or x.shape[1] != self.channels:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected {self.channels} channels on axis 1")
         if self.use_reference:
             return reference.gated_shrink(x, self.fc, statistic=self.statistic, residual=residual)
-        inplace = self.inplace if inplace is None else inplace
         return functional.gated_shrink(
-            x, self.fc, statistic=self.statistic, residual=residual, inplace=inplace
+            x, self.fc, statistic=self.statistic, residual=residual, inplace=self.inplace
         )
 
     def extra_repr(self) -> str:
@@ -273,14 +271,7 @@ class RSBU(nn.Module):
         h = self.conv2(F.relu(self.bn2(h), inplace=True))
         # Under autocast the convolution's result is narrower than x.
         shortcut = self.shortcut(x).to(h.dtype)
-        if self.shrink is None:
-            return h + shortcut
-        return self.shrink(h, shortcut, inplace=True) if self._may_overwrite() else self.shrink(h, shortcut)
-
-    def _may_overwrite(self) -> bool:
-        """Whether nobody else sees conv2's result: a convolution does not keep it, a hook might."""
-        conv, shrink = self.conv2, self.shrink
-        return type(conv) is CONVOLUTIONS[self.dim] and type(shrink) is Shrinkage and is_plain(conv, shrink)
+        return h + shortcut if self.shrink is None else self.shrink(h, shortcut)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}, dim={self.dim}"

@@ -48,31 +48,27 @@ std::vector<A> thresholds(const Rows& rows, const Gate& gate, const A* mean, con
   return tau;
 }
 
-// The input's normalisation as one scale and shift a row; nothing where there is none.
+// The input's normalisation as numbers of each row; nothing where there is none.
 template <class A>
 struct InputNorm {
-  std::vector<A> scale, shift;
+  std::vector<A> center, scale, bias;
 
   InputNorm(const Norm& norm, const Rows& rows, const A* state) {
     if (norm.kind == NormKind::kNone) return;
     const A* mean = state;
     const A* rstd = state + rows.channels;
-    for (int64_t c = 0; c < rows.channels; ++c) {
-      scale.push_back((norm.weight ? as<A>(norm.weight)[c] : A(1)) * rstd[c]);
-      shift.push_back((norm.bias ? as<A>(norm.bias)[c] : A(0)) - mean[c] * scale[c]);
+    for (int64_t n = 0; n < rows.samples; ++n) {
+      for (int64_t c = 0; c < rows.channels; ++c) {
+        center.push_back(mean[c]);
+        scale.push_back((norm.weight ? as<A>(norm.weight)[c] : A(1)) * rstd[c]);
+        bias.push_back(norm.bias ? as<A>(norm.bias)[c] : A(0));
+      }
     }
-    repeat(scale, rows);
-    repeat(shift, rows);
-  }
-
-  static void repeat(std::vector<A>& values, const Rows& rows) {
-    values.resize(rows.samples * rows.channels);
-    for (size_t i = rows.channels; i < values.size(); ++i) values[i] = values[i - rows.channels];
   }
 
   Affine<A> from(int64_t row) const {
     if (scale.empty()) return {};
-    return {scale.data() + row, shift.data() + row};
+    return {&center[row], &scale[row], &bias[row]};
   }
 };
 
@@ -228,18 +224,14 @@ void backward_from_input(const GatedShrinkBackward& p) {
   const T* g = as<T>(p.grad);
   const T* z = as<T>(p.z);
   T* dz = as<T>(p.dx);
-  const A* center = as<A>(p.input_state);
-  const A* rstd = center + rows.channels;
-  const InputNorm<A> input(p.input, rows, center);
-  std::vector<A> centers(center, rstd);
-  InputNorm<A>::repeat(centers, rows);
+  const A* rstd = as<A>(p.input_state) + rows.channels;
+  const InputNorm<A> input(p.input, rows, as<A>(p.input_state));
   const std::vector<A> tau = thresholds(rows, p.gate, as<A>(p.mean), as<A>(p.state), p.per_sample);
   std::vector<A> at_center(tau.size()), slope(tau.size());
   std::vector<double> dweight(rows.channels), dbias(rows.channels), weight_rows(tau.size()), bias_rows(tau.size());
   ThresholdBackward<A> backward(p);
   const auto rows_from = [&](int64_t row) {
-    return BatchNormRows<A>{input.from(row),       &centers[row],   &tau[row],
-                            &backward.spread[row], &at_center[row], &slope[row]};
+    return BatchNormRows<A>{input.from(row), &tau[row], &backward.spread[row], &at_center[row], &slope[row]};
   };
   const auto add_rows = [&] {
     for (size_t row = 0; row < tau.size(); ++row) {

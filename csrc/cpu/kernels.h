@@ -50,19 +50,20 @@ struct Values {
   bool vary = false;
 };
 
-// x = scale * z + shift with one of each a row; null: x itself is in memory.
+// x = (z - center) * scale + bias with one of each a row; null: x itself is in memory.
 template <class A>
 struct Affine {
+  const A* center = nullptr;
   const A* scale = nullptr;
-  const A* shift = nullptr;
+  const A* bias = nullptr;
 };
 
-// What tells x, its code and dz of z again, one number a row each: x = scale * z + shift, x_hat in units of the
-// deviation is z - center, and dz = scale * dx + at_center + slope * (z - center).
+// What tells x and its code again, and the way to the gradient of z, one number a row each:
+// dz = scale * dx + at_center + slope * (z - center).
 template <class A>
 struct BatchNormRows {
   Affine<A> affine;
-  const A *center, *tau, *spread, *at_center, *slope;
+  const A *tau, *spread, *at_center, *slope;
 };
 
 // Rows of n elements lie one behind the other; sums of rows are added to sums[row].

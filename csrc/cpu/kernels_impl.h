@@ -91,29 +91,37 @@ DRSN_INLINE bits_t<T> read_bits(const uint8_t* plane, int64_t bit, int64_t count
   return bits_t<T>(bits >> shift);
 }
 
-// Element i of x, or of scale * z + shift; 0 past the end.
+// A row's normalisation, in vectors.
+template <class T>
+struct RowAffine {
+  vector_t<T> center, scale, bias;
+};
+
+template <class T>
+DRSN_INLINE RowAffine<T> affine_of(Affine<accumulator_t<T>> affine, int64_t row) {
+  return {splat<T>(affine.center[row]), splat<T>(affine.scale[row]), splat<T>(affine.bias[row])};
+}
+
+// Element i of x, or of the normalised z; 0 past the end.
 template <class T, bool kAffine>
-DRSN_INLINE vector_t<T> source(const T* x, vector_t<T> scale, vector_t<T> shift, int64_t i, int64_t count) {
+DRSN_INLINE vector_t<T> source(const T* x, const RowAffine<T>& affine, int64_t i, int64_t count) {
   const vector_t<T> v = load(x + i, count);
-  if constexpr (kAffine) return keep(inside<T>(count), v * scale + shift);
+  if constexpr (kAffine) return keep(inside<T>(count), (v - affine.center) * affine.scale + affine.bias);
   return v;
 }
 
-// Calls run(row, x, scale, shift, affine) for each row, with affine a compile-time constant.
+// Calls run(row, affine, is_affine) for each row, with is_affine a compile-time constant.
 template <class T, class Run>
-DRSN_INLINE void for_each_row(const T* x, Affine<accumulator_t<T>> affine, int64_t rows, int64_t n, const Run& run) {
-  for (int64_t r = 0; r < rows && !affine.scale; ++r)
-    run(r, x + r * n, vector_t<T>{}, vector_t<T>{}, std::false_type{});
-  for (int64_t r = 0; r < rows && affine.scale; ++r)
-    run(r, x + r * n, splat<T>(affine.scale[r]), splat<T>(affine.shift[r]), std::true_type{});
+DRSN_INLINE void for_each_row(Affine<accumulator_t<T>> affine, int64_t rows, const Run& run) {
+  for (int64_t r = 0; r < rows && !affine.scale; ++r) run(r, RowAffine<T>{}, std::false_type{});
+  for (int64_t r = 0; r < rows && affine.scale; ++r) run(r, affine_of<T>(affine, r), std::true_type{});
 }
 
 template <class T>
 void abs_sums(const T* x, Affine<accumulator_t<T>> affine, int64_t rows, int64_t n, double* sums) {
-  using V = vector_t<T>;
-  for_each_row(x, affine, rows, n, [&](int64_t r, const T* row, V scale, V shift, auto is_affine) DRSN_LAMBDA {
-    add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, V* out) DRSN_LAMBDA {
-      out[0] = magnitude_of<T>(source<T, decltype(is_affine)::value>(row, scale, shift, i, count));
+  for_each_row<T>(affine, rows, [&](int64_t r, const RowAffine<T>& of_row, auto is_affine) DRSN_LAMBDA {
+    add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
+      out[0] = magnitude_of<T>(source<T, decltype(is_affine)::value>(x + r * n, of_row, i, count));
     });
   });
 }
@@ -139,14 +147,14 @@ void sign_code(const T* x, Planes code, int64_t n) {
 enum class Code { kNone, kSoftThreshold, kShrink };
 
 template <class T, Code kCode, bool kVary, bool kAffine>
-DRSN_INLINE void shrink_loop(const T* x, vector_t<T> scale, vector_t<T> shift, const accumulator_t<T>* tau,
-                             const T* residual, T* y, Planes code, int64_t n) {
+DRSN_INLINE void shrink_loop(const T* x, const RowAffine<T>& affine, const accumulator_t<T>* tau, const T* residual,
+                             T* y, Planes code, int64_t n) {
   using V = vector_t<T>;
   using B = bits_t<T>;
   const V zero = {};
   const V one = kVary ? zero : splat<T>(*tau);
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-    const V v = source<T, kAffine>(x, scale, shift, i, count);
+    const V v = source<T, kAffine>(x, affine, i, count);
     V raw = one;
     if constexpr (kVary) raw = load(tau + i, count);
     const V threshold = positive_part<T>(raw);
@@ -172,10 +180,10 @@ DRSN_INLINE void shrink_loop(const T* x, vector_t<T> scale, vector_t<T> shift, c
 
 template <class T, bool kVary>
 void shrink_by(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes code, int64_t n) {
-  const vector_t<T> zero = {};
-  if (!code.active) return shrink_loop<T, Code::kNone, kVary, false>(x, zero, zero, tau, residual, y, code, n);
-  if (code.nonzero) return shrink_loop<T, Code::kShrink, kVary, false>(x, zero, zero, tau, residual, y, code, n);
-  shrink_loop<T, Code::kSoftThreshold, kVary, false>(x, zero, zero, tau, residual, y, code, n);
+  const RowAffine<T> none = {};
+  if (!code.active) return shrink_loop<T, Code::kNone, kVary, false>(x, none, tau, residual, y, code, n);
+  if (code.nonzero) return shrink_loop<T, Code::kShrink, kVary, false>(x, none, tau, residual, y, code, n);
+  shrink_loop<T, Code::kSoftThreshold, kVary, false>(x, none, tau, residual, y, code, n);
 }
 
 template <class T>
@@ -187,14 +195,13 @@ void shrink(const T* x, Values<accumulator_t<T>> tau, const T* residual, T* y, P
 template <class T>
 void shrink_rows(const T* x, Affine<accumulator_t<T>> affine, const accumulator_t<T>* tau, const T* residual, T* y,
                  Planes code, int64_t rows, int64_t n) {
-  using V = vector_t<T>;
-  for_each_row(x, affine, rows, n, [&](int64_t r, const T* row, V scale, V shift, auto is_affine) DRSN_LAMBDA {
+  for_each_row<T>(affine, rows, [&](int64_t r, const RowAffine<T>& of_row, auto is_affine) DRSN_LAMBDA {
     constexpr bool kAffine = decltype(is_affine)::value;
     const T* add = residual ? residual + r * n : nullptr;
     if (kAffine || !code.active) {
-      shrink_loop<T, Code::kNone, false, kAffine>(row, scale, shift, tau + r, add, y + r * n, {}, n);
+      shrink_loop<T, Code::kNone, false, kAffine>(x + r * n, of_row, tau + r, add, y + r * n, {}, n);
     } else {
-      shrink_loop<T, Code::kShrink, false, false>(row, scale, shift, tau + r, add, y + r * n, code.row(r), n);
+      shrink_loop<T, Code::kShrink, false, false>(x + r * n, of_row, tau + r, add, y + r * n, code.row(r), n);
     }
   });
 }
@@ -316,14 +323,13 @@ struct Decoded {
 };
 
 template <class T>
-DRSN_INLINE Decoded<T> decode(const T* z, vector_t<T> scale, vector_t<T> shift, vector_t<T> center, vector_t<T> tau,
-                              int64_t i, int64_t count) {
+DRSN_INLINE Decoded<T> decode(const T* z, const RowAffine<T>& affine, vector_t<T> tau, int64_t i, int64_t count) {
   const vector_t<T> zero = {};
-  const vector_t<T> x = source<T, true>(z, scale, shift, i, count);
+  const vector_t<T> x = source<T, true>(z, affine, i, count);
   const vector_t<T> magnitude = magnitude_of<T>(x);
   const bits_t<T> in = inside<T>(count);
-  return {keep(in, load(z + i, count) - center), bits_t<T>(less(x, zero) & in), bits_t<T>(less(zero, magnitude) & in),
-          bits_t<T>(less(tau, magnitude) & in)};
+  return {keep(in, load(z + i, count) - affine.center), bits_t<T>(less(x, zero) & in),
+          bits_t<T>(less(zero, magnitude) & in), bits_t<T>(less(tau, magnitude) & in)};
 }
 
 template <class T>
@@ -332,10 +338,10 @@ void batch_norm_sums(const T* g, const T* z, BatchNormRows<accumulator_t<T>> wit
   using V = vector_t<T>;
   const V one = splat<T>(1);
   for (int64_t r = 0; r < rows; ++r) {
-    const V scale = splat<T>(with.affine.scale[r]), shift = splat<T>(with.affine.shift[r]);
-    const V center = splat<T>(with.center[r]), tau = splat<T>(with.tau[r]);
+    const RowAffine<T> affine = affine_of<T>(with.affine, r);
+    const V tau = splat<T>(with.tau[r]);
     add_terms<T, 5>(n, sums + 5 * r, [&](int64_t i, int64_t count, V* out) DRSN_LAMBDA {
-      const Decoded<T> d = decode<T>(z + r * n, scale, shift, center, tau, i, count);
+      const Decoded<T> d = decode<T>(z + r * n, affine, tau, i, count);
       const V passed = keep(d.active, load(g + r * n + i, count));
       out[0] = negate(d.negative, passed);
       out[1] = passed;
@@ -350,13 +356,13 @@ template <class T>
 void batch_norm_spread(const T* g, const T* z, BatchNormRows<accumulator_t<T>> with, T* dz, int64_t rows, int64_t n) {
   using V = vector_t<T>;
   for (int64_t r = 0; r < rows; ++r) {
-    const V scale = splat<T>(with.affine.scale[r]), shift = splat<T>(with.affine.shift[r]);
-    const V center = splat<T>(with.center[r]), tau = splat<T>(with.tau[r]), spread = splat<T>(with.spread[r]);
+    const RowAffine<T> affine = affine_of<T>(with.affine, r);
+    const V tau = splat<T>(with.tau[r]), spread = splat<T>(with.spread[r]);
     const V at_center = splat<T>(with.at_center[r]), slope = splat<T>(with.slope[r]);
     for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-      const Decoded<T> d = decode<T>(z + r * n, scale, shift, center, tau, i, count);
+      const Decoded<T> d = decode<T>(z + r * n, affine, tau, i, count);
       const V dx = keep(d.active, load(g + r * n + i, count)) + keep(d.nonzero, negate(d.negative, spread));
-      store(dz + r * n + i, scale * dx + (at_center + slope * d.centered), count);
+      store(dz + r * n + i, affine.scale * dx + (at_center + slope * d.centered), count);
     });
   }
 }
