@@ -5,13 +5,22 @@
 
 namespace drsn {
 
+inline std::string words(const Shape& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + ")";
+}
+
 // A parameter as the kernels read it, contiguous and of the accumulator's type, whatever real type it has; it keeps the
 // memory alive.
-inline Optional parameter(const Optional& t, const Shape& shape, const Tensor& x, const char* message) {
+inline Optional parameter(const Optional& t, const Shape& shape, const Tensor& x, const char* name) {
   if (!t) return t;
+  const Shape found = shape_of(*t);
+  if (found != shape)
+    throw std::invalid_argument(std::string(name) + ": got shape " + words(found) + ", expected " + words(shape));
+  if (t->device() != x.device())
+    throw std::invalid_argument(std::string(name) + ": got a tensor on another device than the input's");
   const ScalarType wide = accumulator_of(x.scalar_type());
-  check(shape_of(*t) == shape, message);
-  check(t->device() == x.device(), "gate: a parameter or buffer is on another device than the input");
   if (t->scalar_type() == wide && t->is_contiguous()) return t;
   Tensor copy = empty(shape, wide, *t);
   torch::stable::copy_(copy, *t);
@@ -25,8 +34,8 @@ class NormTensors {
 
   NormTensors(int64_t kind, double eps, const Optional& weight, const Optional& bias, int64_t features, const Tensor& x)
       : features_(features),
-        weight_(parameter(weight, {features}, x, "norm weight: expected one number a feature")),
-        bias_(parameter(bias, {features}, x, "norm bias: expected one number a feature")) {
+        weight_(parameter(weight, {features}, x, "norm weight")),
+        bias_(parameter(bias, {features}, x, "norm bias")) {
     check(kind >= 0 && kind <= int64_t(NormKind::kRunning), "norm: expected a NormKind of params.h");
     norm.kind = NormKind(kind);
     norm.eps = eps;
@@ -63,8 +72,8 @@ class NormTensors {
  private:
   void take_running(const Optional& mean, const Optional& var, const Tensor& x) {
     check(mean.has_value() == var.has_value(), "running_mean, running_var: expected both or neither");
-    mean_ = parameter(mean, {features_}, x, "running_mean: expected one number a feature");
-    var_ = parameter(var, {features_}, x, "running_var: expected one number a feature");
+    mean_ = parameter(mean, {features_}, x, "running_mean");
+    var_ = parameter(var, {features_}, x, "running_var");
     norm.running_mean = mean_ ? mean_->mutable_data_ptr() : nullptr;
     norm.running_var = var_ ? var_->mutable_data_ptr() : nullptr;
   }
@@ -84,12 +93,12 @@ struct GateTensors {
       : channels(x.dim() >= 2 ? x.size(1) : 0),
         hidden(given_w1.dim() == 2 ? given_w1.size(0) : 0),
         outputs(given_w2.dim() == 2 ? given_w2.size(0) : 0),
-        w1(parameter(given_w1, {hidden, channels}, x, "w1: expected (hidden, channels)")),
-        b1(parameter(given_b1, {hidden}, x, "b1: expected (hidden)")),
-        w2(parameter(given_w2, {outputs, hidden}, x, "w2: expected (outputs, hidden)")),
-        b2(parameter(given_b2, {outputs}, x, "b2: expected (outputs)")),
+        w1(parameter(given_w1, {hidden, channels}, x, "the gate's first weight")),
+        b1(parameter(given_b1, {hidden}, x, "the gate's first bias")),
+        w2(parameter(given_w2, {outputs, hidden}, x, "the gate's second weight")),
+        b2(parameter(given_b2, {outputs}, x, "the gate's second bias")),
         norm(kind, eps, norm_weight, norm_bias, hidden, x) {
-    check(outputs == 1 || outputs == channels, "w2: expected 1 output or as many as channels");
+    check(outputs == 1 || outputs == channels, "the gate's second weight: expected 1 output or as many as channels");
   }
 
   Gate gate() const { return {hidden, outputs, data(w1), data(b1), data(w2), data(b2), norm.norm}; }

@@ -124,10 +124,10 @@ def _batch_norm(norm: _BatchNorm) -> Norm | None:
     return Norm(weight, bias, mean, var, batches, momentum, kind, norm.eps)
 
 
-def _gate_norm(norm: nn.Module, features: int, x: Tensor) -> Norm | None:
+def _gate_norm(norm: Any, features: int, x: Tensor) -> Norm | None:
     kind = type(norm)
     if kind is nn.BatchNorm1d:
-        return _batch_norm(norm)  # type: ignore[arg-type]
+        return _batch_norm(norm)
     if kind is nn.Identity:
         return Norm(None, None, None, None, None, 0.0, NONE, 0.0)
     if kind not in (nn.LayerNorm, nn.RMSNorm) or norm.normalized_shape != (features,):
@@ -171,6 +171,5 @@ def plain_gate(gate: nn.Module, x: Tensor) -> Gate | None:
     # Of a size that a tracer follows, every comparison is a guard, but not one within a tuple.
     if found is None or hidden == 0 or channels != x.shape[1] or (outputs != 1 and outputs != channels):
         return None
-    weight, bias, *rest = found
-    made = Gate(w1, b1, weight, bias, w2, b2, *rest)
+    made = Gate(w1, b1, found.weight, found.bias, w2, b2, *found[2:])
     return made if _all_plain(made[:9]) else None
