@@ -157,7 +157,8 @@ def plain_gate(gate: nn.Module, x: Tensor) -> Gate | None:
     """
     if type(gate) is not nn.Sequential or len(gate._modules) != 5:
         return None
-    first, norm, relu, last, sigmoid = layers = tuple(gate._modules.values())
+    layers: Any = tuple(gate._modules.values())
+    first, norm, relu, last, sigmoid = layers
     if (type(first), type(relu), type(last), type(sigmoid)) != _LAYERS or not is_plain(gate, *layers):
         return None
     try:
