@@ -8,18 +8,17 @@ namespace drsn {
 inline std::string words(const Shape& shape) {
   std::string text = "(";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + ")";
+  return text + (shape.size() == 1 ? ",)" : ")");
 }
 
 // A parameter as the kernels read it, contiguous and of the accumulator's type, whatever real type it has; it keeps the
 // memory alive.
-inline Optional parameter(const Optional& t, const Shape& shape, const Tensor& x, const char* name) {
+inline Optional parameter(const Optional& t, const Shape& shape, const Tensor& x, const std::string& name) {
   if (!t) return t;
   const Shape found = shape_of(*t);
-  if (found != shape)
-    throw std::invalid_argument(std::string(name) + ": got shape " + words(found) + ", expected " + words(shape));
+  if (found != shape) throw std::invalid_argument(name + ": got shape " + words(found) + ", expected " + words(shape));
   if (t->device() != x.device())
-    throw std::invalid_argument(std::string(name) + ": got a tensor on another device than the input's");
+    throw std::invalid_argument(name + ": got a tensor on another device than the input's");
   const ScalarType wide = accumulator_of(x.scalar_type());
   if (t->scalar_type() == wide && t->is_contiguous()) return t;
   Tensor copy = empty(shape, wide, *t);
@@ -32,10 +31,12 @@ class NormTensors {
  public:
   Norm norm{};
 
-  NormTensors(int64_t kind, double eps, const Optional& weight, const Optional& bias, int64_t features, const Tensor& x)
-      : features_(features),
-        weight_(parameter(weight, {features}, x, "norm weight")),
-        bias_(parameter(bias, {features}, x, "norm bias")) {
+  NormTensors(const std::string& owner, int64_t kind, double eps, const Optional& weight, const Optional& bias,
+              int64_t features, const Tensor& x)
+      : owner_(owner),
+        features_(features),
+        weight_(parameter(weight, {features}, x, owner_ + "weight")),
+        bias_(parameter(bias, {features}, x, owner_ + "bias")) {
     check(kind >= 0 && kind <= int64_t(NormKind::kRunning), "norm: expected a NormKind of params.h");
     norm.kind = NormKind(kind);
     norm.eps = eps;
@@ -56,7 +57,8 @@ class NormTensors {
     norm.momentum = momentum;
     check(momentum >= 0 || batches, "momentum: negative, the average over all batches, needs num_batches_tracked");
     if (!batches) return;
-    check(batches->numel() == 1 && batches->scalar_type() == ScalarType::Long, "batches: expected one int64");
+    check(batches->numel() == 1 && batches->scalar_type() == ScalarType::Long && batches->device() == x.device(),
+          "num_batches_tracked: expected one int64 on the device of the input");
     norm.batches = static_cast<int64_t*>(batches->mutable_data_ptr());
   }
 
@@ -72,12 +74,13 @@ class NormTensors {
  private:
   void take_running(const Optional& mean, const Optional& var, const Tensor& x) {
     check(mean.has_value() == var.has_value(), "running_mean, running_var: expected both or neither");
-    mean_ = parameter(mean, {features_}, x, "running_mean");
-    var_ = parameter(var, {features_}, x, "running_var");
+    mean_ = parameter(mean, {features_}, x, owner_ + "running_mean");
+    var_ = parameter(var, {features_}, x, owner_ + "running_var");
     norm.running_mean = mean_ ? mean_->mutable_data_ptr() : nullptr;
     norm.running_var = var_ ? var_->mutable_data_ptr() : nullptr;
   }
 
+  std::string owner_;
   int64_t features_;
   Optional weight_, bias_, mean_, var_, given_mean_, given_var_;
 };
@@ -93,12 +96,12 @@ struct GateTensors {
       : channels(x.dim() >= 2 ? x.size(1) : 0),
         hidden(given_w1.dim() == 2 ? given_w1.size(0) : 0),
         outputs(given_w2.dim() == 2 ? given_w2.size(0) : 0),
-        w1(parameter(given_w1, {hidden, channels}, x, "the gate's first weight")),
-        b1(parameter(given_b1, {hidden}, x, "the gate's first bias")),
-        w2(parameter(given_w2, {outputs, hidden}, x, "the gate's second weight")),
-        b2(parameter(given_b2, {outputs}, x, "the gate's second bias")),
-        norm(kind, eps, norm_weight, norm_bias, hidden, x) {
-    check(outputs == 1 || outputs == channels, "the gate's second weight: expected 1 output or as many as channels");
+        w1(parameter(given_w1, {hidden, channels}, x, "gate[0].weight")),
+        b1(parameter(given_b1, {hidden}, x, "gate[0].bias")),
+        w2(parameter(given_w2, {outputs, hidden}, x, "gate[3].weight")),
+        b2(parameter(given_b2, {outputs}, x, "gate[3].bias")),
+        norm("gate[1].", kind, eps, norm_weight, norm_bias, hidden, x) {
+    check(outputs == 1 || outputs == channels, "gate[3].weight: expected 1 output or as many as channels");
   }
 
   Gate gate() const { return {hidden, outputs, data(w1), data(b1), data(w2), data(b2), norm.norm}; }
@@ -277,7 +280,7 @@ struct GatedOperators {
     const typename Backend::Guard guard(z);
     check_input_norm(input_norm);
     check(z.dim() >= 2, "z: expected (N, C, *spatial)");
-    NormTensors input(input_norm, input_eps, weight, bias, z.size(1), z);
+    NormTensors input("batch_norm.", input_norm, input_eps, weight, bias, z.size(1), z);
     input.read_running(running_mean, running_var, z);
     GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     gate.norm.read_running(gate_running_mean, gate_running_var, z);
@@ -293,7 +296,7 @@ struct GatedOperators {
     const typename Backend::Guard guard(z);
     check_input_norm(input_norm);
     check(z.dim() >= 2, "z: expected (N, C, *spatial)");
-    NormTensors input(input_norm, input_eps, weight, bias, z.size(1), z);
+    NormTensors input("batch_norm.", input_norm, input_eps, weight, bias, z.size(1), z);
     input.write_running(running_mean, running_var, batches, momentum, z);
     GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     gate.norm.write_running(gate_running_mean, gate_running_var, gate_batches, gate_momentum, z);
@@ -314,7 +317,7 @@ struct GatedOperators {
     p.rows = rows_of(shape, false);
     p.per_sample = per_sample;
     check_input_norm(input_norm);
-    const NormTensors input(input_norm, 0, weight, bias, p.rows.channels, grad);
+    const NormTensors input("batch_norm.", input_norm, 0, weight, bias, p.rows.channels, grad);
     const GateTensors gate(grad, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     check(shape_of(z) == shape && z.scalar_type() == type, "z: expected the shape and type of grad");
     check(shape_of(input_state) == Shape{2, p.rows.channels} && input_state.scalar_type() == wide,

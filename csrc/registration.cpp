@@ -4,9 +4,9 @@
 // the in-place forms, an empty tensor without with_code. In a backward operator a gradient that is not needed comes
 // back empty. `alpha` is (N or 1, C or 1); means, row values and alpha are of the accumulator's type.
 //
-// gate_norm and input_norm are a NormKind of params.h. gated_shrink_ writes into x where inplace, and then returns an
-// empty y. It and batch_norm_shrink_ bring the running statistics up to date; the functional forms only read them, and
-// the batch's own are in state and input_state.
+// gate_norm and input_norm are a NormKind of params.h. Of the operators with a gate the plain forms only read running
+// statistics, and return the batch's own in state and input_state; those with an underscore bring them up to date.
+// gated_shrink_ writes into x only where inplace, and then returns an empty y.
 #include "torch_api.h"
 
 STABLE_TORCH_LIBRARY(drsn_ops, m) {

@@ -50,7 +50,7 @@ def serves(x: Tensor) -> bool:
 
 def fuses(x: Tensor) -> bool:
     """Whether compiled operators compute on x, and not the plain formulas."""
-    return not _transforming() and serves(x)
+    return not _transforming() and serves(x) and not torch.jit.is_tracing()
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

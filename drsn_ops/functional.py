@@ -232,13 +232,13 @@ def _check_batch(gate: nn.Module, x: Tensor, name: str, batch_norm: nn.Module | 
     if x.shape[0] != 1:
         return
     words = "In PyTorch's words: Expected more than 1 value per channel when training, got input size"
-    for layer in gate.modules():
-        if uses_batch(layer):
-            raise ValueError(
-                f"{name}: got a batch of 1, expected at least 2 samples for a gate that normalises over the batch, as "
-                "norm='batch' does in training; norm='layer', 'rms' or 'none' trains on one. "
-                f"{words} torch.Size([1, {layer.num_features}])"
-            )
+    # In the gate of `Shrinkage` it sees one value a feature and sample; what it sees in another gate, nobody knows.
+    if type(gate) is nn.Sequential and len(gate) == 5 and uses_batch(gate[1]):
+        raise ValueError(
+            f"{name}: got a batch of 1, expected at least 2 samples for a gate that normalises over the batch, as "
+            "norm='batch' does in training; norm='layer', 'rms' or 'none' trains on one. "
+            f"{words} torch.Size([1, {gate[1].num_features}])"
+        )
     if batch_norm is not None and uses_batch(batch_norm) and math.prod(x.shape[2:]) == 1:
         raise ValueError(
             f"{name}: got one value a channel, expected more for a batch_norm that normalises over the batch. "
@@ -271,7 +271,7 @@ def gated_shrink(
     ``nn.BatchNorm1d``, ``nn.LayerNorm``, ``nn.RMSNorm`` and ``nn.Identity``. It computes the gate in float32 (float64
     for a float64 x) whatever the parameters' type, under ``torch.autocast`` too, and brings a BatchNorm's running
     statistics up to date. Any other gate, and one with a hook, a subclass, a parametrization or a replaced
-    ``forward``, is called as it is, between `abs_mean` and `shrink`.
+    ``forward``, is called as it is, between `abs_mean` and `shrink`; autocast then applies to it.
 
     Args:
         x: (N, C, \*spatial) with up to three spatial axes, float16, bfloat16, float32 or float64.
@@ -309,7 +309,11 @@ def gated_shrink(
     if plain is not None:
         return gated_autograd.gated_shrink(x, residual, plain, statistic == "sample", inplace)
     mean = abs_mean(x)
-    alpha = gate(mean.to(next(gate.parameters(), mean).dtype))
+    alpha = gate(mean.to(reference.gate_dtype(gate, mean.dtype)))
+    n, c = x.shape[:2]
+    if not isinstance(alpha, Tensor) or alpha.dim() != 2 or alpha.shape not in ((n, c), (n, 1)):
+        made = f"shape {tuple(alpha.shape)}" if isinstance(alpha, Tensor) else type(alpha).__name__
+        raise ValueError(f"gate: returned {made}, expected a tensor of shape ({n}, {c}) or ({n}, 1)")
     return shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace)
 
 

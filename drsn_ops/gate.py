@@ -80,6 +80,7 @@ def is_plain(*modules: nn.Module) -> bool:
             or own["_backward_hooks"]
             or own["_backward_pre_hooks"]
             or "forward" in own
+            or "_compiled_call_impl" in own
         ):
             return False
     return not (
@@ -90,8 +91,8 @@ def is_plain(*modules: nn.Module) -> bool:
     )
 
 
-def _all_plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    return all([t is None or type(t) in _PLAIN_TENSORS for t in tensors])
+def _all_plain(tensors: tuple[Tensor | None, ...], device: torch.device) -> bool:
+    return all([t is None or (type(t) in _PLAIN_TENSORS and t.device == device) for t in tensors])
 
 
 def uses_batch(module: nn.Module) -> bool:
@@ -118,7 +119,7 @@ def _batch_norm(norm: _BatchNorm) -> Norm | None:
                 return None
         else:
             mean = var = None
-    if (mean is None) != (var is None):
+    if (mean is None) != (var is None) or (batches is not None and batches.dtype != torch.int64):
         return None
     weight, bias = norm._parameters["weight"], norm._parameters["bias"]
     return Norm(weight, bias, mean, var, batches, momentum, kind, norm.eps)
@@ -147,7 +148,7 @@ def plain_batch_norm(norm: nn.Module, z: Tensor) -> Norm | None:
         found = _batch_norm(norm)
     except KeyError:  # a parameter or buffer became something else
         return None
-    return found if found is not None and _all_plain(found[:5]) else None
+    return found if found is not None and _all_plain(found[:5], z.device) else None
 
 
 def plain_gate(gate: nn.Module, x: Tensor) -> Gate | None:
@@ -173,4 +174,4 @@ def plain_gate(gate: nn.Module, x: Tensor) -> Gate | None:
     if found is None or hidden == 0 or channels != x.shape[1] or (outputs != 1 and outputs != channels):
         return None
     made = Gate(w1, b1, found.weight, found.bias, w2, b2, *found[2:])
-    return made if _all_plain(made[:9]) else None
+    return made if _all_plain(made[:9], x.device) else None

@@ -32,7 +32,7 @@ _ops = torch.ops.drsn_ops
 
 def gated_shrink(x: Tensor, residual: Tensor | None, gate: Gate, per_sample: bool, inplace: bool) -> Tensor:
     """``soft_threshold(x, alpha * mean) + residual``, with alpha from the gate; brings its statistics up to date."""
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or _needs_grad(residual, *gate.parameters))
+    needs_grad = _needs_grad(x, residual, *gate.parameters)
     blocked = inplace and not _overwrites(x, needs_grad)
     if blocked or torch.compiler.is_compiling():
         arguments = (x, residual, *gate.functional, per_sample)
@@ -74,7 +74,7 @@ def _update(norm: Gate | Norm, mean: Tensor, var: Tensor) -> None:
     if norm.momentum < 0 and norm.batches is not None:
         factor = 1 / norm.batches.double()
     for running, new in ((norm.running_mean, mean), (norm.running_var, var)):
-        running.copy_(running + factor * (new - running))
+        running.copy_((1 - factor) * running + factor * new)
 
 
 @torch.no_grad()
@@ -107,15 +107,17 @@ class GatedShrink(FastFunction):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None) -> tuple[Tensor | None, ...]:
         need_x, need_residual, *need_parameters = needed = ctx.needs_input_grad[:8]
+        saved = ctx.saved_tensors
         if grad is None:
-            grad = ctx.saved_tensors[1].new_zeros(ctx.layout.shape, dtype=ctx.layout.dtype)
+            grad = saved[1].new_zeros(ctx.layout.shape, dtype=ctx.layout.dtype)
         if not need_x and not any(need_parameters):
             return None, grad, *[None] * 9
         if torch.is_grad_enabled() or _transforming():
-            dx, *found = _gated_shrink_backward(ctx, grad, grad_mean)
+            with torch.autocast(grad.device.type, enabled=False):  # as the kernels computed it
+                dx, *found = _gated_shrink_backward(ctx, grad, grad_mean, saved)
         else:
             dx, *found = _ops.gated_shrink_backward.default(
-                grad, grad_mean, *ctx.saved_tensors, *ctx.options, need_x, any(need_parameters)
+                grad, grad_mean, *saved, *ctx.options, need_x, any(need_parameters)
             )
         if all(needed):
             return dx, grad, *found, None, None, None
@@ -123,11 +125,13 @@ class GatedShrink(FastFunction):
         return dx if need_x else None, grad if need_residual else None, *found, None, None, None
 
 
-def _gated_shrink_backward(ctx: Any, grad: Tensor, grad_mean: Tensor | None) -> list[Tensor | None]:
+def _gated_shrink_backward(
+    ctx: Any, grad: Tensor, grad_mean: Tensor | None, saved: Any
+) -> list[Tensor | None]:
     """The gradients of x and of the parameters in steps that can be differentiated: mean is an output of the operator
     and has a gradient of its own.
     """
-    code, mean, state, *parameters = ctx.saved_tensors
+    code, mean, state, *parameters = saved
     kind, eps, per_sample, _ = ctx.options
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -236,7 +240,8 @@ class BatchNormShrink(FastFunction):
         if not need_z and not any(need_parameters):
             return None, dresidual, *[None] * 8
         if torch.is_grad_enabled() or _transforming():
-            dz, *found = _batch_norm_shrink_backward(ctx, grad, z, state, input_state, parameters)
+            with torch.autocast(grad.device.type, enabled=False):  # as the kernels computed it
+                dz, *found = _batch_norm_shrink_backward(ctx, grad, z, state, input_state, parameters)
         else:
             dz, *found = _ops.batch_norm_shrink_backward.default(
                 grad,

@@ -82,13 +82,47 @@ def _batch_norm_shrink_like(z: Tensor, w1: Tensor, w2: Tensor, kind: int) -> tup
 
 
 @register_fake("drsn_ops::batch_norm_shrink")
-def _(z: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _batch_norm_shrink_like(z, rest[7], rest[11], rest[-3])
+def _(
+    z: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    input_norm: int,
+    input_eps: float,
+    w1: Tensor,
+    b1: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    w2: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    *_, gate_norm, _, _ = rest
+    return _batch_norm_shrink_like(z, w1, w2, gate_norm)
 
 
 @register_fake("drsn_ops::batch_norm_shrink_")
-def _(z: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _batch_norm_shrink_like(z, rest[9], rest[13], rest[-3])
+def _(
+    z: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
+    momentum: float,
+    input_norm: int,
+    input_eps: float,
+    w1: Tensor,
+    b1: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    w2: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    *_, gate_norm, _, _ = rest
+    return _batch_norm_shrink_like(z, w1, w2, gate_norm)
 
 
 @register_fake("drsn_ops::batch_norm_shrink_backward")

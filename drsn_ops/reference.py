@@ -78,6 +78,12 @@ def shrink_and_mean(
     return x.copy_(y) if inplace else y, mean
 
 
+def gate_dtype(gate: torch.nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    """The type that a gate computes in: that of its first weight, which a replica has as an attribute alone."""
+    weights = (getattr(module, "weight", None) for module in gate.modules())
+    return next((weight.dtype for weight in weights if isinstance(weight, Tensor)), otherwise)
+
+
 def gated_shrink(
     x: Tensor,
     gate: torch.nn.Module,
@@ -87,8 +93,8 @@ def gated_shrink(
 ) -> Tensor:
     """``shrink(x, gate(m))``; for both statistics the gate's input ``m`` is the channel-wise abs-mean of x."""
     means = abs_mean(x)
-    weight = next(gate.parameters(), means)
-    return shrink_and_mean(x, gate(means.to(weight.dtype)), statistic, residual)[0]
+    alpha = gate(means.to(gate_dtype(gate, means.dtype)))
+    return shrink_and_mean(x, alpha, statistic, residual)[0]
 
 
 def batch_norm_shrink(

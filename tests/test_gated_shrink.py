@@ -460,6 +460,94 @@ def test_a_gate_for_another_number_of_channels(device):
         assert "shape" in str(ours.value)
 
 
+def test_a_gate_with_a_tensor_elsewhere_never_computes_on_it(device):
+    x = make_features((3, 4, 8), device)
+    gate = make_gate(4, 5, 4).to(device)
+    gate[0].weight = nn.Parameter(torch.empty(5, 4, device="meta", dtype=x.dtype))
+    assert gates.plain_gate(gate, x) is None
+
+
+class OverChannels(nn.Module):
+    """A gate whose BatchNorm sees all channels of a sample as values of one feature."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1).double()
+
+    def forward(self, mean):
+        return self.norm(mean[:, None])[:, 0].sigmoid()
+
+
+def test_a_batch_of_one_for_a_gate_that_has_enough_values(device):
+    x = make_features((1, 4, 8), device)
+    gate = OverChannels().to(device)
+    close(drsn_ops.gated_shrink(x, gate), reference.gated_shrink(x, gate))
+
+
+def test_a_gate_that_returns_another_shape(device):
+    with pytest.raises(
+        ValueError, match=r"gate: returned shape \(3, 2\), expected a tensor of shape \(3, 4\)"
+    ):
+        drsn_ops.gated_shrink(make_features((3, 4, 8), device), nn.Linear(4, 2).double().to(device))
+
+
+def test_double_backward_through_a_checkpoint(device):
+    x = leaf(make_features((3, 4, 8), device))
+    gate = make_gate(4, 5, 4, "layer").to(device)
+    found = []
+    for call in (
+        lambda: checkpoint(drsn_ops.gated_shrink, x, gate, use_reentrant=False),
+        lambda: drsn_ops.gated_shrink(x, gate),
+    ):
+        (dx,) = torch.autograd.grad(call().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(dx.square().sum(), x))
+    close(*found)
+
+
+def test_a_graph_of_the_gradient_is_not_autocast(device):
+    module = Shrinkage(4).to(device)
+    x = leaf(make_features((6, 4, 30), device).float())
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            y = module(x)
+            gradients.append(
+                torch.autograd.grad(y.square().sum(), (x, *module.parameters()), create_graph=True)
+            )
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_jit_trace_follows_the_modules(device):
+    module = Shrinkage(4).double().to(device).eval()
+    x = make_features((3, 4, 8), device)
+    close(torch.jit.trace(module, x, check_trace=False)(x), module(x))
+
+
+def test_a_replica_has_its_weights_as_attributes(device):
+    gate = Shrinkage(4, norm="none").bfloat16().to(device).fc
+    replica = gate._replicate_for_data_parallel()
+    for name, layer in gate._modules.items():
+        copied = replica._modules[name] = layer._replicate_for_data_parallel()
+        for key, parameter in layer._parameters.items():
+            setattr(copied, key, parameter.detach())
+    x = make_features((3, 4, 8), device).bfloat16()
+    torch.testing.assert_close(
+        drsn_ops.gated_shrink(x, replica), drsn_ops.gated_shrink(x, gate), rtol=0.05, atol=0.05
+    )
+
+
+def test_compiled_statistics_of_small_numbers(device, no_caches):
+    x = make_features((6, 4, 30), device).float() * 1e-4
+    eager, compiled = (Shrinkage(4).to(device) for _ in range(2))
+    compiled.load_state_dict(eager.state_dict())
+    for module in (eager, compiled):
+        module.fc[1].momentum = None
+    eager(x)
+    torch.compile(compiled, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(compiled.fc[1].running_var, eager.fc[1].running_var, rtol=1e-3, atol=0)
+
+
 def test_without_kernels(monkeypatch):
     monkeypatch.setattr(_library, "_warned", False)
     monkeypatch.setattr(autograd, "serves", lambda x: _library.has_kernels(torch.device("mps")))

@@ -1,4 +1,6 @@
 // The mean of |x|, and the two linear maps of a code that every derivative is made of.
+#include <numeric>
+
 #include "operators.h"
 #include "parallel.h"
 

@@ -207,18 +207,18 @@ template <class A>
 void GateBackward<A>::backward_of_batch() {
   for_each_task((hidden_ + kTile - 1) / kTile, samples_ * std::min(hidden_, kTile), [&](int64_t task) {
     const int64_t begin = task * kTile, tile = std::min(kTile, hidden_ - begin);
-    double sums[kTile] = {}, products[kTile] = {};
+    double sums[kTile] = {}, slopes[kTile] = {};
     for (int64_t n = 0; n < samples_; ++n) {
       const int64_t i = n * hidden_ + begin;
       for (int64_t h = 0; h < tile; ++h) {
         sums[h] += dhidden_[i + h];
-        products[h] += double(dhidden_[i + h]) * x_hat_[i + h];
+        slopes[h] += double(dhidden_[i + h]) * x_hat_[i + h];
       }
     }
     A average[kTile], slope[kTile], scale[kTile];
     for (int64_t h = 0; h < tile; ++h) {
       average[h] = A(sums[h] / double(samples_));
-      slope[h] = A(products[h] / double(samples_));
+      slope[h] = A(slopes[h] / double(samples_));
       scale[h] = norm_rstd_[begin + h] * weight_[begin + h];
     }
     for (int64_t n = 0; n < samples_; ++n) {

@@ -1,5 +1,7 @@
 // abs-mean, gate, threshold, soft threshold and residual. Where the gate couples no samples, some of them go through
 // all of it while they are in a thread's cache.
+#include <numeric>
+
 #include "gate.h"
 #include "operators.h"
 #include "parallel.h"
@@ -18,34 +20,26 @@ Lines lines_of_samples(const Rows& rows, const Gate& gate) {
   return lines;
 }
 
-// What alpha is multiplied by: the means themselves, or one average a sample.
-template <class A>
-A statistic(const A* mean, int64_t sample, int64_t channel, const Rows& rows, bool per_sample) {
-  const A* of_sample = mean + sample * rows.channels;
-  if (!per_sample) return of_sample[channel];
-  return A(std::accumulate(of_sample, of_sample + rows.channels, 0.0) / double(rows.channels));
-}
-
-// Calls run(row, channel, alpha's index, statistic) for the rows of some samples.
+// Calls run(row, index, statistic) for the rows of some samples, with what alpha[index] is multiplied by: the row's
+// mean, or the average of the sample's.
 template <class A, class Run>
 void for_each_row(const Rows& rows, const Gate& gate, const A* mean, bool per_sample, int64_t first, int64_t count,
                   const Run& run) {
   for (int64_t n = first; n < first + count; ++n) {
-    const A shared = per_sample ? statistic(mean, n, 0, rows, true) : A(0);
-    for (int64_t c = 0; c < rows.channels; ++c) {
-      const int64_t row = n * rows.channels + c;
-      run(row, c, gate.outputs == 1 ? n : row, per_sample ? shared : mean[row]);
-    }
+    const A* of_sample = mean + n * rows.channels;
+    const A shared =
+        per_sample ? A(std::accumulate(of_sample, of_sample + rows.channels, 0.0) / double(rows.channels)) : A(0);
+    for (int64_t c = 0; c < rows.channels; ++c)
+      run(n * rows.channels + c, gate.outputs == 1 ? n : n * rows.channels + c, per_sample ? shared : of_sample[c]);
   }
 }
 
 template <class A>
-std::vector<A> thresholds(const Rows& rows, const Gate& gate, const A* mean, const A* state, bool per_sample) {
-  std::vector<A> tau(rows.samples * rows.channels);
+void set_thresholds(const Rows& rows, const Gate& gate, const A* mean, const A* state, bool per_sample, int64_t first,
+                    int64_t count, A* tau) {
   const A* alpha = state + GateState{rows.samples, gate.hidden, gate.outputs}.alpha_at();
-  for_each_row(rows, gate, mean, per_sample, 0, rows.samples,
-               [&](int64_t row, int64_t, int64_t k, A s) { tau[row] = relu(alpha[k] * s); });
-  return tau;
+  for_each_row(rows, gate, mean, per_sample, first, count,
+               [&](int64_t row, int64_t k, A s) { tau[row] = relu(alpha[k] * s); });
 }
 
 // The input's normalisation as numbers of each row; nothing where there is none.
@@ -108,7 +102,6 @@ void gated_shrink_typed(const GatedShrink& p) {
   A* mean = as<A>(p.mean);
   A* state = as<A>(p.state);
   const GateState at{rows.samples, p.gate.hidden, p.gate.outputs};
-  const A* alpha = state + at.alpha_at();
   std::vector<A> tau(rows.samples * rows.channels);
 
   if (p.gate.norm.kind == NormKind::kRunning)
@@ -127,8 +120,7 @@ void gated_shrink_typed(const GatedShrink& p) {
         const int64_t first = sample * rows.channels;
         for (int64_t r = 0; r < count * rows.channels; ++r) mean[first + r] = A(sums[r] / double(rows.length));
         gate_forward(p.gate, rows, mean, state, sample, count);
-        for_each_row(rows, p.gate, mean, p.per_sample, sample, count,
-                     [&](int64_t row, int64_t, int64_t k, A s) { tau[row] = relu(alpha[k] * s); });
+        set_thresholds(rows, p.gate, mean, state, p.per_sample, sample, count, tau.data());
       },
       [&](int64_t line, int64_t count, int64_t begin, int64_t n) {
         if (p.input.kind == NormKind::kNone)
@@ -160,7 +152,7 @@ class ThresholdBackward {
     std::vector<A> dalpha(count * p_.gate.outputs), dmean(count * rows.channels), direct(count * rows.channels);
     const int64_t first_row = first * rows.channels;
     const int64_t first_alpha = first * p_.gate.outputs;
-    for_each_row(rows, p_.gate, mean, p_.per_sample, first, count, [&](int64_t row, int64_t, int64_t k, A s) {
+    for_each_row(rows, p_.gate, mean, p_.per_sample, first, count, [&](int64_t row, int64_t k, A s) {
       const A dtau = A(-sums(row));
       dalpha[k - first_alpha] += dtau * s;
       direct[row - first_row] = dtau * alpha_[k];
@@ -226,7 +218,8 @@ void backward_from_input(const GatedShrinkBackward& p) {
   T* dz = as<T>(p.dx);
   const A* rstd = as<A>(p.input_state) + rows.channels;
   const InputNorm<A> input(p.input, rows, as<A>(p.input_state));
-  const std::vector<A> tau = thresholds(rows, p.gate, as<A>(p.mean), as<A>(p.state), p.per_sample);
+  std::vector<A> tau(rows.samples * rows.channels);
+  set_thresholds(rows, p.gate, as<A>(p.mean), as<A>(p.state), p.per_sample, 0, rows.samples, tau.data());
   std::vector<A> at_center(tau.size()), slope(tau.size());
   std::vector<double> dweight(rows.channels), dbias(rows.channels), weight_rows(tau.size()), bias_rows(tau.size());
   ThresholdBackward<A> backward(p);

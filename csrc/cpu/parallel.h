@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 #include "kernels.h"
@@ -109,7 +108,9 @@ void two_passes(const Lines& lines, bool together, const Sum& sum, const Finish&
     }
   };
   if (!together && (lines.units() >= torch::stable::get_num_threads() || unit_size <= kGrain)) {
-    const int64_t block = std::max<int64_t>(1, lines.cached / std::max<int64_t>(unit_size, 1));
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t fair = std::max<int64_t>((lines.units() + threads - 1) / threads, 1);
+    const int64_t block = std::clamp<int64_t>(lines.cached / std::max<int64_t>(unit_size, 1), 1, fair);
     for_each_task((lines.units() + block - 1) / block, block * unit_size, [&](int64_t task) {
       const int64_t unit = task * block, units = std::min(block, lines.units() - unit);
       const int64_t line = unit * lines.per_unit, count = units * lines.per_unit;

@@ -1,4 +1,6 @@
 // tau = alpha * mean|x|, soft threshold and residual: a unit is summed and shrunk while it is in the cache.
+#include <numeric>
+
 #include "operators.h"
 #include "parallel.h"
 
