@@ -142,15 +142,22 @@ def step_lines(rows: list[Row]) -> list[str]:
     keys = ("network", "dtype", "variant", "provider")
     for key in dict.fromkeys(tuple(row[name] for name in keys) for row in steps):
         network, dtype, variant, provider = key
-        if variant == "ResNet":
-            continue
         row_of = {row["mode"]: row for row in steps if tuple(row[name] for name in keys) == key}
-        ratios = [row_of[mode]["ratio_p50"] if mode in row_of else None for mode in modes]
-        memory = row_of["eager"]["peak_ratio"] if "eager" in row_of else None
-        paper = PAPER_SECONDS[variant] / PAPER_SECONDS["ResNet"] if network == "paper" else None
         narrow = "" if dtype == "float32" else f", {dtype}"
-        label = f"{NETWORKS[network]}{narrow}, {variant}, {WAYS[provider]}"
-        lines.append(line(label, *(f"{cell:.2f}" if cell else MISSING for cell in (*ratios, memory, paper))))
+        label = f"{NETWORKS[network]}{narrow}, {variant}"
+        if variant == "ResNet":
+            times = [
+                f"{row_of[mode]['p50_us'] / 1e3:.0f} ms" if mode in row_of else MISSING for mode in modes
+            ]
+            peak = row_of["eager"]["peak_bytes"] if "eager" in row_of else None
+            memory = f"{peak / 1e6:.0f} MB" if peak else MISSING
+            lines.append(line(f"{label} itself", *times, memory, MISSING))
+            continue
+        ratios = [row_of[mode]["ratio_p50"] if mode in row_of else None for mode in modes]
+        kept = row_of["eager"]["peak_ratio"] if "eager" in row_of else None
+        paper = PAPER_SECONDS[variant] / PAPER_SECONDS["ResNet"] if network == "paper" else None
+        cells = (f"{cell:.2f}" if cell else MISSING for cell in (*ratios, kept, paper))
+        lines.append(line(f"{label}, {WAYS[provider]}", *cells))
     return lines
 
 
