@@ -1,7 +1,7 @@
 // The CUDA kernels' way into the dispatcher: device, stream, scratch memory. Kernels include no torch header.
 #include <torch/csrc/stable/accelerator.h>
 
-#include "../operators.h"
+#include "../gated_operators.h"
 #include "kernels.h"
 
 namespace {
@@ -69,4 +69,7 @@ struct Cuda {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CUDA, m) { drsn::Operators<Cuda>::add_to(m); }
+STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CUDA, m) {
+  drsn::Operators<Cuda>::add_to(m);
+  drsn::GatedOperators<Cuda>::add_to(m);
+}
