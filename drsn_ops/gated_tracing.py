@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.library import register_autograd, register_fake
 
@@ -71,58 +73,21 @@ def _(
     return dx, *_gradients_like(grad, tuple(parameters), need_gate)
 
 
-def _batch_norm_shrink_like(z: Tensor, w1: Tensor, w2: Tensor, kind: int) -> tuple[Tensor, ...]:
-    wide = accumulator(z.dtype)
-    return (
-        z.new_empty(z.shape),
-        _mean_like(z, False),
-        _state_like(z, w1, w2, kind),
-        z.new_empty([2, z.shape[1]], dtype=wide),
-    )
+def _batch_norm_shrink_like(operator: str) -> Callable[..., tuple[Tensor, ...]]:
+    """The fake kernel of both operators: they differ in arguments that no shape depends on."""
+    names = [argument.name for argument in getattr(torch.ops.drsn_ops, operator).default._schema.arguments]
+
+    def fake(*values: Any) -> tuple[Tensor, ...]:
+        given = dict(zip(names, values, strict=True))
+        z = given["z"]
+        state = _state_like(z, given["w1"], given["w2"], given["gate_norm"])
+        return z.new_empty(z.shape), _mean_like(z, False), state, state.new_empty([2, z.shape[1]])
+
+    return fake
 
 
-@register_fake("drsn_ops::batch_norm_shrink")
-def _(
-    z: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    input_norm: int,
-    input_eps: float,
-    w1: Tensor,
-    b1: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    w2: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    *_, gate_norm, _, _ = rest
-    return _batch_norm_shrink_like(z, w1, w2, gate_norm)
-
-
-@register_fake("drsn_ops::batch_norm_shrink_")
-def _(
-    z: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    batches: Tensor | None,
-    momentum: float,
-    input_norm: int,
-    input_eps: float,
-    w1: Tensor,
-    b1: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    w2: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    *_, gate_norm, _, _ = rest
-    return _batch_norm_shrink_like(z, w1, w2, gate_norm)
+for _operator in ("batch_norm_shrink", "batch_norm_shrink_"):
+    register_fake(f"drsn_ops::{_operator}", _batch_norm_shrink_like(_operator))
 
 
 @register_fake("drsn_ops::batch_norm_shrink_backward")

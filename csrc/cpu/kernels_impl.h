@@ -245,7 +245,8 @@ void signed_add(const T* g, Bits code, accumulator_t<T>* sums, int64_t n) {
 enum class Terms { kBand, kSpread, kAny };
 
 template <class T, Terms kTerms, bool kShifted, bool kVary>
-void combine_loop(const T* g, Bits code, const accumulator_t<T>* w, const accumulator_t<T>* v, T* out, int64_t n) {
+DRSN_INLINE void combine_loop(const T* g, Bits code, const accumulator_t<T>* w, const accumulator_t<T>* v, T* out,
+                              int64_t n) {
   using V = vector_t<T>;
   using B = bits_t<T>;
   const V one_w = w && !kVary ? splat<T>(*w) : V{};
@@ -281,20 +282,10 @@ void combine(const T* g, Bits code, Values<accumulator_t<T>> w, Values<accumulat
 
 template <class T>
 void spread_rows(const T* g, Bits code, const accumulator_t<T>* v, T* out, int64_t rows, int64_t n) {
-  using V = vector_t<T>;
-  using B = bits_t<T>;
   with_shift(code, [&](auto shifted) {
-    constexpr bool kShifted = decltype(shifted)::value;
     for (int64_t r = 0; r < rows; ++r) {
-      const Bits bits = code.row(r);
-      const V one = splat<T>(v[r]);
-      for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-        const B negative = read_bits<T, kShifted>(bits.negative, bits.offset + i, count);
-        const B nonzero = read_bits<T, kShifted>(bits.nonzero, bits.offset + i, count);
-        const B active = read_bits<T, kShifted>(bits.active, bits.offset + i, count);
-        const V sum = keep(active, load(g + r * n + i, count)) + keep(nonzero, negate(negative, one));
-        store(out + r * n + i, sum, count);
-      });
+      combine_loop<T, Terms::kSpread, decltype(shifted)::value, false>(g + r * n, code.row(r), nullptr, v + r,
+                                                                       out + r * n, n);
     }
   });
 }
