@@ -31,9 +31,12 @@ _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _in_torch_func = torch._C._are_functorch_transforms_active
 
 
-@torch.compiler.assume_constant_result
 def _traced_in_torch_func() -> bool:
     return torch._C._functorch.maybe_current_level() is not None
+
+
+# What torch.compiler.assume_constant_result sets; it would import the compiler, and sympy, with the package.
+_traced_in_torch_func._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _transforming() -> bool:

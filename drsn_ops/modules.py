@@ -154,7 +154,7 @@ class Shrinkage(nn.Module):
         self.fc = nn.Sequential(
             nn.Linear(channels, hidden),
             NORMS[norm](hidden),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Linear(hidden, channels if thresholds == "channel-wise" else 1),
             nn.Sigmoid(),
         )

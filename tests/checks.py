@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import drsn_ops
 from drsn_ops.reference import accumulator
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -119,3 +120,37 @@ def make_features(shape, device="cpu"):
     """Float64 normal numbers with a magnitude of each row's own, so that a batch has statistics."""
     rows = torch.rand(*shape[:2], *[1] * (len(shape) - 2), dtype=torch.float64, device=device) + 0.5
     return torch.randn(shape, dtype=torch.float64, device=device) * rows
+
+
+def make_calls(device="cpu"):
+    """Each differentiable function with the float64 tensors that it is called with, away from its kinks.
+
+    No statistic couples the samples: the normalisations are the running ones, or a sample's own.
+    """
+    torch.manual_seed(0)
+    x = away_from_kink(make_features((3, 4, 5), device), torch.tensor(0.4, dtype=torch.float64))
+    tau, alpha = (torch.full(s, 0.4, dtype=torch.float64, device=device) for s in ((4, 1), (3, 4)))
+    gate = make_gate(4, 5, 4, "layer").to(device)
+    gate[2].inplace = False  # which torch.func.linearize cannot follow
+    norm = randomise(nn.BatchNorm1d(4).double()).to(device).eval()
+    shrinkage = randomise(drsn_ops.Shrinkage(4, "channel-shared", norm="layer").double()).to(device)
+    unit = randomise(drsn_ops.RSBU(4, 6, stride=2, norm="none").double()).to(device).eval()
+    threshold = drsn_ops.SoftThreshold(4, 0.4).double().to(device)
+    return {
+        "soft_threshold": (drsn_ops.soft_threshold, (x, tau)),
+        "soft_threshold by a number": (lambda x: drsn_ops.soft_threshold(x, 0.4), (x,)),
+        "abs_mean": (drsn_ops.abs_mean, (x,)),
+        "shrink": (drsn_ops.shrink, (x, alpha)),
+        "shrink of a sample": (
+            lambda x, alpha, residual: drsn_ops.shrink(x, alpha, statistic="sample", residual=residual),
+            (x, alpha[:, :1], x.flip(0)),
+        ),
+        "gated_shrink": (lambda x: drsn_ops.gated_shrink(x, gate), (x,)),
+        "batch_norm_shrink": (lambda z: drsn_ops.batch_norm_shrink(z, norm, gate), (x,)),
+        "SoftThreshold": (threshold, (x,)),
+        "Shrinkage": (shrinkage, (x, x.flip(0))),
+        "RSBU": (unit, (x,)),
+    }
+
+
+CALLS = tuple(make_calls())
