@@ -14,10 +14,11 @@ STABLE_TORCH_LIBRARY(drsn_ops, m) {
   m.def("soft_threshold_with_code(Tensor x, Tensor? tau, float value) -> (Tensor, Tensor)");
   m.def("soft_threshold_(Tensor(a!) x, Tensor? tau, float value, bool with_code) -> Tensor");
   m.def(
-      "soft_threshold_backward(Tensor grad, Tensor code, int[] tau_shape, ScalarType? tau_dtype, bool channels_last, "
+      "soft_threshold_backward(Tensor grad, Tensor code, SymInt[] tau_shape, ScalarType? tau_dtype, bool "
+      "channels_last, "
       "bool need_x) -> (Tensor, Tensor)");
   m.def(
-      "soft_threshold_tangent(Tensor? dx, Tensor? dtau, Tensor code, int[] shape, ScalarType dtype, "
+      "soft_threshold_tangent(Tensor? dx, Tensor? dtau, Tensor code, SymInt[] shape, ScalarType dtype, "
       "bool channels_last) -> Tensor");
   m.def(
       "complex_soft_threshold_backward(Tensor grad, Tensor x, Tensor? tau, float value, bool need_x, bool need_tau) -> "
@@ -71,7 +72,8 @@ STABLE_TORCH_LIBRARY(drsn_ops, m) {
       "Tensor dw2, Tensor db2)");
 
   m.def(
-      "combine(Tensor? grad, Tensor? w, Tensor? v, Tensor code, int[] shape, ScalarType dtype, bool channels_last) -> "
+      "combine(Tensor? grad, Tensor? w, Tensor? v, Tensor code, SymInt[] shape, ScalarType dtype, bool channels_last) "
+      "-> "
       "Tensor");
   m.def("row_sums(Tensor grad, Tensor code, bool channels_last) -> (Tensor, Tensor)");
 
