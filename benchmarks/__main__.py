@@ -1,5 +1,5 @@
-"""``python -m benchmarks`` measures the operators, ``python -m benchmarks tax`` whole networks; ``python -m
-benchmarks report`` fills README.md from what they recorded and draws a plot."""
+"""``python -m benchmarks`` measures the operators, ``python -m benchmarks tax`` whole networks, ``python -m benchmarks
+host`` single calls on small tensors; ``report`` fills README.md from what they recorded and draws a plot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from drsn_ops.benchmark import COMPILE_MODES, add_machine_arguments, measure, use_machine
 
-from . import report, tax
+from . import host, report, tax
 from .grid import cpu_cases, cuda_cases
 from .rows import Row, environment, rows_of, slug
 
@@ -67,11 +67,20 @@ def measure_the_tax(args: argparse.Namespace) -> int:
     return 0
 
 
+def measure_the_host(args: argparse.Namespace) -> int:
+    if not use_machine(args):
+        return 2
+    rows = host.measure_host(args.device, 5 if args.quick else 25)
+    deliver(rows, RESULTS / f"{slug(rows[0])}-host.json", args.record)
+    return 0
+
+
 def make_report(args: argparse.Namespace) -> int:
     for path in args.results or sorted(RESULTS.glob("*.json")):
         try:
             rows = json.loads(path.read_text())
-            kind = "tax" if path.stem.endswith("-tax") else "benchmark"
+            kind = path.stem.rpartition("-")[2]
+            kind = kind if kind in report.TABLES else "benchmark"
             write_whole(args.readme, report.insert(args.readme.read_text(), rows, kind))
         except (OSError, ValueError) as error:
             print(f"{path} into {args.readme}: {error}", file=sys.stderr)
@@ -94,10 +103,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add_arguments(parser, "the cases of the README's table, one compile mode", "<machine>.json")
     parser.set_defaults(job=measure_all)
-    jobs = parser.add_subparsers(metavar="tax, report")
+    jobs = parser.add_subparsers(metavar="tax, host, report")
     taxer = jobs.add_parser("tax", help="measure what shrinkage adds to a ResNet's training step instead")
     add_arguments(taxer, "fewer rounds, one compile mode", "<machine>-tax.json")
     taxer.set_defaults(job=measure_the_tax)
+    hoster = jobs.add_parser("host", help="measure what a call costs on small tensors instead, on one thread")
+    hoster.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    hoster.add_argument("--quick", action="store_true", help="fewer rounds")
+    hoster.add_argument("--record", action="store_true", help="write benchmarks/results/<machine>-host.json")
+    hoster.set_defaults(job=measure_the_host, threads=1)
     reporter = jobs.add_parser("report", help="put recorded results into README.md and a plot")
     reporter.add_argument(
         "results", type=Path, nargs="*", help="JSON files (default: all of benchmarks/results)"

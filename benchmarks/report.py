@@ -127,7 +127,9 @@ def cuda_table(rows: list[Row]) -> str:
 
 
 def tax_table(rows: list[Row]) -> str:
-    return "\n".join([*step_lines(rows), "", *evaluation_lines(rows), "", *call_lines(rows)])
+    return "\n".join(
+        [*step_lines(rows), "", *compiled_lines(rows), *evaluation_lines(rows), "", *call_lines(rows)]
+    )
 
 
 def step_lines(rows: list[Row]) -> list[str]:
@@ -159,6 +161,26 @@ def step_lines(rows: list[Row]) -> list[str]:
         cells = (f"{cell:.2f}" if cell else MISSING for cell in (*ratios, kept, paper))
         lines.append(line(f"{label}, {WAYS[provider]}", *cells))
     return lines
+
+
+def compiled_lines(rows: list[Row]) -> list[str]:
+    """Compiled steps with our operators beside the eager ones."""
+    times = {
+        (row["network"], row["dtype"], row["variant"], row["provider"], row["mode"]): row["p50_us"]
+        for row in rows
+        if row["what"] == "step" and row["provider"] in ("drsn_ops", "batch_norm_shrink")
+    }
+    words = [
+        f"{ratio(time, times.get((network, dtype, variant, provider, 'eager')))} ({NETWORKS[network]}, {variant}, "
+        f"{WAYS[provider]}{'' if dtype == 'float32' else f', {dtype}'})"
+        for (network, dtype, variant, provider, mode), time in times.items()
+        if mode == "compile"
+    ]
+    return (
+        [f"A compiled step, times the eager step with the same operators: {', '.join(words)}.\n"]
+        if words
+        else []
+    )
 
 
 def module_case(rows: list[Row], what: str, shape: list[int], timers: set[str]) -> dict[str, Row]:
@@ -201,9 +223,15 @@ def call_lines(rows: list[Row]) -> list[str]:
     return lines
 
 
+def host_table(rows: list[Row]) -> str:
+    lines = [line("one call, small tensors", "microseconds"), line("---", "---:")]
+    return "\n".join(lines + [line(row["call"], f"{row['p50_us']:,.1f}") for row in rows]) + "\n"
+
+
 TABLES = {
     "benchmark": {"cpu": cpu_table, "cuda": cuda_table},
     "tax": {"cpu": tax_table, "cuda": tax_table},
+    "host": {"cpu": host_table, "cuda": host_table},
 }
 
 

@@ -53,7 +53,7 @@ def serves(x: Tensor) -> bool:
 
 def fuses(x: Tensor) -> bool:
     """Whether compiled operators compute on x, and not the plain formulas."""
-    return not _transforming() and serves(x) and not torch.jit.is_tracing()
+    return not _transforming() and serves(x) and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 
 import drsn_ops
@@ -176,7 +177,7 @@ def ours(case: Case) -> Provider:
     if case.operator == "abs_mean":
         return lambda x, _, __: drsn_ops.abs_mean(x)
     # Without return_threshold there is one result.
-    return lambda x, alpha, residual: drsn_ops.shrink(x, alpha, residual=residual, inplace=inplace)  # type: ignore
+    return lambda x, alpha, residual: drsn_ops.shrink(x, alpha, residual=residual, inplace=inplace)
 
 
 def in_place(provider: Provider) -> Provider:
@@ -319,7 +320,7 @@ def between_events(run: Callable[[], object]) -> float:
     run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return float(start.elapsed_time(end)) / 1e3
 
 
 def event_sampler(runner: Runner) -> Callable[[], float]:

@@ -136,7 +136,7 @@ def _gated_shrink_backward(
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         tensors = aliases(mean, *parameters)
-        alpha = gate_formula(tensors[0], tensors[1:], kind, eps, state)  # type: ignore[arg-type]
+        alpha = gate_formula(tensors[0], tensors[1:], kind, eps, state)
     statistic = mean.mean(1, keepdim=True) if per_sample else mean
     dtau = -row_sums(grad, code, ctx.layout)[0]
     dalpha = (dtau * statistic).sum_to_size(alpha.shape)

@@ -261,7 +261,7 @@ class RSBU(nn.Module):
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Every stride-th position of x, with channels of zeros around it up to ``out_channels``."""
-        kept = x[(slice(None), slice(None), *[slice(None, None, self.stride)] * self.dim)]
+        kept = x[(slice(None),) * 2 + (slice(None, None, self.stride),) * self.dim]
         extra = self.out_channels - self.in_channels
         return F.pad(kept, [0, 0] * self.dim + [extra // 2, extra - extra // 2]) if extra else kept
 
@@ -271,7 +271,8 @@ class RSBU(nn.Module):
         h = self.conv2(F.relu(self.bn2(h), inplace=True))
         # Under autocast the convolution's result is narrower than x.
         shortcut = self.shortcut(x).to(h.dtype)
-        return h + shortcut if self.shrink is None else self.shrink(h, shortcut)
+        y: Tensor = h + shortcut if self.shrink is None else self.shrink(h, shortcut)
+        return y
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}, dim={self.dim}"

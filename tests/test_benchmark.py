@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import report
+from benchmarks import host, report
 from benchmarks.grid import cpu_cases, cuda_cases
 from benchmarks.rows import environment, kept_for_backward, peak_bytes, rows_of, slug
 from drsn_ops import benchmark, reference
@@ -299,3 +299,22 @@ def test_a_device_that_is_not_there_is_one_line(capsys):
     finally:
         torch.set_num_threads(before)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_cost_of_a_call(monkeypatch):
+    monkeypatch.setattr(host, "import_time", lambda: 5.0)
+    before = torch.get_num_threads()
+    try:
+        rows = host.measure_host("cpu", 2)
+    finally:
+        torch.set_num_threads(before)
+    assert {row["call"] for row in rows} == {*host.calls("cpu"), "import drsn_ops, after torch"}
+    assert all(0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"] and row["threads"] == 1 for row in rows)
+    rows[0]["p50_us"], rows[-1]["p50_us"] = 12.34, 40_000.0
+    made = report.insert("<!-- host:cpu --><!-- /host:cpu -->", rows, "host")
+    assert f"| {rows[0]['call']} | 12.3 |" in made and made.count("\n| ") == len(rows) + 2
+    assert "| import drsn_ops, after torch | 40,000.0 |" in made
+
+
+def test_the_import_is_timed_in_a_process_of_its_own():
+    assert host.import_time() > 0

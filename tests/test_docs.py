@@ -1,0 +1,66 @@
+"""What the documentation shows is what happens."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import drsn_ops
+
+README = Path(__file__).parents[1] / "README.md"
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(drsn_ops.__path__, "drsn_ops.")
+    if not module.name.endswith(("_C", "__main__")) and "._ops_" not in module.name
+)
+NAMES = {"torch": torch, "drsn_ops": drsn_ops}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    assert doctest.testmod(module, extraglobs=NAMES, optionflags=options).failed == 0
+
+
+@pytest.mark.parametrize("name", sorted({*drsn_ops.__all__} - {"models", "noise", "reference"}))
+def test_every_public_name_is_documented_and_annotated(name):
+    public = getattr(drsn_ops, name)
+    assert len(public.__doc__) > 80
+    signature = inspect.signature(public)
+    assert all(p.annotation is not p.empty for p in signature.parameters.values())
+    if inspect.isfunction(public):
+        assert signature.return_annotation is not signature.empty
+
+
+def test_functions_show_an_example():
+    for name in ("soft_threshold", "abs_mean", "shrink", "gated_shrink", "batch_norm_shrink"):
+        assert ">>> " in getattr(drsn_ops, name).__doc__
+
+
+def test_readme_sessions():
+    assert ">>> " in README.read_text()
+    assert doctest.testfile(str(README), module_relative=False, globs=dict(NAMES)).failed == 0
+
+
+def programs():
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    return "\n".join(block for block in blocks if ">>>" not in block)
+
+
+def test_readme_programs(tmp_path, monkeypatch):
+    """One after the other in one namespace, as a reader would run them."""
+    monkeypatch.chdir(tmp_path)
+    names = {
+        **NAMES,
+        "x": torch.randn(2, 4, 6, 6),
+        "shortcut": torch.randn(2, 4, 6, 6),
+        "gate": lambda mean: mean.sigmoid(),
+    }
+    exec(compile(programs(), str(README), "exec"), names)
