@@ -76,20 +76,30 @@ def measure_the_host(args: argparse.Namespace) -> int:
 
 
 def make_report(args: argparse.Namespace) -> int:
-    for path in args.results or sorted(RESULTS.glob("*.json")):
+    recorded = [*sorted(RESULTS.glob("*.json")), *sorted(RESULTS.glob("*/table.md"))]
+    for path in args.results or recorded:
         try:
-            rows = json.loads(path.read_text())
-            kind = path.stem.rpartition("-")[2]
-            kind = kind if kind in report.TABLES else "benchmark"
-            write_whole(args.readme, report.insert(args.readme.read_text(), rows, kind))
+            made, rows = with_results(args.readme.read_text(), path)
+            write_whole(args.readme, made)
         except (OSError, ValueError) as error:
             print(f"{path} into {args.readme}: {error}", file=sys.stderr)
             return 2
         print(f"{args.readme} from {path}")
-        if kind == "benchmark":
+        if rows:
             report.plot(rows, path.with_suffix(".png"))
             print(f"{path.with_suffix('.png')} from {path}")
     return 0
+
+
+def with_results(readme: str, path: Path) -> tuple[str, list[Row]]:
+    """The README with a file's results in it, and those of them that are drawn."""
+    if path.suffix == ".md":  # of `python -m drsn_ops experiment`, in a folder of its own
+        return report.fill(readme, path.parent.name, path.read_text()), []
+    rows = json.loads(path.read_text())
+    kind = path.stem.rpartition("-")[2]
+    if kind in report.TABLES:
+        return report.insert(readme, rows, kind), []
+    return report.insert(readme, rows), rows
 
 
 def add_arguments(parser: argparse.ArgumentParser, quick: str, file: str) -> None:
@@ -114,7 +124,10 @@ def main() -> int:
     hoster.set_defaults(job=measure_the_host, threads=1)
     reporter = jobs.add_parser("report", help="put recorded results into README.md and a plot")
     reporter.add_argument(
-        "results", type=Path, nargs="*", help="JSON files (default: all of benchmarks/results)"
+        "results",
+        type=Path,
+        nargs="*",
+        help="JSON files, or an experiment's table.md (default: all of benchmarks/results)",
     )
     reporter.add_argument("--readme", type=Path, default=Path(__file__).parent.parent / "README.md")
     reporter.set_defaults(job=make_report)

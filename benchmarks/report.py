@@ -246,10 +246,15 @@ def insert(readme: str, rows: list[Row], kind: str = "benchmark") -> str:
     if not rows:
         raise ValueError("no rows in the results")
     device = "cuda" if rows[0]["gpu"] else "cpu"
-    start, end = f"<!-- {kind}:{device} -->", f"<!-- /{kind}:{device} -->"
+    return fill(readme, f"{kind}:{device}", f"{TABLES[kind][device](rows)}\n{origin(rows[0])}\n")
+
+
+def fill(readme: str, marker: str, text: str) -> str:
+    """The README with this text between the marker's two comments."""
+    start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
     if readme.count(start) != 1 or readme.count(end) != 1 or readme.index(start) > readme.index(end):
         raise ValueError(f"needs {start} and, after it, {end}, once each")
-    between = f"{start}\n{TABLES[kind][device](rows)}\n{origin(rows[0])}\n{end}"
+    between = f"{start}\n{text}{end}"
     return re.sub(f"{start}.*?{end}", lambda _: between, readme, flags=re.DOTALL)
 
 

@@ -1,0 +1,183 @@
+"""Noise at an exact signal-to-noise ratio, as the networks are tested with: `add_noise`, and the noises by themselves.
+
+The paper's protocol adds white Gaussian, Laplacian and pink noise of -5 to 5 dB to each raw signal, once, and keeps it
+for the whole training (Zhao et al., DOI 10.1109/TII.2019.2943898, section IV). The programs for images, published with
+it, add uniform noise.
+
+Every noise is drawn in float32 on the generator's device, the CPU where none is given, and then moved: one seed gives
+one noise on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from .modules import require_choice
+from .reference import accumulator
+
+KINDS = ("gaussian", "laplacian", "pink", "uniform")
+
+Device = torch.device | str | None
+
+
+def gaussian(
+    shape: Sequence[int], *, generator: torch.Generator | None = None, device: Device = None
+) -> Tensor:
+    """White noise of N(0, 1), float32: a flat spectrum, mean 0 and power 1.
+
+    Args:
+        shape: of the noise.
+        generator: what it is drawn from; None is PyTorch's default CPU generator.
+        device: where the noise goes; None leaves it on the generator's device.
+    """
+    return torch.randn(shape, generator=generator, device=_source(generator)).to(device)
+
+
+def laplacian(
+    shape: Sequence[int], *, generator: torch.Generator | None = None, device: Device = None
+) -> Tensor:
+    """White noise of density ``exp(-sqrt(2) |n|) / sqrt(2)``, float32: mean 0 and power 1, heavier tails than N(0, 1).
+
+    The difference of two standard exponential variables, divided by ``sqrt(2)``. Arguments as in `gaussian`.
+
+    Source: S. Kotz, T. Kozubowski, K. Podgorski, The Laplace Distribution and Generalizations, 2001, section 2.2.
+    """
+    pair = torch.empty(2, *shape, device=_source(generator)).exponential_(generator=generator)
+    return ((pair[0] - pair[1]) / math.sqrt(2)).to(device)
+
+
+def pink(shape: Sequence[int], *, generator: torch.Generator | None = None, device: Device = None) -> Tensor:
+    """Gaussian noise whose power spectral density is ``1 / f`` along the last axis, float32: mean 0, expected power 1.
+
+    White noise whose Fourier coefficient k is divided by ``sqrt(k)``, and whose mean is removed. The other axes are
+    independent of each other. The last axis is one period of the noise; its mean is 0 in every row, its power is 1 on
+    average only. Arguments as in `gaussian`.
+
+    Raises:
+        ValueError: a last axis of less than 2 points, which has no frequency but 0.
+
+    Source: J. Timmer and M. Koenig, On generating power law noise, Astronomy and Astrophysics 300, 1995, 707-710.
+    """
+    _require_points("shape", shape)
+    points = shape[-1]
+    frequency = torch.arange(points // 2 + 1, dtype=torch.float64)
+    weight = torch.where(frequency > 0, frequency.clamp(min=1).rsqrt(), 0)
+    # the mean square over both halves of the spectrum; only the mean and, if even, the last one stand alone
+    power = 2 * weight.square().sum() - (weight[-1].square() if points % 2 == 0 else 0)
+    weight = (weight * (points / power).sqrt()).to(_source(generator), torch.float32)
+    white = gaussian(shape, generator=generator)
+    if not white.numel():  # of which some Fourier transforms make an error
+        return white.to(device)
+    noise: Tensor = torch.fft.irfft(torch.fft.rfft(white) * weight, n=points)
+    return noise.to(device)
+
+
+def uniform(
+    shape: Sequence[int], *, generator: torch.Generator | None = None, device: Device = None
+) -> Tensor:
+    """Noise of U(0, 1), float32, as the programs for MNIST and CIFAR-10 add it: mean 1/2 and power 1/3.
+
+    Arguments as in `gaussian`.
+    """
+    return torch.rand(shape, generator=generator, device=_source(generator)).to(device)
+
+
+_DRAW: dict[str, Callable[..., Tensor]] = dict(zip(KINDS, (gaussian, laplacian, pink, uniform), strict=True))
+
+
+def add_noise(
+    x: Tensor, snr: float | Tensor, kind: str = "gaussian", *, generator: torch.Generator | None = None
+) -> Tensor:
+    """``x + s * noise``, with ``s`` of each sample such that ``10 log10(mean(x^2) / mean((s * noise)^2))`` is ``snr``.
+
+    Args:
+        x: signals of shape (N, ...), float32 or another real floating type, on any device.
+        snr: decibels, a number, or a tensor of shape (N,) with one for each sample.
+        kind: one of `KINDS`. Power is the mean square, which for ``"uniform"`` includes its mean of 1/2; ``"pink"``
+            runs along the last axis.
+        generator: what the noise is drawn from; None is PyTorch's default CPU generator.
+
+    Returns:
+        A new tensor of the shape, type and device of ``x``. The powers are those of the sample itself, not expected
+        ones, so that the ratio is exact up to the rounding of the sum to the type of ``x``.
+
+    Raises:
+        TypeError: ``x`` is not a real floating-point tensor; ``snr`` is neither a number nor a tensor.
+        ValueError: a sample of ``x`` is empty, not finite or 0 everywhere, so that it has no power to relate the noise
+            to; a bad ``snr`` or ``kind``.
+
+    >>> x = torch.sin(torch.arange(2048.0)).expand(3, 1, -1)
+    >>> noisy = add_noise(x, torch.tensor([-5.0, 2.0, 5.0]), "pink", generator=torch.Generator().manual_seed(0))
+    >>> [f"{decibels:.3f}" for decibels in snr(x, noisy)]
+    ['-5.000', '2.000', '5.000']
+    """
+    require_choice("kind", kind, KINDS)
+    _require_signals("x", x)
+    if kind == "pink":
+        _require_points("x", x.shape)
+    if not isinstance(snr, (Real, Tensor)):
+        raise TypeError(f"snr: got {type(snr).__name__}, expected a number or a tensor")
+    decibels = torch.as_tensor(snr, dtype=torch.float64, device=x.device)
+    if decibels.dim() and decibels.shape != x.shape[:1]:
+        raise ValueError(f"snr: got shape {tuple(decibels.shape)}, expected a number or ({x.shape[0]},)")
+    if not decibels.isfinite().all():
+        raise ValueError(f"snr: got {snr}, expected finite decibels")
+    signal = _power(x)
+    unusable = ~(signal.isfinite() & (signal > 0))
+    if unusable.any():
+        first = int(unusable.nonzero()[0])
+        raise ValueError(f"x: got power {signal[first]:g} in sample {first}, expected a finite power above 0")
+    noise = _DRAW[kind](x.shape, generator=generator, device=x.device)
+    scale = (signal / _power(noise) * 10 ** (-decibels / 10)).sqrt()
+    wide = accumulator(x.dtype)
+    scale = scale.to(wide).reshape(-1, *[1] * (x.dim() - 1))
+    return (x.to(wide) + scale * noise).to(x.dtype)
+
+
+def snr(x: Tensor, noisy: Tensor) -> Tensor:
+    """The signal-to-noise ratio of each sample, (N,) of float64.
+
+    ``10 log10(mean(x^2) / mean((noisy - x)^2))`` decibels. It is inf where there is no noise, -inf where there is no
+    signal, NaN where there is neither.
+
+    Raises:
+        TypeError: a tensor that is not of a real floating-point type.
+        ValueError: shapes that differ, or without an axis after that of the samples.
+    """
+    _require_signals("x", x)
+    _require_signals("noisy", noisy)
+    if noisy.shape != x.shape:
+        raise ValueError(f"noisy: got shape {tuple(noisy.shape)}, expected {tuple(x.shape)}, that of x")
+    return 10 * (_power(x) / _power(noisy.double() - x.double())).log10()
+
+
+def _source(generator: torch.Generator | None) -> torch.device:
+    """Where the numbers are drawn."""
+    return torch.device("cpu") if generator is None else generator.device
+
+
+def _power(x: Tensor) -> Tensor:
+    """The mean square of each sample, (N,) of float64."""
+    rows = x.flatten(1)
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norm.square() / rows.shape[1]
+
+
+def _require_signals(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name}: got {got}, expected a tensor of a real floating-point type")
+    if x.dim() < 2:
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected (N, ...) with at least two axes")
+
+
+def _require_points(name: str, shape: Sequence[int]) -> None:
+    if not shape or shape[-1] < 2:
+        raise ValueError(
+            f"{name}: got shape {tuple(shape)}, expected at least 2 points along the last axis for pink noise"
+        )

@@ -1,0 +1,288 @@
+"""Readers of recordings: the windows and splits of small files in the formats that are read, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from drsn_ops.data import InputError
+from drsn_ops.recordings import CWRU_NUMBERS, cwru, cwru_class, folder
+
+io = pytest.importorskip("scipy.io")
+
+
+def ramp(number, points):
+    """Values that tell the recording, and the place in it, of every window."""
+    return number + np.arange(points) / 1e4
+
+
+def write_cwru(path, number, values):
+    """A file as they are published: columns of float64, named after the record."""
+    channels = {f"X{number:03d}_{end}_time": values[:, None] for end in ("DE", "FE")}
+    channels[f"X{number:03d}_FE_time"] = -values[:, None]
+    io.savemat(path, {**channels, f"X{number:03d}RPM": [[1797]]})
+
+
+def write_csv(path, values):
+    path.write_text("".join(f"{value!r}\n" for value in values.tolist()))
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Four files of each of three classes with a fault, as published, and the baseline at four times the rate."""
+    for number in (*range(105, 109), *range(118, 122), *range(197, 201)):
+        write_cwru(tmp_path / f"{number}.mat", number, ramp(number, 100))
+    for number in range(97, 101):
+        # 80 Hz at 48 kHz, which is slow enough to come through the filter
+        wave = number + np.sin(2 * np.pi * 80 / 48_000 * np.arange(2400))
+        write_cwru(tmp_path / f"{number}.mat", number, wave)
+    return tmp_path
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """Two classes of three recordings, in .npy and .csv."""
+    for label, name in enumerate(("broken", "good")):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            np.save(tmp_path / name / f"{i}.npy", ramp(10 * label + i, 50))
+        write_csv(tmp_path / name / "2.csv", ramp(10 * label + 2, 50))
+    return tmp_path
+
+
+def both(data):
+    """Every window with its class and recording, of both splits."""
+    return [torch.cat(parts) for parts in zip(data.train, data.test, strict=True)]
+
+
+def assert_split_by_recording(data, tested):
+    """No recording is in both splits, every one is in one, and as many of each class are tested on."""
+    train, test = (set(split.recording.tolist()) for split in (data.train, data.test))
+    assert not train & test and train | test == set(range(len(data.files)))
+    for label in range(len(data.classes)):
+        assert len(set(data.test.recording[data.test.labels == label].tolist())) == tested
+        assert (data.train.labels == label).any()
+    for split in (data.train, data.test):
+        assert split.x.dtype == torch.float32 and split.x.dim() == 3 and split.x.shape[1] == 1
+        assert split.labels.dtype == split.recording.dtype == torch.int64
+        assert len(split.x) == len(split.labels) == len(split.recording)
+
+
+def test_cwru(numbered):
+    data = cwru(numbered, points=30)
+    assert data.classes == ("normal", "inner race 0.007", "ball 0.007", "outer race 0.014")
+    assert_split_by_recording(data, tested=1)
+    assert [path.name for path in data.files] == sorted(path.name for path in numbered.iterdir())
+    x, labels, recording = both(data)
+    faulty = labels > 0
+    # three windows of 30 fit in 100 points, twenty in 600
+    assert faulty.sum() == 3 * 12 and (~faulty).sum() == 20 * 4
+    for window, label, i in zip(x[faulty, 0], labels[faulty], recording[faulty], strict=True):
+        number = int(data.files[i].stem)
+        assert number in CWRU_NUMBERS[data.classes[label]]
+        first = round((window[0].item() - number) * 1e4)
+        assert first in (0, 30, 60)
+        torch.testing.assert_close(window, torch.from_numpy(ramp(number, 100)[first : first + 30]).float())
+
+
+def test_cwru_baseline_is_resampled(numbered):
+    data = cwru(numbered, points=100)
+    x, labels, recording = both(data)
+    wave = torch.sin(2 * torch.pi * 80 / 12_000 * torch.arange(600))
+    for i in recording[labels == 0].unique():
+        whole = x[recording == i].flatten() - int(data.files[i].stem)
+        # the filter sees nothing beyond the ends
+        torch.testing.assert_close(whole[50:-50], wave[50:-50], rtol=0, atol=0.01)
+
+
+def test_cwru_by_folder(tmp_path):
+    for name, first in (("worn", 105), ("fine", 118)):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            write_cwru(tmp_path / name / f"any{i}.mat", first + i, ramp(first + i, 64))
+    data = cwru(tmp_path, points=64, test_share=0.5)
+    assert data.classes == ("fine", "worn")
+    # half of three is rounded to two
+    assert_split_by_recording(data, tested=2)
+    x, labels, _ = both(data)
+    assert [round(window[0, 0].item()) < 110 for window in x] == labels.bool().tolist()
+
+
+def test_published_numbers_and_names(tmp_path):
+    numbers = [number for numbers in CWRU_NUMBERS.values() for number in numbers]
+    # 4 loads of the baseline and 15 faults, as the tables list them
+    assert len(numbers) == len(set(numbers)) == 64
+    for name, label in (
+        ("100", "normal"),
+        ("Normal_3", "normal"),
+        ("108", "inner race 0.007"),
+        ("IR021_2", "inner race 0.021"),
+        ("3004", "inner race 0.028"),
+        ("B014_0", "ball 0.014"),
+        ("3005", "ball 0.028"),
+        ("160", "outer race 0.007"),
+        ("OR007@12_3", "outer race 0.007"),
+        ("OR021@6_0", "outer race 0.021"),
+    ):
+        assert cwru_class(tmp_path / f"{name}.mat") == label
+    # at 48 kHz, of the fan end, of no such size
+    for name in ("109", "157", "270", "IR028", "OR028@6_0", "bearing"):
+        with pytest.raises(InputError, match=f"{name}.mat: not the number or name of a CWRU"):
+            cwru_class(tmp_path / f"{name}.mat")
+
+
+@pytest.mark.parametrize("name", ["99", "Normal_2"])
+def test_file_with_two_records(tmp_path, name):
+    for label, stem, number in (("normal", name, 99), ("normal", "other", 98)):
+        (tmp_path / label).mkdir(exist_ok=True)
+        write_cwru(tmp_path / label / f"{stem}.mat", number, np.full(400, float(number)))
+    path = tmp_path / "normal" / f"{name}.mat"
+    io.savemat(path, {f"X{n:03d}_DE_time": np.full((400, 1), float(n)) for n in (98, 99)})
+    data = cwru(tmp_path, points=100)
+    x, _, recording = both(data)
+    assert x[recording == data.files.index(path)][0, 0, 50].item() == pytest.approx(99, rel=0.01)
+
+
+def test_folder(plain):
+    data = folder(plain, points=25)
+    assert data.classes == ("broken", "good")
+    assert_split_by_recording(data, tested=1)
+    assert [str(path.relative_to(plain)) for path in data.files] == [
+        f"{name}/{file}" for name in data.classes for file in ("0.npy", "1.npy", "2.csv")
+    ]
+    for window, label, i in zip(*both(data), strict=True):
+        number = 10 * label + i - 3 * label
+        first = 25 * round((window[0, 0].item() - number.item()) * 1e4 / 25)
+        expected = torch.from_numpy(ramp(number.item(), 50)[first : first + 25]).float()
+        torch.testing.assert_close(window[0], expected)
+
+
+def test_step(plain):
+    for step, windows in ((None, 2), (25, 2), (10, 4), (20, 2), (50, 1)):
+        x, _, _ = both(folder(plain, points=20, step=step))
+        assert len(x) == 6 * windows
+    assert torch.equal(folder(plain, points=20).train.x, folder(plain, points=20, step=20).train.x)
+
+
+def test_split_follows_the_seed(plain):
+    for i in range(3, 12):
+        np.save(plain / "good" / f"{i}.npy", ramp(i, 50))
+    tested = [tuple(folder(plain, points=50, seed=seed).test.recording.tolist()) for seed in range(8)]
+    again = [tuple(folder(plain, points=50, seed=seed).test.recording.tolist()) for seed in range(8)]
+    assert tested == again
+    assert len(set(tested)) > 4
+    # 3 of 12 and 1 of 3
+    assert {len(recordings) for recordings in tested} == {4}
+
+
+def test_columns(plain):
+    table = np.stack([ramp(0, 50), ramp(7, 50)], axis=1)
+    for name in ("broken", "good"):
+        for path in (plain / name).iterdir():
+            path.unlink()
+        np.save(plain / name / "a.npy", table)
+        lines = ["time,acceleration", *(f"{a!r},{b!r}" for a, b in table.tolist())]
+        (plain / name / "b.csv").write_text("\n".join(lines))
+    for column, number in ((0, 0), (1, 7)):
+        x, _, _ = both(folder(plain, points=50, column=column))
+        assert torch.equal(x, torch.from_numpy(ramp(number, 50)).float().expand(4, 1, 50))
+    with pytest.raises(InputError, match=r"a\.npy: has shape \(50, 2\), expected .* with a column 2"):
+        folder(plain, points=50, column=2)
+
+
+def refused(read, path, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read(path, points=50)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("0.npy", b"", "0.npy: cannot be read"),
+        ("0.npy", b"\x93NUMPY\x01\x00", "0.npy: cannot be read"),
+        ("2.csv", b"", "2.csv: cannot be read: it holds no numbers"),
+        ("2.csv", b"time\n", "2.csv: cannot be read: it holds no numbers"),
+        ("2.csv", b"1\n2\nx\n", "2.csv: cannot be read"),
+        ("2.csv", b"1,2\n3\n", "2.csv: cannot be read"),
+        ("2.csv", b"1\nnan\n", "2.csv: holds values that are not finite"),
+        ("2.csv", b"\xff\xfe\x00", "2.csv: cannot be read"),
+        ("2.csv", b"1\n2\n", "2.csv: has 2 points, expected at least the 50 of a window"),
+    ],
+)
+def test_damaged_files(plain, name, content, message):
+    (plain / "good" / name).write_bytes(content)
+    refused(folder, plain, message)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (np.full(60, np.inf), "holds values that are not finite"),
+        (np.zeros(60, complex), "holds complex128, expected real numbers"),
+        (np.array(["a"] * 60), "expected real numbers"),
+        (np.array([{}] * 60), "cannot be read"),
+        (np.zeros((2, 60, 3)), r"has shape \(2, 60, 3\), expected \(points, columns\)"),
+        (np.zeros(49), "has 49 points"),
+    ],
+)
+def test_arrays_that_are_no_recording(plain, values, message):
+    np.save(plain / "good" / "0.npy", values, allow_pickle=True)
+    refused(folder, plain, "0.npy: .*" + message)
+
+
+def test_damaged_cwru(numbered):
+    path = numbered / "105.mat"
+    whole = path.read_bytes()
+    for content in (b"", whole[:60], whole[: len(whole) // 2], b"x" * len(whole)):
+        path.write_bytes(content)
+        refused(cwru, numbered, "105.mat: not a MATLAB 5 file: ")
+    for variables, message in (
+        ({"X105_FE_time": np.zeros(60)}, "has no variable X..._DE_time"),
+        ({"X106_DE_time": np.zeros(60), "X107_DE_time": np.zeros(60)}, "several and none of its number"),
+        ({"X105_DE_time": np.full(60, np.nan)}, "holds values that are not finite"),
+        ({"X105_DE_time": "text"}, "expected real numbers"),
+        ({"X105_DE_time": np.zeros(49)}, "has 49 points, expected at least the 50 of a window"),
+    ):
+        io.savemat(path, variables)
+        refused(cwru, numbered, "105.mat: .*" + message)
+
+
+def test_folders_that_hold_something_else(tmp_path, plain, numbered):
+    refused(cwru, tmp_path / "nowhere", "nowhere: no such folder")
+    refused(folder, tmp_path / "nowhere", "nowhere: no such folder")
+    refused(cwru, numbered, "holds both .mat files and folders")
+    for path in numbered.glob("*.mat"):
+        path.unlink()
+    refused(cwru, plain, "broken: holds no .mat files")
+    (plain / ".cache").mkdir()
+    folder(plain, points=50)
+    (plain / "empty").mkdir()
+    refused(folder, plain, "empty: holds no .npy or .csv files")
+    refused(folder, plain / "empty", "empty: holds no .npy or .csv files, nor folders of them")
+
+
+def test_a_class_with_one_recording(plain, tmp_path):
+    for name in ("0.npy", "2.csv"):
+        (plain / "good" / name).unlink()
+    refused(folder, plain, "class 'good' has one recording, expected one to train on and one to test")
+
+
+@pytest.mark.parametrize("share, tested", [(0.01, 1), (0.4, 1), (0.5, 2), (0.99, 2)])
+def test_test_share(plain, share, tested):
+    assert_split_by_recording(folder(plain, points=50, test_share=share), tested)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"points": 0}, "points: got 0, expected an integer of at least 1"),
+        ({"step": 0}, "step: got 0, expected an integer of at least 1"),
+        ({"test_share": 0}, "test_share: got 0, expected a number between 0 and 1"),
+        ({"test_share": 1.0}, "test_share: got 1.0, expected a number between 0 and 1"),
+        ({"seed": -1}, "seed: got -1, expected an integer of at least 0"),
+        ({"column": -1}, "column: got -1, expected an integer of at least 0"),
+    ],
+)
+def test_errors(plain, options, message):
+    with pytest.raises(ValueError, match=message):
+        folder(plain, **options)

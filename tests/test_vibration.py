@@ -1,0 +1,207 @@
+"""Simulated vibration: balanced, reproducible signal by signal, and with each fault at its frequencies."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from drsn_ops.vibration import (
+    CLASSES,
+    DEFECTS,
+    LOADS,
+    SKF_6205,
+    SPEEDS,
+    TEETH,
+    Bearing,
+    ring,
+    vibration,
+)
+
+RATE = 12_800.0
+POINTS = 25_600  # two seconds, for a spectrum of half a hertz
+
+
+@pytest.fixture(scope="module")
+def long():
+    """Signals long enough for their spectra to be looked at."""
+    return vibration(144, points=POINTS, seed=1)
+
+
+def of(made, name, speed):
+    chosen = (made.labels == CLASSES.index(name)) & (made.speed == speed)
+    return made.x[chosen, 0].double()
+
+
+def spectrum(x):
+    return torch.fft.rfft(x * torch.hann_window(x.shape[-1], dtype=x.dtype)).abs().square().mean(0)
+
+
+def envelope_spectrum(x, low=2000, high=4000):
+    """Of the analytic signal in a band around the resonance."""
+    coefficients = torch.fft.fft(x)
+    frequency = torch.fft.fftfreq(x.shape[-1], 1 / RATE, dtype=x.dtype)
+    envelope = torch.fft.ifft(coefficients * ((frequency >= low) & (frequency <= high))).abs().square()
+    return spectrum(envelope - envelope.mean(-1, keepdim=True))
+
+
+def around(density, frequency, tolerance=0.04):
+    """The power within a tolerance of a frequency: speeds differ by 1 % and drift by 2 % a second."""
+    step = RATE / POINTS
+    return density[round(frequency * (1 - tolerance) / step) : round(frequency * (1 + tolerance) / step) + 1]
+
+
+def peak(density, low, high):
+    """The frequency of the highest value between two."""
+    step = RATE / POINTS
+    first = round(low / step)
+    return (first + density[first : round(high / step)].argmax().item()) * step
+
+
+def test_what_is_made():
+    made = vibration(144)
+    assert made.x.shape == (144, 1, 2048) and made.x.dtype == torch.float32
+    assert made.labels.dtype == torch.int64
+    for values in made[1:]:
+        assert values.shape == (144,)
+    combinations = zip(made.labels.tolist(), made.speed.tolist(), made.load.tolist(), strict=True)
+    assert sorted(combinations) == sorted(2 * list(itertools.product(range(8), SPEEDS, LOADS)))
+    assert made.x.isfinite().all()
+    assert made.x.square().mean().sqrt().item() == pytest.approx(1, abs=0.15)
+
+
+def test_a_signal_does_not_depend_on_the_others():
+    many = vibration(650)
+    for count in (1, 7, 300):
+        for some, all_of_them in zip(vibration(count), many, strict=True):
+            assert torch.equal(some, all_of_them[:count])
+    assert torch.equal(vibration(650).x, many.x)
+
+
+def test_signals_differ():
+    rows = torch.cat([vibration(count, seed=seed).x[:, 0] for count, seed in ((650, 0), (72, 1))])
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    alike = (rows @ rows.T).fill_diagonal_(0)
+    # two shafts that turn alike may well agree by chance, but not in full
+    assert alike.abs().max() < 0.995
+
+
+def test_ratios_of_the_named_bearing():
+    # Case Western Reserve University's data sheet of the SKF 6205-2RS; its last one counts both races
+    ratios = SKF_6205.inner_race, SKF_6205.outer_race, SKF_6205.cage, 2 * SKF_6205.ball
+    assert ratios == pytest.approx((5.4152, 3.5848, 0.39828, 4.7135), rel=2e-4)
+    assert SKF_6205.inner_race + SKF_6205.outer_race == pytest.approx(SKF_6205.balls)
+    # at a right angle the balls' size does not matter
+    assert Bearing(8, 5, 30, math.pi / 2).outer_race == pytest.approx(4)
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+@pytest.mark.parametrize("name", DEFECTS)
+def test_envelope_shows_the_impacts(long, name, speed):
+    density = envelope_spectrum(of(long, name, speed))
+    healthy = envelope_spectrum(of(long, "healthy", speed))
+    ratio = DEFECTS[name].ratio
+    ratios = (SKF_6205.outer_race, SKF_6205.inner_race, 2 * SKF_6205.ball)
+    assert ratio == ratios[list(DEFECTS).index(name)]
+    assert max(ratios, key=lambda r: around(density, r * speed).sum()) == ratio
+    assert around(density, ratio * speed).max() > 100 * around(healthy, ratio * speed).max()
+
+
+@pytest.mark.parametrize(
+    "name, ratio", [("inner race", 1.0), ("ball", SKF_6205.cage), ("outer race", None)], ids=str
+)
+def test_zone_of_load(long, name, ratio):
+    """The train of impacts swells once a revolution of the shaft, of the cage, or not at all."""
+    speed = 30.0
+    density = envelope_spectrum(of(long, name, speed))
+    train = around(density, DEFECTS[name].ratio * speed).max()
+    for other in (1.0, SKF_6205.cage):
+        swell = around(density, other * speed, 0.06).max()
+        assert (swell > train) if other == ratio else (swell < train / 4)
+
+
+def test_slip_smears_the_higher_harmonics(long):
+    """Without slip, the lines of a train of impacts are as narrow at every harmonic."""
+    density = envelope_spectrum(of(long, "outer race", 20.0))
+    ratio = SKF_6205.outer_race * 20
+
+    def share(harmonic):
+        near = density[round((harmonic - 0.5) * ratio * 2) : round((harmonic + 0.5) * ratio * 2)]
+        return (near.max() / near.sum()).item()
+
+    assert share(8) < share(1) / 3
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_shaft_and_mesh(long, speed):
+    power = {name: spectrum(of(long, name, speed)) for name in CLASSES}
+
+    def level(name, frequency):
+        return around(power[name], frequency).sum() / around(power["healthy"], frequency).sum()
+
+    assert peak(power["healthy"], 2.5 * speed, 6000) == pytest.approx(TEETH * speed, rel=0.04)
+    for name in CLASSES:
+        assert (level(name, speed) > 5) == (name == "unbalance")
+        assert (level(name, 2 * speed) > 5) == (name == "misalignment")
+        assert (level(name, 2 * TEETH * speed) > 3.5) == (name == "gear wear")
+
+
+def test_unbalance_grows_with_the_speed_squared(long):
+    force = [around(spectrum(of(long, "unbalance", speed)), speed).sum().sqrt().item() for speed in SPEEDS]
+    assert force[2] / force[0] == pytest.approx(4, rel=0.35)
+
+
+def test_crack_modulates_the_mesh_once_a_revolution(long):
+    """The amplitude of the mesh's first harmonic dips once a revolution, and its spectrum has many sidebands."""
+    speed = 40.0
+    mesh = TEETH * speed
+    depth, lines = {}, {}
+    for name in ("tooth crack", "healthy"):
+        x = of(long, name, speed)
+        frequency = torch.fft.fftfreq(POINTS, 1 / RATE, dtype=x.dtype)
+        band = (frequency > 0.5 * mesh) & (frequency < 1.5 * mesh)
+        amplitude = torch.fft.ifft(torch.fft.fft(x) * band).abs()[:, 2000:-2000]
+        depth[name] = (amplitude.amin(1) / amplitude.mean(1)).max().item()
+        density = spectrum(amplitude - amplitude.mean(1, keepdim=True))
+        lines[name] = density[round(2.5 * speed / RATE * 21600) : round(8 * speed / RATE * 21600)].sum()
+    assert depth["tooth crack"] < 0.6 < 0.7 < depth["healthy"]
+    assert lines["tooth crack"] > 3 * lines["healthy"]
+
+
+def test_load(long):
+    mesh = []
+    for load in LOADS:
+        chosen = (long.labels == 0) & (long.speed == 30) & (long.load == load)
+        mesh.append(around(spectrum(long.x[chosen, 0].double()), TEETH * 30).sum().item())
+    assert mesh[0] < mesh[2]
+
+
+def test_ring():
+    """Against the sum of the oscillator's responses, evaluated one by one."""
+    rng = np.random.default_rng(0)
+    struck = np.sort(rng.uniform(-0.002, 0.02, (3, 9)), axis=1)
+    heights = rng.normal(size=(3, 9))
+    resonance = np.array([[2900.0], [3000.0], [3100.0]])
+    since = np.arange(200)[None, :, None] / RATE - struck[:, None]
+    damping, angular = 0.05, 2 * np.pi * resonance[:, :, None]
+    response = np.exp(-damping * angular * since) * np.sin(np.sqrt(1 - damping**2) * angular * since)
+    expected = (heights[:, None] * np.where(since >= 0, response, 0)).sum(-1)
+    np.testing.assert_allclose(ring(struck, heights, resonance, 200, RATE), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"signals": 0}, "signals: got 0, expected an integer of at least 1"),
+        ({"points": 2.5}, "points: got 2.5, expected an integer of at least 1"),
+        ({"rate": 7999.0}, "rate: got 7999.0, expected a finite number of at least 8000"),
+        ({"rate": math.inf}, "rate: got inf"),
+        ({"rate": math.nan}, "rate: got nan"),
+        ({"seed": -1}, "seed: got -1, expected an integer of at least 0"),
+        ({"seed": 0.5}, "seed: got 0.5, expected an integer of at least 0"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        vibration(**{"signals": 1, **options})
