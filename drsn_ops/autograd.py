@@ -106,8 +106,9 @@ class Layout(NamedTuple):
     def planes(self, code: Tensor) -> list[Tensor]:
         """The planes of a code as 0 and 1 in the shape of x."""
         bits = (code.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=code.device)) & 1
-        bits = bits.reshape(-1, code.shape[-2], code.shape[-1] * 8)
-        length = math.prod(self.shape) // max(bits.shape[0], 1)
+        bits = bits.flatten(-2)
+        segments = code.shape[0] if code.dim() == 3 else 1  # soft_threshold's code is one
+        length = math.prod(self.shape) // max(segments, 1)
         memory = [self.shape[0], *self.shape[2:], self.shape[1]] if self.channels_last else self.shape
         planes = [
             plane.reshape(memory).to(accumulator(self.dtype)) for plane in bits[..., :length].unbind(-2)

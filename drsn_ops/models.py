@@ -1,7 +1,7 @@
-"""The networks: the two programs that DRSN was published with, and the network of the paper.
+"""The networks: the two programs that DRSN was published with, the network of the paper, and those of `rsnet`.
 
-All are one `ShrinkageNetwork` of different widths; what else tells them apart is how two libraries of their
-time, Keras 2.2.1 and TFLearn 0.3.2, initialise, normalise and decay.
+All but the last are one `ShrinkageNetwork` of different widths; what else tells them apart is how two libraries of
+their time, Keras 2.2.1 and TFLearn 0.3.2, initialise, normalise and decay.
 """
 
 from __future__ import annotations
@@ -26,6 +26,21 @@ from .modules import (
     require_input,
     require_positive,
 )
+from .rsnet import rsnet18 as rsnet18
+from .rsnet import rsnet34 as rsnet34
+
+
+class ConvolutionalUnit(RSBU):
+    """`RSBU` without its shortcut: the unit of the paper's ConvNet, which has no shrinkage either.
+
+    Args, shapes and errors are those of `RSBU`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_input(x, self.in_channels, self.dim)
+        h = self.conv1(pad_same(F.relu(self.bn1(x), inplace=True), self.stride))
+        y: Tensor = self.conv2(F.relu(self.bn2(h), inplace=True))
+        return y if self.shrink is None else self.shrink(y)
 
 
 class ShrinkageNetwork(nn.Module):
@@ -36,7 +51,8 @@ class ShrinkageNetwork(nn.Module):
         num_classes: the number of logits.
         dim: the number of spatial axes: 1, 2 or 3.
         stem: channels and stride of the first convolution.
-        units: channels and stride of each `RSBU`.
+        units: channels and stride of each unit.
+        unit: the class of the units, `RSBU` or `ConvolutionalUnit`.
         thresholds: ``"channel-wise"``, ``"channel-shared"``, or None for the plain ResNet.
         reduction, norm: of the gates, see `Shrinkage`.
         l2: the factor of `penalty`.
@@ -53,6 +69,7 @@ class ShrinkageNetwork(nn.Module):
         dim: int,
         stem: tuple[int, int],
         units: Sequence[tuple[int, int]],
+        unit: type[RSBU] = RSBU,
         thresholds: str | None,
         reduction: int = 1,
         norm: str = "batch",
@@ -72,7 +89,7 @@ class ShrinkageNetwork(nn.Module):
         self.units = nn.Sequential()
         for out_channels, stride in units:
             self.units.append(
-                RSBU(
+                unit(
                     channels,
                     out_channels,
                     stride=stride,
@@ -90,7 +107,8 @@ class ShrinkageNetwork(nn.Module):
         require_input(x, self.in_channels, self.dim)
         h = self.units(self.stem(pad_same(x, self.stem.stride[0])))
         h = F.relu(self.bn(h), inplace=True)
-        return self.classifier(h.flatten(2).mean(-1))
+        logits: Tensor = self.classifier(h.flatten(2).mean(-1))
+        return logits
 
     def penalty(self) -> Tensor:
         """The L2 term of the loss: ``l2`` times the sum of squares of the convolution and linear kernels."""
@@ -276,6 +294,62 @@ def drsn(
 
     Source: Zhao et al., DOI 10.1109/TII.2019.2943898, table II.
     """
+    return paper_network(
+        in_channels,
+        num_classes,
+        dim=dim,
+        blocks=blocks,
+        widths=widths,
+        thresholds=thresholds,
+        reduction=reduction,
+        norm=norm,
+    )
+
+
+def convnet(
+    in_channels: int = 1,
+    num_classes: int = 8,
+    *,
+    dim: int = 1,
+    blocks: int = 12,
+    widths: Sequence[int] = (4, 8, 16),
+) -> ShrinkageNetwork:
+    """The ConvNet that the paper compares with: `drsn` layer for layer, without shrinkage and without shortcuts.
+
+    Args and shapes are those of `drsn`. It has as many parameters as the plain ResNet: a shortcut has none.
+
+    Raises:
+        ValueError: as `drsn`.
+
+    >>> drsn_ops.models.convnet()(torch.randn(2, 1, 2048)).shape
+    torch.Size([2, 8])
+
+    Source: Zhao et al., DOI 10.1109/TII.2019.2943898, section IV.
+    """
+    return paper_network(
+        in_channels,
+        num_classes,
+        dim=dim,
+        blocks=blocks,
+        widths=widths,
+        unit=ConvolutionalUnit,
+        thresholds=None,
+    )
+
+
+def paper_network(
+    in_channels: int,
+    num_classes: int,
+    *,
+    dim: int,
+    blocks: int,
+    widths: Sequence[int],
+    unit: type[RSBU] = RSBU,
+    thresholds: str | None,
+    reduction: int = 1,
+    norm: str = "batch",
+) -> ShrinkageNetwork:
+    """What `drsn` and `convnet` have in common."""
     require_positive("blocks", blocks)
     for width in widths:
         require_positive("widths", width)
@@ -286,7 +360,8 @@ def drsn(
         num_classes,
         dim=dim,
         stem=(widths[0], 2),
-        units=[(width, 1 if unit else 2) for width in widths for unit in range(blocks // len(widths))],
+        units=[(width, 1 if i else 2) for width in widths for i in range(blocks // len(widths))],
+        unit=unit,
         thresholds=thresholds,
         reduction=reduction,
         norm=norm,

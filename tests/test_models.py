@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from drsn_ops import Shrinkage
-from drsn_ops.models import drsn, drsn_cifar10, drsn_mnist
+from drsn_ops import RSBU, Shrinkage
+from drsn_ops.models import ConvolutionalUnit, convnet, drsn, drsn_cifar10, drsn_mnist
 
 
 def parameters(network):
@@ -32,6 +32,37 @@ def parameters(network):
 )
 def test_parameters_of_the_paper(blocks, thresholds, count):
     assert parameters(drsn(blocks=blocks, thresholds=thresholds)) == count
+
+
+@pytest.mark.parametrize("blocks", [12, 9, 6])
+def test_the_convnet_has_the_parameters_of_the_resnet(blocks):
+    shapes, expected = (
+        {name: parameter.shape for name, parameter in network.named_parameters()}
+        for network in (convnet(blocks=blocks), drsn(blocks=blocks, thresholds=None))
+    )
+    assert shapes == expected
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_the_convnet_is_the_resnet_without_shortcuts(dim, device):
+    network = drsn(2, 3, dim=dim, blocks=3, widths=(4, 8, 12), thresholds=None).double().to(device)
+    plain = convnet(2, 3, dim=dim, blocks=3, widths=(4, 8, 12)).double().to(device)
+    plain.load_state_dict(network.state_dict())
+    for unit in network.units:
+        unit.register_forward_hook(lambda unit, args, y: y - unit.shortcut(args[0]))
+    x = torch.randn(3, 2, *(16,) * dim, dtype=torch.float64, device=device)
+    logits = plain(x)
+    torch.testing.assert_close(logits, network(x), rtol=1e-9, atol=1e-9)
+    F.cross_entropy(logits, torch.tensor([0, 1, 2], device=device)).backward()
+    assert all(parameter.grad is not None for parameter in plain.parameters())
+
+
+@pytest.mark.parametrize("thresholds", [None, "channel-wise"])
+def test_a_unit_without_its_shortcut(thresholds):
+    unit, whole = (kind(2, 5, stride=2, thresholds=thresholds).double() for kind in (ConvolutionalUnit, RSBU))
+    unit.load_state_dict(whole.state_dict())
+    x = torch.randn(3, 2, 9, dtype=torch.float64)
+    torch.testing.assert_close(unit(x), whole(x) - whole.shortcut(x))
 
 
 def test_parameters_of_the_programs():
@@ -213,6 +244,9 @@ def test_other_inputs():
 
 
 ERRORS = [
+    (lambda: convnet(blocks=10), r"blocks: got 10, expected a multiple of the number of widths, 3"),
+    (lambda: convnet(dim=4), r"dim: got 4, expected 1, 2 or 3"),
+    (lambda: convnet()(torch.zeros(2, 3, 64)), r"x: got shape \(2, 3, 64\), expected \(N, 1, L1\)"),
     (lambda: drsn(blocks=10), r"blocks: got 10, expected a multiple of the number of widths, 3"),
     (lambda: drsn(blocks=0), r"blocks: got 0, expected an integer of at least 1"),
     (lambda: drsn(widths=()), r"blocks: got 12, expected a multiple of the number of widths, 0"),

@@ -253,3 +253,11 @@ def test_abs_mean_has_no_gradient_at_zero(device):
     x = torch.zeros(1, 2, 9, device=device, requires_grad=True)
     drsn_ops.abs_mean(x).sum().backward()
     assert (x.grad == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(4,), (5, 4), (5, 1)], ids=str)
+def test_a_compiled_alpha_of_static_sizes(device, no_caches, shape):
+    """A parameter's sizes are numbers to the compiler also where it follows those of x."""
+    x, alpha = torch.randn(5, 4, 8, device=device), torch.nn.Parameter(torch.rand(shape, device=device))
+    compiled = torch.compile(drsn_ops.shrink, fullgraph=True, dynamic=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, alpha), drsn_ops.shrink(x, alpha))

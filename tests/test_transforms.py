@@ -115,3 +115,15 @@ def test_functions_of_autograd(call, device):
     torch.autograd.gradgradcheck(
         function, leaves, eps=1e-7, fast_mode=True, check_fwd_over_rev=True, check_batched_grad=True
     )
+
+
+def test_without_elements(call, device):
+    """A batch of derivatives of nothing: the codes have no bytes."""
+    function, tensors = make_calls(device)[call]
+    empty = tuple(t[:0] if t.shape[0] == 3 else t for t in tensors)
+    leaves = tuple(t.clone().requires_grad_() for t in empty)
+    y = function(*leaves)
+    grads = torch.ones(2, *y.shape, dtype=y.dtype, device=device)
+    found = torch.autograd.grad(y, leaves, grads, is_grads_batched=True)
+    assert [f.shape for f in found] == [(2, *t.shape) for t in empty]
+    assert all(not f.any() for f in found)

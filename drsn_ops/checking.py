@@ -1,0 +1,494 @@
+"""Whether somebody's own shrinkage block computes what the definition says, and which known mistake it makes if not.
+
+The block is a black box: it is judged by what it makes of inputs of known magnitudes. An input is laid out as
+(N, C, L) rows; a row's threshold is what its largest magnitude loses.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .modules import THRESHOLDS, require_choice, require_positive
+
+MEAN_WITHOUT_ABS = "mean without abs"
+MAGNITUDE_WITHOUT_SIGN = "magnitude without sign"
+MEAN_DROPPED = "mean dropped"
+CONFUSED = "CS and CW confused"
+RESHAPE = "reshape for transpose"
+
+REMEDIES = {
+    MEAN_WITHOUT_ABS: "take the mean of x.abs(), both for the gate's input and for what alpha multiplies",
+    MAGNITUDE_WITHOUT_SIGN: "multiply max(|x| - tau, 0) by x.sign(), not by x, and not by nothing",
+    MEAN_DROPPED: "multiply the gate's output by the abs-mean: tau = alpha * x.abs().mean(...)",
+    CONFUSED: "CW: C gate outputs times the means of the channels; CS: one gate output times the mean of the sample",
+    RESHAPE: "bring the channels to axis 1 with transpose or permute; reshape and view move no axis",
+}
+UNKNOWN = "differs from the definition, none of the known mistakes"
+VANISHED = "cannot be judged: the thresholds are 0 or next to it"
+
+_SAMPLES = 6
+_SPATIAL = {1: (251,), 2: (15, 17), 3: (5, 7, 8)}
+_QUIET = 1e-8
+_SCALES = (1e-4, 1e-2, 1.0, 1e2)
+# The statistic that the paper's two kinds of thresholds go with, and what each pair is called.
+_STATISTIC = {"channel-wise": "channel", "channel-shared": "sample"}
+_KINDS = {
+    ("channel-wise", "channel"): "tau_c = alpha_c * mean|x_c|, DRSN-CW",
+    ("channel-shared", "sample"): "tau = alpha * mean|x|, DRSN-CS",
+    ("channel-wise", "sample"): "tau_c = alpha_c * mean|x|, the sample's mean with a channel-wide gate",
+    ("channel-shared", "channel"): "tau_c = alpha * mean|x_c|, the channels' means with a gate of one output",
+    (None, "channel"): "tau_c = alpha * mean|x_c| with one constant alpha, so the gate's width does not show",
+    (None, "sample"): "tau = alpha * mean|x| with one constant alpha, so the gate's width does not show",
+    (None, None): "tau = alpha * mean|x|; CW and CS are the same with one channel, or do not show",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `check_shrinkage` found; true where the block is right, and printable.
+
+    ``statement`` is the finding in a line. ``mistake`` is the known mistake's name, None where the block is right or
+    wrong in another way. ``evidence`` is what was measured, a line each, and ``remedy`` how to mend a known mistake.
+    ``thresholds`` and ``statistic`` are those of `Shrinkage`, None where they were not found or do not show.
+    """
+
+    right: bool
+    statement: str
+    mistake: str | None = None
+    evidence: tuple[str, ...] = ()
+    remedy: str | None = None
+    thresholds: str | None = None
+    statistic: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'right' if self.right else 'wrong'}: {self.statement}",
+            *(f"  {e}" for e in self.evidence),
+        ]
+        return "\n".join(lines + ([f"  to mend it: {self.remedy}"] if self.remedy else []))
+
+
+class _Wrong(Exception):
+    """Ends the examination: a known mistake's name, or a statement, and the evidence."""
+
+    def __init__(self, finding: str, *evidence: str) -> None:
+        super().__init__(finding)
+        self.check = Check(
+            right=False,
+            statement=finding,
+            mistake=finding if finding in REMEDIES else None,
+            evidence=evidence,
+            remedy=REMEDIES.get(finding),
+        )
+
+
+class _Measured(NamedTuple):
+    """What a block did to (N, C, L) rows, in units of x and, the error, of a row's abs-mean."""
+
+    tau: Tensor  # (N, C); of a row that was zeroed, its largest magnitude, which tau is at least
+    visible: Tensor  # (N, C), whether anything of the row was let through
+    error: float  # the largest deviation from soft thresholding by tau
+
+
+def _measure(x: Tensor, y: Tensor, order: Tensor, product: bool = False) -> _Measured:
+    """The thresholds of the rows that ``order`` makes of a sample's elements.
+
+    With ``product``, of ``y = x * max(|x| - tau, 0)``.
+    """
+    magnitude, kept = (t.flatten(1)[:, order].reshape(x.shape).abs() for t in (x, y))
+    if product:
+        kept = kept / magnitude
+    largest = magnitude.argmax(-1, keepdim=True)
+    tau = (magnitude - kept).gather(-1, largest)
+    error = (kept - (magnitude - tau).clamp(min=0)).abs() / magnitude.mean(-1, keepdim=True)
+    return _Measured(tau.squeeze(-1), kept.gather(-1, largest).squeeze(-1) > 0, error.max().item())
+
+
+class _Block:
+    """A block as a function of (N, C, L) float64 rows, which it sees with their spatial axes."""
+
+    def __init__(self, call: Callable[[Tensor], object], spatial: tuple[int, ...], like: Tensor) -> None:
+        self.call = call
+        self.spatial = spatial
+        self.like = like
+        self.tolerance = 1e-4  # of float32 in a row whose largest value is 100 times its mean
+        self.error = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The block's result; x stays as it is."""
+        given = x.to(self.like, copy=True).reshape(*x.shape[:2], *self.spatial)
+        shape = tuple(given.shape)
+        y = self.call(given)
+        if not isinstance(y, Tensor):
+            raise _Wrong(f"returns {type(y).__name__}, expected a tensor")
+        if tuple(y.shape) != shape:
+            raise _Wrong(f"returns shape {tuple(y.shape)} for an x of {shape}, expected the same shape")
+        if not y.is_floating_point():
+            raise _Wrong(
+                f"returns {y.dtype} for an x of {self.like.dtype}, expected a real floating-point type"
+            )
+        y = y.to(x).reshape(x.shape)
+        if not y.isfinite().all():
+            word = "NaN" if y.isnan().any() else "infinite values"
+            raise _Wrong(
+                f"returns {word} for a finite x", f"{(~y.isfinite()).double().mean():.1%} of the values"
+            )
+        return y
+
+    def measure(self, x: Tensor) -> _Measured:
+        """The rows' thresholds, where the block is soft thresholding by them."""
+        y = self(x)
+        measured = _measure(x, y, torch.arange(x[0].numel(), device=x.device))
+        if measured.error > self.tolerance:
+            raise _Wrong(UNKNOWN, _deviation(measured.error))
+        self.error = max(self.error, measured.error)
+        return measured
+
+
+def _deviation(error: float) -> str:
+    return f"y deviates by up to {error:.2g} of mean|x| from soft thresholding with one threshold a channel"
+
+
+def _times(ratio: Tensor) -> str:
+    return f"{ratio.median().item():.3g}"
+
+
+class _Rows:
+    """Positive rows of (N, C, L) whose magnitudes are spread evenly between nearly 0 and twice their mean."""
+
+    def __init__(self, channels: int, length: int, device: torch.device) -> None:
+        self.shape = (_SAMPLES, channels, length)
+        self.generator = torch.Generator().manual_seed(0)
+        self.device = device
+        scales = torch.linspace(1, 1.5, _SAMPLES, dtype=torch.float64)
+        self.base = self.shuffled(self.spread()) * scales.to(device)[:, None, None]
+
+    def spread(self) -> Tensor:
+        return torch.linspace(0.05, 1.95, self.shape[-1], dtype=torch.float64)
+
+    def ranks(self) -> Tensor:
+        """A random order of each row's positions."""
+        return torch.rand(self.shape, generator=self.generator).argsort(-1).to(self.device)
+
+    def shuffled(self, values: Tensor) -> Tensor:
+        """Rows that hold ``values`` in random orders."""
+        return values.to(self.device)[self.ranks()]
+
+    def peaked(self) -> Tensor:
+        """Rows of mean 1 with half of it in one position: a threshold far above the mean still shows there."""
+        values = self.spread()
+        values[-1] = values[:-1].sum()
+        return self.shuffled(values / values.mean())
+
+    def uneven(self) -> Tensor:
+        """The base with each row scaled so little that no threshold below the sample's mean can zero it."""
+        factors = 0.75 + 0.5 * torch.rand(self.shape[:2], generator=self.generator, dtype=torch.float64)
+        return self.base * factors.to(self.device)[..., None]
+
+
+def _layouts(channels: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    """For each way to take C rows out of a sample's memory, the order of its elements; the first is the right one."""
+    index = torch.arange(channels * length, device=device)
+    return {
+        "channels": index,
+        "rows of (C, L) memory read as (L, C)": index.reshape(length, channels).T.flatten(),
+        "rows of (L, C) memory read as (C, L)": index.reshape(channels, length).T.flatten(),
+    }
+
+
+def _gathered(x: Tensor, order: Tensor) -> Tensor:
+    """x with each channel's values sorted by the row of ``order`` that their positions belong to."""
+    channels, length = x.shape[1:]
+    row = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=x.device) // length)
+    positions = row.reshape(channels, length).argsort(stable=True, dim=-1)
+    return torch.empty_like(x).scatter(-1, positions.expand_as(x), x.sort(-1).values)
+
+
+def _shuffled_within(x: Tensor, order: Tensor, ranks: Tensor) -> Tensor:
+    """x with the values within each row of ``order`` exchanged."""
+    rows = x.flatten(1)[:, order].reshape(x.shape).gather(-1, ranks)
+    return (
+        torch.empty_like(x).flatten(1).scatter(1, order.expand(len(x), -1), rows.flatten(1)).reshape(x.shape)
+    )
+
+
+def _find_form(block: _Block, rows: _Rows, layouts: dict[str, Tensor]) -> str:
+    """The layout whose rows have one threshold each, where y is soft thresholding or x times its magnitude."""
+    x = rows.base
+    y = block(x)
+    if _apart(block(x), y) > block.tolerance:
+        raise _Wrong("gives another result for the same x: it draws random numbers or keeps a state")
+    if not y.any():
+        raise _Wrong(UNKNOWN, "y is 0 everywhere: the thresholds are above the largest |x|, twice the mean")
+    for product in (False, True):
+        for layout, order in layouts.items():
+            error = _measure(x, y, order, product).error
+            if error > block.tolerance:
+                continue
+            if product:
+                at = x.argmax()
+                raise _Wrong(
+                    MAGNITUDE_WITHOUT_SIGN,
+                    f"y is x * max(|x| - tau, 0) up to {error:.1g}: x = {x.flatten()[at]:.3g} becomes "
+                    f"{y.flatten()[at]:.3g}, sign(x) * max(|x| - tau, 0) is {(y / x).flatten()[at]:.3g}",
+                )
+            # where nothing but rounding is left, more can be told from rounding
+            block.tolerance = 1e-6 if error < 1e-10 else block.tolerance
+            return layout
+    raise _Wrong(UNKNOWN, _deviation(_measure(x, y, layouts["channels"]).error))
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+def _check_signs(block: _Block, rows: _Rows, order: Tensor) -> None:
+    """Other signs of the same magnitudes change the signs of y and nothing else."""
+    x = rows.base
+    y = block(x)
+    quarter = 1 - 2 * (rows.ranks() < x.shape[-1] // 4).double()
+    mean = x.mean(-1)
+    for signs in (quarter, -torch.ones_like(x)):
+        turned = block(x * signs)
+        if _apart(turned.abs(), y.abs()) > block.tolerance:
+            before, after = _measure(x, y, order), _measure(x * signs, turned, order)
+            if after.error > block.tolerance:
+                raise _Wrong(
+                    UNKNOWN,
+                    f"with other signs of the same |x|, y deviates by up to {after.error:.2g} of the mean from soft "
+                    "thresholding; with positive x it does not",
+                )
+            signed = (x * signs).mean(-1) / mean
+            raise _Wrong(
+                MEAN_WITHOUT_ABS,
+                f"the same |x| with {(signs < 0).double().mean():.0%} of the signs turned: mean|x| stays, mean(x) is "
+                f"{_times(signed)} of it,",
+                f"and tau goes from {_times(before.tau / mean)} to {_times(after.tau / mean)} times mean|x| "
+                f"(median; from {(after.tau / mean).min().item():.3g} to {(after.tau / mean).max().item():.3g})",
+            )
+        other = ((turned * signs < 0).sum() / (turned != 0).sum()).item()
+        if other == 0:
+            continue
+        if (turned >= 0).all():
+            raise _Wrong(
+                MAGNITUDE_WITHOUT_SIGN,
+                f"y is never negative, while {(signs < 0).double().mean():.0%} of x is; |y| is right",
+            )
+        raise _Wrong(UNKNOWN, f"{other:.1%} of what is let through has another sign than x")
+
+
+def _check_layout(block: _Block, rows: _Rows, layouts: dict[str, Tensor], found: str) -> None:
+    """A threshold is one number a channel and depends on no value's position in its channel."""
+    x, channels = rows.base, layouts["channels"]
+    if found != "channels":
+        measured = _measure(x, block(x), channels)
+        raise _Wrong(
+            RESHAPE,
+            f"the thresholds are constant over {found}, not over channels",
+            _deviation(measured.error),
+        )
+    tau = block.measure(x).tau
+    moved = max(_apart(block.measure(_gathered(x, order)).tau, tau) for order in layouts.values())
+    if moved <= block.tolerance:
+        return
+    words = f"tau changes by up to {moved:.2g} (mean|x| is 1 to 1.5) when values move within their channel"
+    for layout, order in list(layouts.items())[1:]:
+        other = _shuffled_within(x, order, rows.ranks())
+        if _apart(_measure(other, block(other), channels).tau, tau) <= block.tolerance:
+            raise _Wrong(RESHAPE, words, f"and not at all when they move within {layout}")
+    raise _Wrong(UNKNOWN, words)
+
+
+def _check_mean(block: _Block, rows: _Rows) -> tuple[float, float]:
+    """Thresholds grow with the mean and stay below it. Returns the smallest and the largest tau / mean|x|."""
+    seen, ratios = [], []
+    for scale in _SCALES:
+        measured = block.measure(rows.peaked() * scale)
+        ratios.append(measured.tau / scale)
+        if measured.visible.any():
+            seen.append((scale, measured.tau[measured.visible]))
+    low, high = min(r.min().item() for r in ratios), max(r.max().item() for r in ratios)
+    largest = max((t.max().item() for _, t in seen), default=math.inf)
+    words = tuple(f"at mean|x| = {scale:g}, tau is {_times(t)} (median)" for scale, t in seen)
+    if low < -block.tolerance:
+        raise _Wrong(UNKNOWN, f"tau is down to {low:.3g} times mean|x|: it is never negative", *words)
+    if high > 1 + block.tolerance:
+        # a sigmoid's value; a gate without bounds would follow the mean of 100
+        if ratios[0].max() > 1 + block.tolerance and largest <= 1 + block.tolerance:
+            raise _Wrong(MEAN_DROPPED, *words, "tau does not follow the mean: it is the gate's output alone")
+        raise _Wrong(UNKNOWN, f"tau is up to {high:.3g} times mean|x|: alpha is never above 1", *words)
+    if max(abs(low), high) <= block.tolerance:
+        raise _Wrong(VANISHED, f"tau is at most {max(abs(low), high):.1g} times mean|x|: nothing is shrunk")
+    return low, high
+
+
+def _find_statistic(block: _Block, rows: _Rows) -> tuple[str | None, str]:
+    """Whether a channel's threshold is bounded by its own mean or only by its sample's, and what says so.
+
+    None where a gate at its limit leaves no threshold to compare.
+    """
+    quiet = torch.ones(_SAMPLES, 1, 1, dtype=torch.float64, device=rows.device)
+    quiet[::2] = 1e-3
+    x = rows.base * quiet
+    above = (block.measure(x).tau / x.mean((1, 2))[:, None]).max().item()
+    if above > 1 + block.tolerance:
+        raise _Wrong(
+            UNKNOWN, f"in a quiet sample tau is {above:.3g} times mean|x|: it depends on other samples"
+        )
+    own, whole = [], []
+    for first in (0, 1):
+        x = rows.base.clone()
+        x[:, first::2] *= _QUIET
+        measured = block.measure(x)
+        own.append((measured.tau / x.mean(-1)).max().item())
+        whole.append((measured.tau * measured.visible / x.mean((1, 2))[:, None]).max().item())
+    words = f"in a quiet channel, tau is up to {max(own):.3g} times the channel's mean|x|"
+    if max(own) <= 1 + block.tolerance:
+        return "channel" if max(whole) > block.tolerance else None, words
+    if max(whole) > 1 + block.tolerance:
+        raise _Wrong(
+            UNKNOWN,
+            f"tau is up to {max(whole):.3g} times the mean|x| of its sample, {max(own):.3g} of its channel",
+        )
+    return "sample", words
+
+
+def _find_kind(block: _Block, rows: _Rows) -> tuple[str | None, str | None, tuple[str, ...]]:
+    """``thresholds`` and ``statistic`` of `Shrinkage`, as far as they show, and what says so."""
+    if rows.shape[1] == 1:
+        return None, None, ()
+    statistic, bound = _find_statistic(block, rows)
+    if statistic is None:
+        return None, None, (bound,)
+    x = rows.uneven()
+    mean = x.mean(-1) if statistic == "channel" else x.mean((1, 2))[:, None]
+    alpha = block.measure(x).tau / mean
+    between = (alpha.amax(1) - alpha.amin(1)).max().item()
+    constant = (alpha.max() - alpha.min()).item() <= block.tolerance
+    thresholds = None if constant else "channel-shared" if between <= block.tolerance else "channel-wise"
+    of = "its channel" if statistic == "channel" else "its sample"
+    spread = f"alpha = tau / mean|x| of {of} differs by up to {between:.2g} between the channels of a sample"
+    return thresholds, statistic, (bound, spread)
+
+
+def _examine(block: _Block, rows: _Rows, expected: str | None) -> Check:
+    """Every step in the order in which one mistake would look like another."""
+    layouts = _layouts(*rows.shape[1:], rows.device)
+    found = _find_form(block, rows, layouts)
+    _check_signs(block, rows, layouts[found])
+    _check_layout(block, rows, layouts, found)
+    low, high = _check_mean(block, rows)
+    thresholds, statistic, evidence = _find_kind(block, rows)
+    kind = _KINDS[thresholds, statistic]
+    if expected is not None and statistic is not None:
+        if statistic != _STATISTIC[expected] or thresholds not in (None, expected):
+            raise _Wrong(
+                CONFUSED, f"expected {_KINDS[expected, _STATISTIC[expected]]}", f"found {kind}", *evidence
+            )
+    exact = (
+        f"y is soft thresholding up to {block.error:.1g} of mean|x|; alpha is {max(low, 0):.3g} to {high:.3g}"
+    )
+    return Check(True, kind, None, (exact, *evidence), None, thresholds, statistic)
+
+
+def _prepared(
+    module: Callable[[Tensor], object], dtype: torch.dtype, training: bool
+) -> tuple[Callable[[Tensor], object], Tensor]:
+    """A copy of the module in ``dtype``, and a tensor of the type and device that it takes."""
+    if not isinstance(module, nn.Module):
+        return module, torch.empty(0, dtype=dtype)
+    try:
+        own = copy.deepcopy(module)
+    except Exception as error:
+        raise ValueError(
+            f"module: got one that cannot be copied ({error}), expected one that can, or a function that calls it"
+        ) from error
+    own = own.to(dtype).train(training)
+    device = next((t.device for t in (*own.parameters(), *own.buffers())), torch.device("cpu"))
+    return own, torch.empty(0, dtype=dtype, device=device)
+
+
+def check_shrinkage(
+    module: Callable[[Tensor], object],
+    channels: int,
+    *,
+    dim: int = 1,
+    spatial: Sequence[int] | None = None,
+    expected: str | None = None,
+    training: bool = False,
+) -> Check:
+    r"""Whether a shrinkage block is ``sign(x) * max(|x| - alpha * mean|x|, 0)``, and what is wrong with it if not.
+
+    Only what the block makes of chosen inputs is looked at, so any gate will do that gives numbers between 0 and 1. The
+    mistakes that are told apart, all of them met in public code:
+
+    - ``"mean without abs"``: the mean of x, not of ``|x|``, goes into the gate or the threshold;
+    - ``"magnitude without sign"``: ``max(|x| - tau, 0)`` is returned as it is, or multiplied by x;
+    - ``"mean dropped"``: the gate's output alone is the threshold;
+    - ``"CS and CW confused"``: thresholds of another kind than ``expected``; among them the mean of the sample with a
+      channel-wide gate, which is neither;
+    - ``"reshape for transpose"``: rows of memory are taken for channels after axes were renamed, not moved.
+
+    A block with several mistakes is told one; mend it and ask again. The statistic and the gate's width show only as
+    far as the gate's outputs do: an alpha below 1e-8 in a quiet channel passes for the channel's own mean, and C
+    outputs that are always equal for one.
+
+    Args:
+        module: maps (N, C, \*spatial) to the same shape; the shrinkage alone, without convolutions or the shortcut.
+            A module is copied, to float64 where it can compute in it, and is itself neither called nor changed. Any
+            other callable is called as it is, with float64 tensors on the CPU, float32 where that fails.
+        channels: C.
+        dim: the number of spatial axes: 1, 2 or 3.
+        spatial: their sizes, where the block takes no others; at least 16 positions in all.
+        expected: ``"channel-wise"`` (DRSN-CW), ``"channel-shared"`` (DRSN-CS), or None, which accepts each of the
+            four pairs of ``thresholds`` and ``statistic`` that `Shrinkage` has, and says which it is.
+        training: examine the block in training mode, where its gate's BatchNorm uses the batch.
+
+    Returns:
+        A `Check`: true or false, and to be printed. A block that raises, or returns another shape, type or NaN, is
+        wrong, with a statement that says so.
+
+    Raises:
+        TypeError: a module that cannot be called.
+        ValueError: a bad argument, or a module that cannot be copied.
+
+    Source of the definition: Zhao et al., DOI 10.1109/TII.2019.2943898, section III.
+
+    >>> check = drsn_ops.check_shrinkage(lambda x: x.sign() * (x.abs() - 0.5 * x.mean(-1, True)).relu(), channels=4)
+    >>> bool(check), check.mistake
+    (False, 'mean without abs')
+    """
+    if not callable(module):
+        raise TypeError(f"module: got {type(module).__name__}, expected a module or another callable")
+    require_positive("channels", channels)
+    require_choice("dim", dim, tuple(_SPATIAL))
+    require_choice("expected", expected, (*THRESHOLDS, None))
+    sizes = _SPATIAL[dim] if spatial is None else tuple(spatial)
+    if len(sizes) != dim or math.prod(sizes) < 16:
+        raise ValueError(
+            f"spatial: got {sizes}, expected {dim} sizes (dim) with at least 16 positions in all"
+        )
+    # the last dtype's failure is the block's
+    for dtype in (torch.float64, torch.float32):
+        call, like = _prepared(module, dtype, training)
+        block = _Block(call, sizes, like)
+        devices = [like.device] if like.is_cuda else []
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices):
+                return _examine(block, _Rows(channels, math.prod(sizes), like.device), expected)
+        except _Wrong as wrong:
+            return wrong.check
+        except Exception as error:
+            message = str(error).partition("\n")[0]
+            failure = Check(False, f"raises {type(error).__name__}", None, (message,))
+    return failure

@@ -1,0 +1,303 @@
+"""What the shrinkage blocks of a network do to an input: their thresholds, and what they let through."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from . import functional, reference
+from .modules import Shrinkage, SoftThreshold
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
+
+
+@dataclass(frozen=True)
+class Block:
+    """One call of a `Shrinkage` or `SoftThreshold`; tensors are copies on the device of its input.
+
+    With x of shape (N, C, \\*spatial), as it came in, ``passed`` is what the block let through, before a residual was
+    added: ``sign(x) * max(|x| - tau, 0)``. ``tau``, in the units of x, and ``alpha``, the gate's values, are (N, C),
+    or (N, 1) where they do not depend on the channel; a learned threshold has no sample and no gate: its tau is (1, C)
+    or (1, 1), and its alpha None. ``zeroed`` is the share of each channel's values that are 0 afterwards, (N, C).
+    """
+
+    name: str
+    kind: str
+    x: Tensor
+    passed: Tensor
+    tau: Tensor
+    alpha: Tensor | None
+    zeroed: Tensor
+
+    @property
+    def zeroed_share(self) -> float:
+        """The share of all values that are 0 after the block."""
+        return self.zeroed.mean().item()
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found: the input, the network's output and the blocks in the order in which they ran.
+
+    Printed, it is a table of a line a block.
+    """
+
+    x: Tensor
+    output: Any
+    blocks: tuple[Block, ...]
+
+    def __str__(self) -> str:
+        head = ("block", "x", "tau: least", "mean", "most", "alpha: mean", "zeroed")
+        rows = [head, *(_row(block) for block in self.blocks)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        )
+
+    def plot(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clean: Tensor | None = None,
+        sample: int = 0,
+        channel: int | None = None,
+    ) -> Path:
+        """Draw the input of one sample and what each block made of its own, as a PNG file.
+
+        Signals are drawn as lines, each block's input and what it let through in one picture with the thresholds;
+        images as two maps side by side; of a volume its middle slice along the first axis; of a block without spatial
+        axes the channels.
+
+        Args:
+            path: of the file, which is replaced once the new one is whole.
+            clean: the input before noise was added to it, of the shape of x or of one sample of it.
+            sample: which sample of the batch.
+            channel: which channel of every block; None takes the strongest, by the mean of its magnitudes. Of the
+                input, it is always the strongest.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: a sample, channel or shape of ``clean`` that does not fit, or a folder that is not there.
+            ImportError: matplotlib is missing; it comes with ``drsn_ops[train]``.
+        """
+        path = Path(path)
+        noisy = self._sample(sample)
+        if clean is not None and tuple(clean.shape) not in (tuple(self.x.shape), tuple(noisy.shape)):
+            raise ValueError(
+                f"clean: got shape {tuple(clean.shape)}, expected {tuple(self.x.shape)}, that of x, or "
+                f"{tuple(noisy.shape)}, that of one sample"
+            )
+        for block in self.blocks:
+            if channel is not None and not 0 <= channel < block.x.shape[1]:
+                raise ValueError(
+                    f"channel: got {channel}, expected 0 to {block.x.shape[1] - 1}, the channels of {block.name!r}"
+                )
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"path: got {str(path)!r}, expected one in a folder that exists")
+        if clean is not None and clean.dim() == self.x.dim():
+            clean = clean[sample]
+
+        from matplotlib.figure import Figure
+
+        from .train import replacing
+
+        pictures = [_input_picture(noisy, clean), *(_block_picture(b, sample, channel) for b in self.blocks)]
+        figure = Figure(figsize=(8, 2.2 * len(pictures)), layout="constrained")
+        for part, picture in zip(figure.subfigures(len(pictures), squeeze=False).flat, pictures, strict=True):
+            picture.draw(part)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+        return path
+
+    def _sample(self, sample: int) -> Tensor:
+        count = min([len(block.x) for block in self.blocks] + [len(self.x) if self.x.dim() else 0])
+        if not 0 <= sample < count:
+            raise ValueError(f"sample: got {sample}, expected 0 to {count - 1}, the samples of x")
+        return self.x[sample]
+
+
+@dataclass
+class _Picture:
+    """Curves or maps that belong together, with the thresholds of the curves."""
+
+    title: str
+    values: dict[str, Tensor]
+    tau: Tensor | None = None
+
+    def draw(self, figure: SubFigure) -> None:
+        figure.suptitle(self.title, fontsize="medium")
+        if next(iter(self.values.values())).dim() == 1:
+            self._draw_lines(figure)
+        else:
+            self._draw_maps(figure)
+
+    def _draw_lines(self, figure: SubFigure) -> None:
+        axes = figure.subplots()
+        # what is drawn first lies below: the noise below the signal, the input below what is left of it
+        for (label, values), color in zip(self.values.items(), ("0.7", "C0"), strict=False):
+            axes.plot(values.numpy(), color=color, linewidth=0.9, label=label)
+        if self.tau is not None:
+            tau = self.tau.expand(len(next(iter(self.values.values()))))
+            for edge, label in ((tau, "± threshold"), (-tau, "_other")):
+                axes.plot(edge.numpy(), color="C3", linewidth=0.8, linestyle="--", label=label)
+        axes.margins(x=0)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
+
+    def _draw_maps(self, figure: SubFigure) -> None:
+        # white is 0, so that what was zeroed is seen
+        limit = max(v.abs().max().item() for v in self.values.values())
+        columns = figure.subplots(1, 2)
+        for axes in columns:
+            axes.set_axis_off()
+        for axes, (label, values) in zip(columns, self.values.items(), strict=False):
+            image = axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axes.set_title(label, fontsize="small")
+        figure.colorbar(image, ax=columns)
+
+
+def _drawable(values: Tensor) -> Tensor:
+    """Numbers that matplotlib draws: those of a complex type by their magnitude; of a volume its middle slice."""
+    values = (values.abs() if values.is_complex() else values).double().cpu()
+    while values.dim() > 2:
+        values = values[len(values) // 2]
+    return values
+
+
+def _strongest(values: Tensor) -> int:
+    """The channel of (C, \\*spatial) values with the largest mean magnitude."""
+    return int(values.abs().double().flatten(1).mean(-1).argmax())
+
+
+def _input_picture(noisy: Tensor, clean: Tensor | None) -> _Picture:
+    channel = _strongest(noisy) if noisy.dim() > 1 else None
+    values = {"noisy" if clean is not None else "x": noisy}
+    if clean is not None:
+        values["clean"] = clean.to(noisy)
+    shown = {label: _drawable(v if channel is None else v[channel]) for label, v in values.items()}
+    return _Picture("input" if channel is None else f"input, channel {channel}", shown)
+
+
+def _block_picture(block: Block, sample: int, channel: int | None) -> _Picture:
+    x, passed, zeroed = block.x[sample], block.passed[sample], block.zeroed[sample]
+    tau = block.tau[min(sample, len(block.tau) - 1)].double().cpu()
+    if x.dim() == 1:  # no spatial axes: the channels side by side
+        title, share = f"{block.name}, all channels", zeroed.mean()
+    else:
+        chosen = _strongest(x) if channel is None else channel
+        x, passed, share = x[chosen], passed[chosen], zeroed[chosen]
+        tau = tau[min(chosen, len(tau) - 1)]
+        title = f"{block.name}, channel {chosen}, threshold {tau:.3g}"
+    values = {"in": _drawable(x), "let through": _drawable(passed)}
+    return _Picture(f"{title}, {share:.0%} zeroed", values, tau)
+
+
+def _row(block: Block) -> tuple[str, ...]:
+    tau = block.tau
+    alpha = "-" if block.alpha is None else f"{block.alpha.mean().item():.3f}"
+    numbers = (f"{t.item():.4g}" for t in (tau.min(), tau.mean(), tau.max()))
+    return (block.name, "x".join(map(str, block.x.shape)), *numbers, alpha, f"{block.zeroed_share:.1%}")
+
+
+def _look(name: str, module: Shrinkage | SoftThreshold, x: Tensor) -> Block:
+    """What this module does to x, which is not touched."""
+    alpha = None
+    if isinstance(module, Shrinkage):
+        mean = functional.abs_mean(x)
+        # the gate that the operators compute does not follow autocast
+        with torch.autocast(x.device.type, enabled=False):
+            alpha = module.fc(mean.to(reference.gate_dtype(module.fc, mean.dtype))).to(mean.dtype)
+        passed, tau = functional.shrink(x, alpha, statistic=module.statistic, return_threshold=True)
+    else:
+        tau = module.weight.detach().clamp(min=0).reshape(1, -1)
+        passed = functional.soft_threshold(x, reference.per_row(tau, x))
+    zeroed = (passed == 0).double().unsqueeze(-1).flatten(2).mean(-1)
+    return Block(name, type(module).__name__, x, passed, tau, alpha, zeroed)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with each module's own mode restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _recorder(name: str, blocks: list[Block]) -> Callable[..., None]:
+    """A hook that looks at the input before the module, which may write into it, has it."""
+
+    def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x: Tensor = args[0] if args else kwargs["x"]
+        if x.dim() < 2:
+            raise ValueError(
+                f"model: gives {name!r} an x of shape {tuple(x.shape)}, expected (N, C, *spatial)"
+            )
+        blocks.append(_look(name, module, x.detach().clone()))
+
+    return record
+
+
+def inspect(model: nn.Module, x: Tensor) -> Inspection:
+    r"""The thresholds, gates and zeroed values of every `Shrinkage` and `SoftThreshold` of a network, for one input.
+
+    The network runs once in evaluation mode and without gradients, uncompiled. Its modes, statistics and hooks and the
+    state of the random numbers are left as they were, also when it raises. Each gate is called once more by itself.
+
+    Args:
+        model: a network with a `Shrinkage` or `SoftThreshold` in it, or one of the two.
+        x: its input, as a batch.
+
+    Returns:
+        An `Inspection`: a tuple of blocks, printable as a table and plottable. A module that is called several times
+        has several blocks of the same name; one that is not called has none.
+
+    Raises:
+        TypeError: a model that is no module, or an x that is no tensor.
+        ValueError: a model without such a module, or which calls none of those it has.
+
+    >>> inspection = drsn_ops.inspect(drsn_ops.models.drsn(), torch.randn(2, 1, 256))
+    >>> len(inspection.blocks), inspection.blocks[0].tau.shape
+    (12, torch.Size([2, 4]))
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, expected a tensor")
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, (Shrinkage, SoftThreshold))]
+    if not found:
+        raise ValueError(
+            f"model: got {type(model).__name__}, expected one with a Shrinkage or SoftThreshold in it"
+        )
+    given = x.detach().clone()  # a first block in place would overwrite x
+    blocks: list[Block] = []
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng([x.device] if x.is_cuda else []))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_evaluating(model))
+        for name, module in found:
+            hook = _recorder(name or type(module).__name__, blocks)
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        output = model(given)
+    if not blocks:
+        raise ValueError(
+            f"model: {type(model).__name__} called none of its {len(found)} blocks, expected it to call one"
+        )
+    return Inspection(x.detach().clone(), output, tuple(blocks))

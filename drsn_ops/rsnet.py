@@ -1,0 +1,272 @@
+"""RSNet-18 and RSNet-34: the ResNet with its ReLU after the sum, and shrinkage behind each block's last BatchNorm.
+
+It is the network of the public PyTorch port that most copies go back to, github.com/liguge/
+Deep-Residual-Shrinkage-Networks-for-intelligent-fault-diagnosis-DRSN-, not the paper's: that is `models.drsn`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import functional
+from .functional import Statistic
+from .gate import is_plain
+from .modules import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    STATISTICS,
+    THRESHOLDS,
+    Shrinkage,
+    require_choice,
+    require_input,
+    require_positive,
+)
+
+WIDTHS = (64, 128, 256, 512)
+# The second linear layer of a gate without normalisation, one module short, as a block names it twice.
+SHORT_GATE = re.compile(r"(.*\.(?:shrinkage|residual_function\.5)\.fc\.)2(\.(?:weight|bias))")
+
+
+def shrink_behind(norm: nn.Module, shrinkage: nn.Module, z: Tensor, residual: Tensor | None = None) -> Tensor:
+    """``shrinkage(norm(z), residual)``, as one operator where nothing is attached to the shrinkage itself.
+
+    A hook on the `Shrinkage`, or another module in its place, has to be called with what the norm returns.
+    """
+    if type(shrinkage) is Shrinkage and is_plain(shrinkage) and not shrinkage.use_reference:
+        return functional.batch_norm_shrink(
+            z, norm, shrinkage.fc, statistic=shrinkage.statistic, residual=residual
+        )
+    y: Tensor = shrinkage(norm(z), residual)
+    return y
+
+
+class RSNetBlock(nn.Module):
+    """``relu(shrink(h) + shortcut(x))``, h being x after convolution, BatchNorm, ReLU, convolution and BatchNorm.
+
+    The convolutions have width 3 and no biases. Where the shape changes the shortcut is a convolution of width 1 and
+    a BatchNorm, elsewhere it is x. The shrinkage has two names, ``shrinkage`` and ``residual_function.5``, as in the
+    port, and so two entries in a state_dict.
+
+    Args:
+        in_channels: channels of x.
+        out_channels: channels of y.
+        stride: of the first convolution and the shortcut, on every spatial axis.
+        dim: the number of spatial axes: 1, 2 or 3.
+        thresholds: ``"channel-wise"``, ``"channel-shared"``, or None for the plain residual block.
+        statistic, reduction, norm: of the gate, see `Shrinkage`.
+
+    Shape: x is (N, in_channels, \\*spatial); y has ``out_channels`` channels and ceil(n / stride) of n positions.
+
+    Raises:
+        ValueError: a bad argument, or an x of another rank or number of channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        dim: int = 1,
+        thresholds: str | None = "channel-wise",
+        statistic: Statistic | None = None,
+        reduction: int = 1,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        require_positive("in_channels", in_channels)
+        require_positive("out_channels", out_channels)
+        require_positive("stride", stride)
+        require_choice("dim", dim, tuple(CONVOLUTIONS))
+        require_choice("thresholds", thresholds, (*THRESHOLDS, None))
+        require_choice("statistic", statistic, (*STATISTICS, None))
+        self.in_channels = in_channels
+        self.dim = dim
+        conv, batch_norm = CONVOLUTIONS[dim], BATCH_NORMS[dim]
+        self.shrinkage = (
+            None
+            if thresholds is None
+            else Shrinkage(out_channels, thresholds, statistic=statistic, reduction=reduction, norm=norm)
+        )
+        self.residual_function = nn.Sequential(
+            conv(in_channels, out_channels, 3, stride, padding=1, bias=False),
+            batch_norm(out_channels),
+            nn.ReLU(inplace=True),
+            conv(out_channels, out_channels, 3, padding=1, bias=False),
+            batch_norm(out_channels),
+        )
+        if self.shrinkage is not None:
+            self.residual_function.append(self.shrinkage)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut.append(conv(in_channels, out_channels, 1, stride, bias=False))
+            self.shortcut.append(batch_norm(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_input(x, self.in_channels, self.dim)
+        # not the Sequential itself: the shrinkage takes the shortcut, to add it in the same pass
+        conv1, norm1, relu, conv2, norm2 = list(self.residual_function)[:5]
+        z = conv2(relu(norm1(conv1(x))))
+        shortcut = self.shortcut(x)
+        if self.shrinkage is None:
+            return F.relu(norm2(z) + shortcut, inplace=True)
+        return F.relu(shrink_behind(norm2, self.shrinkage, z, shortcut), inplace=True)
+
+
+class RSNet(nn.Module):
+    """Convolution of width 3, BatchNorm, ReLU, four stages of `RSNetBlock`, mean over space, linear classifier.
+
+    Args:
+        in_channels: channels of the input.
+        num_classes: the number of logits.
+        blocks: the number of blocks of each stage. Stages have 64, 128, 256 and 512 channels, and all but the first
+            halve each axis.
+        dim: the number of spatial axes: 1, 2 or 3.
+        thresholds: ``"channel-wise"``, ``"channel-shared"``, or None for the plain ResNet.
+        statistic, reduction, norm: of the gates, see `Shrinkage`.
+
+    Names and shapes in the state_dict are the port's for ``dim=1``, ``reduction=1`` and channel-wise thresholds.
+    `load_state_dict` also takes the state of a gate that was built without its normalisation, whose second linear
+    layer is called ``fc.2`` there and ``fc.3`` here, with ``norm="none"``.
+
+    Shape: (N, in_channels, \\*spatial), any length, to logits (N, num_classes).
+
+    Raises:
+        ValueError: a bad argument, or an x of another rank or number of channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 4,
+        *,
+        blocks: Sequence[int],
+        dim: int = 1,
+        thresholds: str | None = "channel-wise",
+        statistic: Statistic | None = None,
+        reduction: int = 1,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        require_positive("in_channels", in_channels)
+        require_positive("num_classes", num_classes)
+        require_choice("dim", dim, tuple(CONVOLUTIONS))
+        if len(blocks) != len(WIDTHS):
+            raise ValueError(f"blocks: got {tuple(blocks)}, expected {len(WIDTHS)} numbers, one a stage")
+        for count in blocks:
+            require_positive("blocks", count)
+        self.in_channels = in_channels
+        self.dim = dim
+        channels = WIDTHS[0]
+        self.conv1 = nn.Sequential(
+            CONVOLUTIONS[dim](in_channels, channels, 3, padding=1, bias=False),
+            BATCH_NORMS[dim](channels),
+            nn.ReLU(inplace=True),
+        )
+        for stage, (width, count) in enumerate(zip(WIDTHS, blocks, strict=True), start=2):
+            layers = nn.Sequential()
+            for i in range(count):
+                layers.append(
+                    RSNetBlock(
+                        channels,
+                        width,
+                        stride=2 if stage > 2 and i == 0 else 1,
+                        dim=dim,
+                        thresholds=thresholds,
+                        statistic=statistic,
+                        reduction=reduction,
+                        norm=norm,
+                    )
+                )
+                channels = width
+            self.add_module(f"conv{stage}_x", layers)
+        self.fc = nn.Linear(channels, num_classes)
+        self.register_load_state_dict_pre_hook(lengthen_gates)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_input(x, self.in_channels, self.dim)
+        h = self.conv1(x)
+        for stage in range(2, 2 + len(WIDTHS)):
+            h = self.get_submodule(f"conv{stage}_x")(h)
+        logits: Tensor = self.fc(h.flatten(2).mean(-1))
+        return logits
+
+
+def lengthen_gates(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Renames the second linear layer of gates without normalisation, ``fc.2``, to ``fc.3``, where this one is."""
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        if found := SHORT_GATE.fullmatch(key):
+            state_dict[f"{found[1]}3{found[2]}"] = state_dict.pop(key)
+
+
+def rsnet18(
+    in_channels: int = 1,
+    num_classes: int = 4,
+    *,
+    dim: int = 1,
+    thresholds: str | None = "channel-wise",
+    statistic: Statistic | None = None,
+    reduction: int = 1,
+    norm: str = "batch",
+) -> RSNet:
+    """The public PyTorch port's network of 18 layers: eight blocks of 64 to 512 channels, with checkpoints' names.
+
+    =====================================================  ==================================================
+    the port                                               here
+    =====================================================  ==================================================
+    ``DRSN-CW.py``, since the end of 2021                  ``rsnet18()``
+    the same since 2023, its gate without BatchNorm        ``rsnet18(norm="none")``
+    ``DRSN-CS.py``: the mean of the whole sample times a   ``rsnet18(statistic="sample")``, a hybrid: the
+    gate as wide as the channels                           thresholds still differ from channel to channel
+    the paper's DRSN-CS, one threshold a sample            ``rsnet18(thresholds="channel-shared")``
+    the ResNet without shrinkage                           ``rsnet18(thresholds=None)``
+    =====================================================  ==================================================
+
+    A checkpoint does not tell which of the two means it was trained with, and before the end of 2021 the port's two
+    files held each other's: try both on a few labelled signals. Blocks, shapes and errors: `RSNet`.
+
+    >>> network = drsn_ops.models.rsnet18(in_channels=1, num_classes=4)
+    >>> network(torch.randn(2, 1, 100)).shape
+    torch.Size([2, 4])
+
+    Sources: Zhao et al., DOI 10.1109/TII.2019.2943898, for the shrinkage; He et al., DOI 10.1109/CVPR.2016.90, for the
+    ResNet; github.com/liguge/Deep-Residual-Shrinkage-Networks-for-intelligent-fault-diagnosis-DRSN- for the names.
+    """
+    return RSNet(
+        in_channels,
+        num_classes,
+        blocks=(2, 2, 2, 2),
+        dim=dim,
+        thresholds=thresholds,
+        statistic=statistic,
+        reduction=reduction,
+        norm=norm,
+    )
+
+
+def rsnet34(
+    in_channels: int = 1,
+    num_classes: int = 4,
+    *,
+    dim: int = 1,
+    thresholds: str | None = "channel-wise",
+    statistic: Statistic | None = None,
+    reduction: int = 1,
+    norm: str = "batch",
+) -> RSNet:
+    """`rsnet18` with 34 layers: 3, 4, 6 and 3 blocks instead of two each."""
+    return RSNet(
+        in_channels,
+        num_classes,
+        blocks=(3, 4, 6, 3),
+        dim=dim,
+        thresholds=thresholds,
+        statistic=statistic,
+        reduction=reduction,
+        norm=norm,
+    )

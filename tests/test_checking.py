@@ -1,0 +1,379 @@
+"""`check_shrinkage`: every known mistake gets its name, whatever the gate, and nothing right gets one."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from drsn_ops import Shrinkage
+from drsn_ops.checking import (
+    CONFUSED,
+    MAGNITUDE_WITHOUT_SIGN,
+    MEAN_DROPPED,
+    MEAN_WITHOUT_ABS,
+    RESHAPE,
+    UNKNOWN,
+    check_shrinkage,
+)
+
+C = 6
+CW, CS = "channel-wise", "channel-shared"
+SEEDS = range(20)
+
+
+def per_channel(values, x):
+    return values.reshape(*values.shape, *[1] * (x.dim() - 2))
+
+
+class Block(nn.Module):
+    """A shrinkage in plain PyTorch, one small method for each thing that a mistake replaces."""
+
+    def __init__(self, outputs=C, scope="channel", norm=False, channels=C):
+        super().__init__()
+        self.scope = scope
+        hidden = nn.BatchNorm1d(channels) if norm else nn.Identity()
+        self.gate = nn.Sequential(
+            nn.Linear(channels, channels), hidden, nn.ReLU(), nn.Linear(channels, outputs), nn.Sigmoid()
+        )
+
+    def statistic(self, x):
+        return x.abs().flatten(2).mean(-1)
+
+    def threshold(self, alpha, mean):
+        return alpha * (mean if self.scope == "channel" else mean.mean(1, keepdim=True))
+
+    def apply_to(self, x, tau):
+        return x.sign() * torch.relu(x.abs() - tau)
+
+    def forward(self, x):
+        mean = self.statistic(x)
+        return self.apply_to(x, per_channel(self.threshold(self.gate(mean), mean), x))
+
+
+class SignedMean(Block):
+    def statistic(self, x):
+        return x.flatten(2).mean(-1)
+
+
+class SignedGate(Block):
+    """Only the gate sees the mean of x."""
+
+    def forward(self, x):
+        mean = self.statistic(x)
+        return self.apply_to(x, per_channel(self.gate(x.flatten(2).mean(-1)) * mean, x))
+
+
+class SignedThreshold(Block):
+    """Only the threshold is made of the mean of x."""
+
+    def forward(self, x):
+        tau = self.gate(self.statistic(x)) * x.flatten(2).mean(-1)
+        return self.apply_to(x, per_channel(tau, x))
+
+
+class AbsOfMean(Block):
+    def statistic(self, x):
+        return x.flatten(2).mean(-1).abs()
+
+
+class SignedClamp(SignedMean):
+    """With a negative threshold this form is not even odd."""
+
+    def apply_to(self, x, tau):
+        return x - torch.minimum(torch.maximum(x, -tau), tau)
+
+
+class NoSign(Block):
+    def apply_to(self, x, tau):
+        return torch.relu(x.abs() - tau)
+
+
+class TimesX(Block):
+    def apply_to(self, x, tau):
+        return x * torch.relu(x.abs() - tau)
+
+
+class TimesMagnitude(Block):
+    def apply_to(self, x, tau):
+        return x.abs() * torch.relu(x.abs() - tau)
+
+
+class NoMean(Block):
+    def threshold(self, alpha, mean):
+        return alpha
+
+
+class ChannelsLast(Block):
+    """Reads the (C, L) memory of a sample as (L, C), or the other way about, and is right in what it then sees."""
+
+    def __init__(self, back, **options):
+        super().__init__(**options)
+        self.back = back
+
+    def forward(self, x):
+        n, c = x.shape[:2]
+        if self.back:
+            rows = x.flatten(2).transpose(1, 2).reshape(n, c, -1)
+            return super().forward(rows).reshape(n, -1, c).transpose(1, 2).reshape(x.shape)
+        rows = x.flatten(1).reshape(n, -1, c).transpose(1, 2)
+        return super().forward(rows).transpose(1, 2).reshape(x.shape)
+
+
+class MixedStatistic(ChannelsLast):
+    """Only the means are taken over the wrong rows."""
+
+    def forward(self, x):
+        return Block.forward(self, x)
+
+    def statistic(self, x):
+        n, c = x.shape[:2]
+        rows = (
+            x.flatten(2).transpose(1, 2).reshape(n, c, -1) if self.back else x.flatten(1).reshape(n, -1, c).mT
+        )
+        return rows.abs().mean(-1)
+
+
+class MixedThreshold(Block):
+    """The means are right and each goes to the wrong elements."""
+
+    def apply_to(self, x, tau):
+        rows = x.flatten(1).reshape(len(x), -1, x.shape[1])
+        return super().apply_to(rows, tau.flatten(1)[:, None]).reshape(x.shape)
+
+
+MISTAKES = {
+    "signed mean": (SignedMean, {}, None, MEAN_WITHOUT_ABS),
+    "signed mean, shared": (SignedMean, {"outputs": 1, "scope": "sample"}, CS, MEAN_WITHOUT_ABS),
+    "signed mean, hybrid": (SignedMean, {"scope": "sample"}, None, MEAN_WITHOUT_ABS),
+    "signed mean, norm": (SignedMean, {"norm": True}, CW, MEAN_WITHOUT_ABS),
+    "signed gate": (SignedGate, {}, None, MEAN_WITHOUT_ABS),
+    "signed threshold": (SignedThreshold, {}, None, MEAN_WITHOUT_ABS),
+    "abs of the mean": (AbsOfMean, {}, None, MEAN_WITHOUT_ABS),
+    "signed clamp": (SignedClamp, {}, None, MEAN_WITHOUT_ABS),
+    "no sign": (NoSign, {}, None, MAGNITUDE_WITHOUT_SIGN),
+    "times x": (TimesX, {}, CW, MAGNITUDE_WITHOUT_SIGN),
+    "times x, shared": (TimesX, {"outputs": 1, "scope": "sample"}, None, MAGNITUDE_WITHOUT_SIGN),
+    "times magnitude": (TimesMagnitude, {"norm": True}, None, MAGNITUDE_WITHOUT_SIGN),
+    "no mean": (NoMean, {}, None, MEAN_DROPPED),
+    "no mean, shared": (NoMean, {"outputs": 1}, CS, MEAN_DROPPED),
+    "no mean, norm": (NoMean, {"norm": True}, CW, MEAN_DROPPED),
+    "CW for CS": (Block, {}, CS, CONFUSED),
+    "CS for CW": (Block, {"outputs": 1, "scope": "sample"}, CW, CONFUSED),
+    "hybrid for CS": (Block, {"scope": "sample"}, CS, CONFUSED),
+    "hybrid for CW": (Block, {"scope": "sample", "norm": True}, CW, CONFUSED),
+    "one gate output for CW": (Block, {"outputs": 1}, CW, CONFUSED),
+    "one gate output for CS": (Block, {"outputs": 1}, CS, CONFUSED),
+    "reshape": (ChannelsLast, {"back": False}, None, RESHAPE),
+    "reshape back": (ChannelsLast, {"back": True}, CW, RESHAPE),
+    "reshape, shared": (ChannelsLast, {"back": False, "outputs": 1, "scope": "sample"}, CS, RESHAPE),
+    "reshape of the statistic": (MixedStatistic, {"back": False}, None, RESHAPE),
+    "reshape back of the statistic": (MixedStatistic, {"back": True}, None, RESHAPE),
+    "reshape of the threshold": (MixedThreshold, {}, None, RESHAPE),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_every_mistake_has_its_name(name):
+    kind, options, expected, mistake = MISTAKES[name]
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        check = check_shrinkage(kind(**options), C, dim=1 + seed % 3, expected=expected)
+        assert not check and check.mistake == mistake, f"seed {seed}: {check}"
+        assert check.statement == mistake and check.remedy and check.evidence
+
+
+def test_a_gate_that_only_negative_means_open():
+    block = SignedGate()
+    with torch.no_grad():
+        block.gate[0].weight.abs_().neg_()
+        block.gate[0].bias.zero_()
+    assert check_shrinkage(block, C).mistake == MEAN_WITHOUT_ABS
+
+
+def correct_blocks(seed):
+    """Every kind by both ways, each with a normalisation that changes with the seed."""
+    norm = ("batch", "layer", "rms", "none")[seed % 4]
+    for thresholds, outputs in ((CW, C), (CS, 1)):
+        for statistic in ("channel", "sample"):
+            options = {"statistic": statistic, "norm": norm, "reduction": 1 + seed // 4 % 2}
+            yield Shrinkage(C, thresholds, inplace=seed % 3 == 0, **options), thresholds, statistic
+            yield Block(outputs, statistic, norm == "batch"), thresholds, statistic
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_nothing_right_is_called_wrong(seed):
+    torch.manual_seed(seed)
+    for block, thresholds, statistic in correct_blocks(seed):
+        paper = {(CW, "channel"): CW, (CS, "sample"): CS}.get((thresholds, statistic))
+        check = check_shrinkage(block, C, dim=1 + seed % 3, expected=paper if seed % 2 else None)
+        assert check and check.mistake is None and check.remedy is None, f"{block}: {check}"
+        assert check.statistic == statistic
+        # a gate whose hidden units are all 0 has one constant alpha; its width cannot show
+        assert check.thresholds in (thresholds, None if thresholds == CS else thresholds), f"{block}: {check}"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 17, 251])
+@pytest.mark.parametrize("thresholds", [CW, CS])
+def test_any_number_of_channels(channels, thresholds):
+    """Also as many as there are positions, and one, for which the two kinds are the same."""
+    block = Shrinkage(channels, thresholds)
+    assert check_shrinkage(block, channels, expected=thresholds)
+    other = check_shrinkage(block, channels, expected={CW: CS, CS: CW}[thresholds])
+    assert other.mistake == (None if channels == 1 else CONFUSED) and bool(other) == (channels == 1)
+    wrong = check_shrinkage(TimesX(channels=channels, outputs=channels), channels)
+    assert wrong.mistake == MAGNITUDE_WITHOUT_SIGN
+
+
+def shrunk(x, tau):
+    return x.sign() * torch.relu(x.abs() - tau)
+
+
+def mean_of(x):
+    return x.abs().mean(-1, keepdim=True)
+
+
+OTHERS = {
+    "hard": (lambda x: x * (x.abs() > 0.5 * mean_of(x)), UNKNOWN, "deviates by up to 0.5 of mean"),
+    "one-sided": (lambda x: torch.relu(x - 0.5 * mean_of(x)), UNKNOWN, "with other signs .* deviates"),
+    "twice": (lambda x: shrunk(x, 1.5 * mean_of(x)), UNKNOWN, "tau is up to 1.5 times mean"),
+    "negative": (lambda x: shrunk(x, -0.5 * mean_of(x)), UNKNOWN, "tau is down to -0.5 times mean"),
+    "batch": (
+        lambda x: shrunk(x, 0.5 * x.abs().mean((0, 2), keepdim=True)),
+        UNKNOWN,
+        "depends on other samples",
+    ),
+    "half": (
+        lambda x: shrunk(x, 0.5 * mean_of(x[..., :99])),
+        UNKNOWN,
+        "when values move within their channel$",
+    ),
+    "pixel-wise": (lambda x: shrunk(x, 0.5 * x.abs().mean(1, keepdim=True)), UNKNOWN, "deviates by up to"),
+    "negated": (
+        lambda x: -shrunk(x, 0.5 * mean_of(x)),
+        UNKNOWN,
+        "100.0% of what is let through has another sign",
+    ),
+    "zero": (lambda x: 0 * x, UNKNOWN, "y is 0 everywhere"),
+    "identity": (lambda x: x, "cannot be judged: the thresholds are 0", "at most 0 times mean"),
+    "random": (lambda x: shrunk(x, torch.rand(()) * mean_of(x)), "gives another result for the same x", ""),
+    "shape": (lambda x: x[..., 1:], r"returns shape \(6, 6, 250\) for an x of \(6, 6, 251\)", ""),
+    "tuple": (lambda x: (x, x), "returns tuple, expected a tensor", ""),
+    "integers": (lambda x: x.long(), "returns torch.int64", ""),
+    "NaN": (lambda x: x / (x - x), "returns infinite values|returns NaN", "100.0% of the values"),
+    "raises": (lambda x: x @ x, "raises RuntimeError", r"\(6|Expected size"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_else_is_wrong_is_said(name):
+    function, statement, evidence = OTHERS[name]
+    check = check_shrinkage(function, C)
+    assert not check and check.mistake is None and check.remedy is None
+    assert re.match(statement, check.statement), check
+    assert re.search(evidence, "\n".join(check.evidence)), check
+
+
+def test_nothing_of_the_module_changes():
+    block = Shrinkage(C).train()
+    state = copy.deepcopy(block.state_dict())
+    random = torch.get_rng_state()
+    for training in (False, True):
+        assert check_shrinkage(block, C, training=training)
+    # the copy draws random numbers, which are given back
+    dropping = check_shrinkage(nn.Sequential(block, nn.Dropout()), C, training=True)
+    assert dropping.statement.startswith("gives another result")
+    assert block.training and torch.equal(torch.get_rng_state(), random)
+    assert block.fc[0].weight.dtype == torch.float32 and block.fc[0].weight.requires_grad
+    for name, value in block.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_training_mode_is_examined():
+    """A block that is right in evaluation alone."""
+
+    class Careless(Block):
+        def apply_to(self, x, tau):
+            return x * torch.relu(x.abs() - tau) if self.training else super().apply_to(x, tau)
+
+    assert check_shrinkage(Careless(), C)
+    assert check_shrinkage(Careless(), C, training=True).mistake == MAGNITUDE_WITHOUT_SIGN
+
+
+@pytest.mark.parametrize(
+    "kind, mistake", [(Block, None), (SignedMean, MEAN_WITHOUT_ABS), (NoMean, MEAN_DROPPED)]
+)
+def test_a_block_of_float32_alone(kind, mistake):
+    class Narrow(kind):
+        def forward(self, x):
+            if x.dtype != torch.float32:
+                raise RuntimeError("expected scalar type Float")
+            return super().forward(x)
+
+    for seed in range(5):
+        torch.manual_seed(seed)
+        for block in (Narrow(), Narrow().forward):
+            check = check_shrinkage(block, C, expected=CW)
+            assert check.mistake == mistake and bool(check) == (mistake is None), check
+
+
+def test_a_gate_that_gives_one_constant_is_neither_kind():
+    block = Shrinkage(C, CW)
+    nn.init.zeros_(block.fc[3].weight)
+    nn.init.zeros_(block.fc[3].bias)
+    check = check_shrinkage(block, C, expected=CW)
+    assert check and check.thresholds is None and "does not show" in check.statement
+    assert check_shrinkage(block, C, expected=CS).mistake == CONFUSED
+
+
+def test_a_closed_gate_is_not_judged():
+    block = Shrinkage(C)
+    nn.init.constant_(block.fc[3].bias, -40)
+    check = check_shrinkage(block, C)
+    assert not check and check.mistake is None and check.statement.startswith("cannot be judged")
+
+
+def test_spatial_sizes_are_given_where_the_block_needs_them():
+    class Fixed(Block):
+        def forward(self, x):
+            assert x.shape[2:] == (8, 4), "8 x 4 maps"
+            return super().forward(x)
+
+    check = check_shrinkage(Fixed(), C, dim=2)
+    assert check.statement == "raises AssertionError" and check.evidence == ("8 x 4 maps",)
+    assert check_shrinkage(Fixed(), C, dim=2, spatial=(8, 4), expected=CW)
+
+
+def test_a_check_is_printed():
+    assert str(check_shrinkage(lambda x: shrunk(x, 0.25 * mean_of(x)), C)).startswith(
+        "right: tau_c = alpha * mean|x_c| with one constant alpha"
+    )
+    lines = str(check_shrinkage(lambda x: shrunk(x, 0.25 * x.mean(-1, True)), C)).splitlines()
+    assert lines[0] == "wrong: mean without abs"
+    assert "25% of the signs turned" in lines[1] and "tau goes from 0.25 to 0.1" in lines[2]
+    assert lines[-1].startswith("  to mend it: take the mean of x.abs()")
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ((3, C), TypeError, "module: got int, expected a module"),
+        ((abs, 0), ValueError, "channels: got 0, expected an integer of at least 1"),
+        ((abs, C, {"dim": 4}), ValueError, "dim: got 4, expected 1, 2 or 3"),
+        ((abs, C, {"expected": "CW"}), ValueError, "expected: got 'CW', expected 'channel-wise', "),
+        ((abs, C, {"spatial": (5, 5)}), ValueError, r"spatial: got \(5, 5\), expected 1 sizes \(dim\)"),
+        ((abs, C, {"spatial": (15,)}), ValueError, r"spatial: got \(15,\), .* at least 16 positions"),
+    ],
+)
+def test_wrong_arguments(arguments, error, message):
+    *arguments, options = arguments if len(arguments) == 3 else (*arguments, {})
+    with pytest.raises(error, match=message):
+        check_shrinkage(*arguments, **options)
+
+
+def test_a_module_that_cannot_be_copied():
+    block = Block()
+    block.made = torch.ones(2, requires_grad=True) * 2
+    with pytest.raises(ValueError, match="module: got one that cannot be copied"):
+        check_shrinkage(block, C)

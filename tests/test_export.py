@@ -1,0 +1,433 @@
+"""Exported models: decomposed into plain operators, reloaded without drsn_ops, as ONNX, compiled ahead of time."""
+
+import copy
+import itertools
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from checks import NORMS, REAL, Operators, assert_close, lay_out, make_features, make_gate, randomise
+from functorch.compile import make_boxed_func
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch.export import Dim
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
+
+import drsn_ops
+from drsn_ops import RSBU, Shrinkage, SoftThreshold
+from drsn_ops.autograd import is_channels_last
+from drsn_ops.decomposition import decompositions
+from drsn_ops.gate import BATCH, RUNNING, plain_batch_norm, plain_gate
+from drsn_ops.modules import THRESHOLDS
+from drsn_ops.reference import accumulator
+
+ops = torch.ops.drsn_ops
+LAYOUTS = ("contiguous", "channels_last", "transposed")
+
+
+def check(operator, *args):
+    """The decomposition returns what the operator does, and writes what it writes, by plain operators alone."""
+    given, taken = copy.deepcopy(args), copy.deepcopy(args)
+    with Operators() as operators:
+        found = decompositions()[operator](*given)
+    assert operators.names == []
+    expected = operator(*taken)
+    same(tensors(found, given), tensors(expected, taken))
+    return expected
+
+
+def tensors(*trees):
+    return [t for t in tree_leaves(trees) if isinstance(t, torch.Tensor)]
+
+
+def same(found, expected):
+    """Types, shapes and layouts are equal, and so are codes; numbers up to rounding of the largest that went in or out,
+    since sums go in another order.
+    """
+    largest = max(t.abs().max().item() for t in expected if t.numel() and t.dtype != torch.uint8)
+    for a, b in zip(found, expected, strict=True):
+        assert (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
+        if b.is_floating_point() or b.is_complex():
+            assert_close(a, b, terms=largest)
+        else:
+            assert torch.equal(a, b)
+
+
+def test_every_operator_is_in_the_table():
+    schemas = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("drsn_ops::") and s.arguments]
+    assert {op.name() for op in decompositions()} == {s.name for s in schemas}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_soft_threshold(device, dtype, layout):
+    x = lay_out(torch.randn(3, 5, 2, 7, device=device).to(dtype), layout)
+    grad = torch.randn_like(x)
+    wide = accumulator(dtype)
+    last = is_channels_last(x)
+    for shape, kind in (((), wide), ((5, 1, 1), dtype), ((3, 1, 2, 1), wide), (x.shape, wide)):
+        tau = (torch.rand(shape, device=device) - 0.2).to(kind)  # some thresholds are negative
+        check(ops.soft_threshold.default, x, tau, 0.0)
+        _, code = check(ops.soft_threshold_with_code.default, x, tau, 0.0)
+        check(ops.soft_threshold_backward.default, grad, code, list(shape), kind, last, True)
+        check(ops.soft_threshold_tangent.default, grad, tau.to(wide), code, list(x.shape), dtype, last)
+    check(ops.soft_threshold.default, x, None, 0.5)
+    check(ops.soft_threshold_with_code.default, x, None, 0.5)
+    check(ops.soft_threshold_backward.default, grad, code, [], None, last, True)
+    check(ops.soft_threshold_backward.default, grad, code, [5, 1, 1], wide, last, False)
+    check(ops.soft_threshold_tangent.default, None, tau.to(wide), code, list(x.shape), dtype, last)
+    check(ops.soft_threshold_tangent.default, grad, None, code, list(x.shape), dtype, last)
+    if layout != "transposed":
+        for with_code in (False, True):
+            check(ops.soft_threshold_.default, x, tau, 0.0, with_code)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_complex_soft_threshold(device, dtype):
+    x = torch.randn(3, 5, 7, dtype=dtype, device=device)
+    x[0, 0] = 0
+    grad = torch.randn_like(x)
+    tau = torch.rand(5, 1, dtype=accumulator(dtype), device=device) - 0.2
+    for given, value in ((tau, 0.0), (None, 0.5)):
+        check(ops.soft_threshold.default, x, given, value)
+        for need_x, need_tau in ((True, True), (True, False), (False, True)):
+            check(ops.complex_soft_threshold_backward.default, grad, x, given, value, need_x, need_tau)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_shrink(device, dtype, layout, per_sample):
+    x = lay_out(torch.randn(3, 5, 2, 7, device=device).to(dtype), layout)
+    x.flatten()[0] = 0
+    grad = torch.randn_like(x)
+    last = is_channels_last(x)
+    check(ops.abs_mean.default, x, per_sample)
+    _, two_planes = check(ops.abs_mean_with_code.default, x, per_sample)
+    for shape, residual in (((3, 5), None), ((3, 1), grad), ((1, 5), None), ((1, 1), grad)):
+        alpha = torch.rand(shape, dtype=accumulator(dtype), device=device) - 0.2
+        check(ops.shrink.default, x, alpha, residual, per_sample)
+        _, mean, code = check(ops.shrink_with_code.default, x, alpha, residual, per_sample)
+        grad_mean = torch.randn_like(mean) if residual is None else None
+        backward = (grad, grad_mean, code, alpha, mean, per_sample, last)
+        check(ops.shrink_backward.default, *backward, True, True)
+    check(ops.shrink_backward.default, *backward, False, True)
+    check(ops.shrink_backward.default, *backward, True, False)
+    w = torch.randn(3, 5, dtype=accumulator(dtype), device=device)
+    for planes in (code, two_planes):
+        check(ops.row_sums.default, grad, planes, last)
+        for terms in ((grad, w, w), (None, None, w), (grad, None, None), (None, w, None)):
+            check(ops.combine.default, *terms, planes, list(x.shape), dtype, last)
+    if layout != "transposed":
+        for with_code in (False, True):
+            check(ops.shrink_.default, x, alpha, grad, per_sample, with_code)
+
+
+def make_inputs(dtype, layout, device):
+    """Features, a gradient, and what makes a gate or normalisation a random one of the accumulator's type."""
+    x = lay_out(make_features((4, 5, 2, 7), device).to(dtype), layout)
+    return x, torch.randn_like(x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_gated_shrink(device, dtype, train, norm):
+    for layout, outputs, per_sample, biased in (
+        ("contiguous", 5, False, True),
+        ("channels_last", 1, True, False),
+        ("transposed", 1, False, True),
+        ("contiguous", 5, True, False),
+    ):
+        x, grad = make_inputs(dtype, layout, device)
+        made = make_gate(5, 6, outputs, norm, linear_bias=biased).to(device, accumulator(dtype)).train(train)
+        gate = plain_gate(made.requires_grad_(False), x)
+        assert gate.kind != BATCH or train
+        options = (*gate.functional, per_sample)
+        check(ops.gated_shrink.default, x, grad, *options)
+        check(ops.gated_shrink.default, x, None, *options)
+        _, mean, state, code = check(ops.gated_shrink_with_code.default, x, grad, *options)
+        last = is_channels_last(x)
+        for grad_mean, need_x, need_gate in ((None, True, True), (mean, True, False), (mean, False, True)):
+            check(
+                ops.gated_shrink_backward.default,
+                *(grad, grad_mean, code, mean, state, *gate.parameters),
+                *(gate.kind, gate.eps, per_sample, last, need_x, need_gate),
+            )
+        check(ops.gated_shrink_.default, x, grad, *gate, per_sample, False, True)
+        if layout != "transposed":
+            check(ops.gated_shrink_.default, x, None, *gate, per_sample, True, False)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_batch_norm_shrink(device, dtype, train, norm):
+    for per_sample, affine in ((False, True), (True, False)):
+        z, grad = make_inputs(dtype, "contiguous", device)
+        gate = make_gate(5, 6, 1 if per_sample else 5, norm).to(device, accumulator(dtype)).train(train)
+        batch_norm = randomise(nn.BatchNorm2d(5, affine=affine)).to(device, accumulator(dtype)).train(train)
+        before, gate = (
+            plain_batch_norm(batch_norm.requires_grad_(False), z),
+            plain_gate(gate.requires_grad_(False), z),
+        )
+        assert before.kind == (BATCH if train else RUNNING)
+        arguments = (z, grad, *before.functional, *gate.functional, per_sample)
+        _, mean, state, input_state = check(ops.batch_norm_shrink.default, *arguments)
+        for need_z, need_parameters in ((True, True), (True, False), (False, True)):
+            check(
+                ops.batch_norm_shrink_backward.default,
+                *(grad, z, *before[:2], before.kind, mean, state, input_state, *gate.parameters),
+                *(gate.kind, gate.eps, per_sample, need_z, need_parameters),
+            )
+        check(ops.batch_norm_shrink_.default, z, None, *before, *gate, per_sample)
+
+
+def test_statistics_that_are_not_there(device):
+    """Running statistics that are None are 0 and 1; those over all batches have a factor of their own."""
+    x, _ = make_inputs(torch.float64, "contiguous", device)
+    made = make_gate(5, 6, 5, momentum=None).to(device).requires_grad_(False)
+    gate = plain_gate(made, x)
+    assert gate.momentum < 0
+    check(ops.gated_shrink_.default, x, None, *gate, False, False, False)
+    none = gate._replace(running_mean=None, running_var=None, kind=RUNNING)
+    check(ops.gated_shrink.default, x, None, *none.functional, False)
+
+
+def test_what_is_not_finite(device):
+    """NaN of x goes on, and of a gradient only what the operator passes."""
+    x = torch.tensor([[[torch.nan, 0.1, -3.0, torch.inf, 2.0, 0.0]]], device=device)
+    grad = torch.tensor([[[torch.nan, torch.inf, 2.0, 3.0, 4.0, torch.nan]]], device=device)
+    alpha = torch.full((1, 1), 0.5, device=device)
+
+    def check(operator, *args):
+        expected = operator(*args)
+        torch.testing.assert_close(decompositions()[operator](*args), expected, equal_nan=True)
+        return expected
+
+    _, code = check(ops.soft_threshold_with_code.default, x, alpha, 0.0)
+    check(ops.soft_threshold_backward.default, grad, code, [1, 1], torch.float32, False, True)
+    check(ops.shrink_with_code.default, x, alpha, None, False)
+    _, mean, code = check(ops.shrink_with_code.default, x.nan_to_num(0, 4), alpha, None, False)
+    check(ops.shrink_backward.default, grad, None, code, alpha, mean, False, False, True, True)
+    check(ops.row_sums.default, grad, code, False)
+
+
+class Functions(nn.Module):
+    """Every way to call the functions that have no gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.tau = nn.Parameter(torch.empty(4, 1))
+        self.bias = nn.Parameter(torch.empty(4))  # alpha; some thresholds are negative
+        self.each = nn.ModuleList([SoftThreshold(4), SoftThreshold()])
+
+    def forward(self, x):
+        y = [each(x) for each in self.each]
+        y += [drsn_ops.soft_threshold(x, 0.3), drsn_ops.soft_threshold(x, self.tau)]
+        y += [drsn_ops.shrink(x, self.bias), drsn_ops.shrink(x, 0.7, statistic="sample", residual=x)]
+        return torch.stack(y) * drsn_ops.abs_mean(x).unsqueeze(-1)
+
+
+class Shrinkages(nn.Module):
+    """`Shrinkage` of these kinds, each with and without a residual."""
+
+    def __init__(self, *kinds):
+        super().__init__()
+        self.each = nn.ModuleList([Shrinkage(4, thresholds, norm=norm) for thresholds, norm in kinds])
+
+    def forward(self, x):
+        return torch.stack([each(x, residual) for each in self.each for residual in (None, x)])
+
+
+class BatchNormShrink(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.gate = nn.BatchNorm1d(4), Shrinkage(4).fc
+
+    def forward(self, x):
+        return drsn_ops.batch_norm_shrink(x, self.norm, self.gate, residual=x)
+
+
+MODULES = {
+    "functions": Functions,
+    "Shrinkage": lambda: Shrinkages(*zip(itertools.cycle(THRESHOLDS), NORMS)),
+    "batch_norm_shrink": BatchNormShrink,
+    "RSBU": lambda: RSBU(4, 6, stride=2, norm="layer"),
+    "drsn_mnist": drsn_ops.models.drsn_mnist,
+}
+# In evaluation alone.
+MORE_MODULES = {
+    "every Shrinkage": lambda: Shrinkages(*itertools.product(THRESHOLDS, NORMS)),
+    "a Shrinkage": lambda: Shrinkages(("channel-wise", "batch")),
+    "drsn": lambda: drsn_ops.models.drsn(4, 3, blocks=3),
+}
+modules = pytest.mark.parametrize("name", MODULES)
+
+
+def make(name, train=False):
+    """The module, with statistics and parameters of no special value."""
+    return randomise((MODULES | MORE_MODULES)[name]()).train(train)
+
+
+def make_input(name, samples, length=24):
+    return torch.randn(samples, 1, 28, 28) if name == "drsn_mnist" else torch.randn(samples, 4, length)
+
+
+def export(name, module, *, strict=False):
+    """The program, for any batch and, of the smaller modules, any length."""
+    x = make_input(name, 3)
+    shape = {0: Dim("batch")}
+    if not name.startswith("drsn"):
+        # From 9 on: a code of a single byte is a size that tracers tell from all others. And what "same" padding adds
+        # depends on the remainder by the stride.
+        shape[2] = 2 * Dim("half", min=9) if name == "RSBU" else Dim("length", min=9)
+    return torch.export.export(module, (x,), dynamic_shapes=(shape,), strict=strict)
+
+
+def operators(program):
+    return {str(node.target) for node in program.graph.nodes if "drsn_ops" in str(node.target)}
+
+
+def agree(program, module, *inputs):
+    """The program computes what the module does, and brings the same statistics up to date."""
+    exported = program.module()
+    for x in inputs:
+        torch.testing.assert_close(exported(x), module(x), rtol=1e-4, atol=1e-5)
+        for name, buffer in exported.named_buffers():  # of those that are not written some are gone
+            torch.testing.assert_close(buffer, module.get_buffer(name), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@modules
+def test_export_and_decompose(name, train):
+    module = make(name, train)
+    program = export(name, module)
+    assert operators(program)
+    plain = program.run_decompositions(decompositions())
+    assert not operators(plain)
+    inputs = [make_input(name, 5), make_input(name, 2, 34)]
+    if not train:
+        inputs.append(make_input(name, 1))
+    agree(plain, copy.deepcopy(module), *inputs)
+    agree(program, module, *inputs)
+
+
+@pytest.mark.parametrize("name", ["functions", "Shrinkage", "RSBU", "drsn_mnist"])
+def test_export_strict(name):
+    module = make(name, train=True)
+    program = export(name, module, strict=True)
+    assert operators(program)
+    agree(program, module, make_input(name, 5), make_input(name, 2, 34))
+
+
+# Modules whose training step is traced; a network adds nothing but plain operators.
+steps = pytest.mark.parametrize("name", ["functions", "Shrinkage", "batch_norm_shrink"])
+
+
+def gradients(module, parameters, x):
+    y = torch.func.functional_call(module, parameters, (x,))
+    return torch.autograd.grad(y.square().sum(), [*parameters.values()])
+
+
+@steps
+def test_training_step_by_make_fx(name):
+    module = make(name, train=True).double()
+    parameters = dict(module.named_parameters())
+
+    def step(x):
+        return gradients(module, parameters, x)
+
+    graph = make_fx(
+        step, decomposition_table=decompositions(), tracing_mode="symbolic", _allow_non_fake_inputs=True
+    )(make_input(name, 3).double())
+    assert not operators(graph)
+    for x in (make_input(name, 5).double(), make_input(name, 2, 31).double()):
+        torch.testing.assert_close(graph(x), step(x))
+
+
+@steps
+def test_training_step_by_aot_autograd(name, no_caches):
+    module = make(name, train=True).double()
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    table = decompositions()
+    compiled = torch.compile(
+        module,
+        fullgraph=True,
+        backend=aot_autograd(fw_compiler=keep, bw_compiler=keep, decompositions=table),
+    )
+    parameters = list(module.parameters())
+    for x in (make_input(name, 5).double(), make_input(name, 2, 40).double()):
+        for axis in (0, 2):
+            torch._dynamo.mark_dynamic(x, axis)
+        found = torch.autograd.grad(compiled(x).square().sum(), parameters)
+        torch.testing.assert_close(found, torch.autograd.grad(module(x).square().sum(), parameters))
+    assert graphs and not any(operators(graph) for graph in graphs)
+
+
+WITHOUT_DRSN_OPS = """
+import sys
+
+import torch
+
+sys.modules["drsn_ops"] = None  # importing it fails
+program = torch.export.load("model.pt2").module()
+for x, y in torch.load("examples.pt"):
+    torch.testing.assert_close(program(x), y, rtol=1e-4, atol=1e-5)
+assert torch._C._jit_get_schemas_for_operator("drsn_ops::shrink") == []
+"""
+
+
+def test_saved_program_runs_without_drsn_ops(tmp_path):
+    module = make("Shrinkage")
+    program = export("Shrinkage", module).run_decompositions(decompositions())
+    torch.export.save(program, tmp_path / "model.pt2")
+    examples = [(x, module(x).detach()) for x in (make_input("Shrinkage", 1), make_input("Shrinkage", 7))]
+    torch.save(examples, tmp_path / "examples.pt")
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DRSN_OPS], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES | MORE_MODULES if name not in ("Shrinkage", "a Shrinkage")]
+)
+def test_onnx(name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    module = make(name)
+    model = torch.onnx.export(
+        export(name, module).run_decompositions(decompositions()), dynamo=True
+    ).model_proto
+    assert [opset.domain for opset in model.opset_import] == [""] and not model.functions
+    assert not [node.op_type for node in model.graph.node if node.domain]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for samples in (1, 2, 7):
+        x = make_input(name, samples)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(y), module(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_aot_inductor(fused, tmp_path, no_caches):
+    module = make("a Shrinkage")
+    program = export("a Shrinkage", module)
+    path = str(tmp_path / "model.pt2")
+    torch._inductor.aoti_compile_and_package(
+        program if fused else program.run_decompositions(decompositions()), package_path=path
+    )
+    compiled = torch._inductor.aoti_load_package(path)
+    for samples in (1, 2, 7):
+        x = make_input("a Shrinkage", samples)
+        torch.testing.assert_close(compiled(x), module(x).detach(), rtol=1e-4, atol=1e-5)
+    sources = b"".join(zipfile.ZipFile(path).read(name) for name in zipfile.ZipFile(path).namelist())
+    assert (b"drsn_ops::gated_shrink" in sources) == fused
