@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test bench lint format kernels clean
+.PHONY: demo test bench lint format kernels wheel clean
 
 demo: $(VENV)/installed
 	$(PY) -m drsn_ops train
@@ -20,6 +20,7 @@ bench: $(VENV)/installed
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 format: $(VENV)/installed
@@ -30,6 +31,10 @@ format: $(VENV)/installed
 # every .cu for every architecture, where an nvcc is found; no GPU is needed
 kernels:
 	tools/compile_kernels.sh
+
+# the sdist and, compiled from it, the wheel, in dist/; for PyTorch 2.11 and newer
+wheel: $(VENV)/installed
+	$(PY) tools/wheel.py
 
 $(VENV)/requirements: requirements.txt
 	@sh tools/check_prerequisites.sh "$(PYTHON)"

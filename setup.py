@@ -1,10 +1,13 @@
 """Builds drsn_ops/_ops_cpu.so, drsn_ops/_ops_cuda.so (where it can) and the pybind11 module drsn_ops/_C.
 
 Environment: USE_CUDA=0 leaves CUDA out, USE_CUDA=1 makes a missing condition an error; CUDA_HOME, MAX_JOBS,
-TORCH_CUDA_ARCH_LIST, CXX and CC as for every PyTorch extension; DEBUG=1: no optimisation, and symbols.
+TORCH_CUDA_ARCH_LIST, CXX and CC as for every PyTorch extension; DEBUG=1: no optimisation, and symbols. Without
+CUDA_HOME the compiler of PyPI's cuda-toolkit[nvcc] comes first, then the nvcc that PyTorch finds.
 """
 
 import glob
+import hashlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -32,6 +35,7 @@ if TORCH_VERSION < (2, 11):
     sys.exit(f"drsn_ops needs PyTorch 2.11 or newer, and {torch.__version__} is installed.")
 
 DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
+SCHEMAS = "csrc/registration.cpp"
 HEADERS = glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True)
 
 # Loops become vector code only with all of these; with no fused multiply-add all SIMD levels agree exactly.
@@ -46,19 +50,46 @@ def nvcc_says(toolkit, flag):
     return subprocess.check_output([os.path.join(toolkit, "bin", "nvcc"), flag], text=True)
 
 
-def find_cuda():
-    """(toolkit, version, None), or (None, None, the condition that failed)."""
-    if torch.version.cuda is None:
-        return None, None, f"PyTorch {torch.__version__} is built without CUDA"
-    toolkit = cpp_extension.CUDA_HOME
-    if toolkit is None or not os.path.exists(os.path.join(toolkit, "bin", "nvcc")):
-        return None, None, f"no nvcc in CUDA_HOME ({toolkit or 'not set'})"
-    version = re.search(r"release (\d+\.\d+)", nvcc_says(toolkit, "--version")).group(1)
+def toolkits():
+    """Where there is an nvcc, best first."""
+    if os.environ.get("CUDA_HOME"):
+        places = [os.environ["CUDA_HOME"]]
+    else:
+        nvidia = importlib.util.find_spec("nvidia")  # a namespace package: a folder in each site-packages
+        folders = nvidia.submodule_search_locations if nvidia else []
+        places = [d for folder in folders for d in sorted(glob.glob(os.path.join(folder, "cu[0-9]*")))]
+        places += [cpp_extension.CUDA_HOME or "", "/usr/local/cuda"]
+    return [p for p in places if os.path.exists(os.path.join(p, "bin", "nvcc"))]
+
+
+def cuda_version(toolkit):
+    return re.search(r"release (\d+\.\d+)", nvcc_says(toolkit, "--version")).group(1)
+
+
+def misfit(toolkit):
+    """Why nothing can be built with it for this PyTorch, or None."""
+    version = cuda_version(toolkit)
     if version.split(".")[0] != torch.version.cuda.split(".")[0]:
-        return None, None, f"nvcc in {toolkit} is of CUDA {version}, PyTorch of CUDA {torch.version.cuda}"
+        return f"nvcc in {toolkit} is of CUDA {version}, PyTorch of CUDA {torch.version.cuda}"
     if not any(glob.glob(os.path.join(d, "libcudart*")) for d in cuda_library_dirs(toolkit)):
-        return None, None, f"no CUDA runtime library in lib64 or lib of CUDA_HOME ({toolkit})"
-    return toolkit, version, None
+        return f"no CUDA runtime library in lib64 or lib of {toolkit}"
+    return None
+
+
+def find_cuda():
+    """(toolkit, None), or (None, the condition that failed)."""
+    if torch.version.cuda is None:
+        return None, f"PyTorch {torch.__version__} is built without CUDA"
+    reasons = []
+    for toolkit in toolkits():
+        reason = misfit(toolkit)
+        if reason is None:
+            cpp_extension.CUDA_HOME = toolkit
+            return toolkit, None
+        reasons.append(reason)
+    if os.environ.get("CUDA_HOME") and not reasons:
+        return None, f"no nvcc in CUDA_HOME ({os.environ['CUDA_HOME']})"
+    return None, "; ".join(reasons) or "no nvcc found; pip install 'cuda-toolkit[nvcc]' brings one"
 
 
 def cuda_library_dirs(toolkit):
@@ -76,17 +107,27 @@ def choose_cuda():
     if wish not in ("", "0", "1"):
         sys.exit(f"USE_CUDA may be 0 (CPU only), 1 (CUDA or an error) or not set, and is {wish!r}.")
     if wish == "0":
-        return None, None, "USE_CUDA=0"
-    toolkit, version, reason = find_cuda()
+        return None, "USE_CUDA=0"
+    toolkit, reason = find_cuda()
     if reason and wish == "1":
         sys.exit(f"USE_CUDA=1, and the CUDA library cannot be built: {reason}.")
     if toolkit and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         os.environ["TORCH_CUDA_ARCH_LIST"] = default_cuda_archs(toolkit)
-    return toolkit, version, reason
+    return toolkit, reason
 
 
-CUDA_HOME, CUDA_VERSION, CUDA_REASON = choose_cuda()
+CUDA_HOME, CUDA_REASON = choose_cuda()
+CUDA_VERSION = cuda_version(CUDA_HOME) if CUDA_HOME else None
 CUDA_ARCHS = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";") if CUDA_HOME else ""
+
+
+def link_flags():
+    if sys.platform != "linux":
+        return []
+    # The build ID says which schemas a library has: _library.py loads no kernels of others.
+    with open(SCHEMAS, "rb") as file:
+        build_id = hashlib.sha1(file.read()).hexdigest()
+    return ["-Wl,--exclude-libs,ALL", f"-Wl,--build-id=0x{build_id}"]
 
 
 def operators(name, sources, libraries, include_paths, **options):
@@ -97,9 +138,10 @@ def operators(name, sources, libraries, include_paths, **options):
         sorted(sources),
         include_dirs=[os.path.abspath("csrc")],
         libraries=libraries,
-        depends=HEADERS,
+        depends=[*HEADERS, SCHEMAS, "setup.py"],
         language="c++",
         extra_compile_args={"cxx": CXX_FLAGS + system + options.pop("cxx", []), "nvcc": NVCC_FLAGS},
+        extra_link_args=link_flags(),
         **options,
     )
 
@@ -107,7 +149,7 @@ def operators(name, sources, libraries, include_paths, **options):
 def cpu_operators():
     return operators(
         "_ops_cpu",
-        ["csrc/registration.cpp", *glob.glob("csrc/cpu/*.cpp")],
+        [SCHEMAS, *glob.glob("csrc/cpu/*.cpp")],
         ["torch_cpu"],
         cpp_extension.include_paths(),
         library_dirs=cpp_extension.library_paths(),
@@ -124,7 +166,6 @@ def cuda_operators():
         ["torch_cuda", "torch_cpu", *(["cudart_static", "rt", "dl", "pthread"] if static else ["cudart"])],
         cpp_extension.include_paths("cuda"),
         library_dirs=cpp_extension.library_paths("cuda") + dirs,
-        extra_link_args=["-Wl,--exclude-libs,ALL"],
         cxx=["-DUSE_CUDA"],
     )
 

@@ -3,8 +3,12 @@
 
 // One build serves every PyTorch from 2.11 on. A define of the sources, not a compiler flag: pybind11's headers that
 // PyTorch 2.11 and 2.12 ship refuse the flag.
+#ifdef TORCH_FEATURE_VERSION
+#error "include torch_api.h before any header of PyTorch: they would serve the installed version alone"
+#endif
 #define TORCH_TARGET_VERSION 0x020b000000000000
 
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from . import _C
 
 _FOLDER = Path(__file__).parent
+_BUILD_ID_NOTE = struct.pack("<3I4s", 4, 20, 3, b"GNU\0")  # sizes of name and content, NT_GNU_BUILD_ID, name
 
 
 def _load() -> str | None:
@@ -18,14 +20,30 @@ def _load() -> str | None:
     # A second library that defines the same operators would crash the process, so ask before loading.
     if not hasattr(torch.ops.drsn_ops, "soft_threshold"):
         torch.ops.load_library(str(_FOLDER / "_ops_cpu.so"))
-    library = _FOLDER / "_ops_cuda.so"
+    return _load_cuda(_FOLDER / "_ops_cuda.so")
+
+
+def _load_cuda(library: Path) -> str | None:
     if not library.exists():
-        return _C.build_info()["cuda_reason"] or "drsn_ops was built without CUDA"
+        left_out = _C.build_info()["cuda_reason"]
+        return f"built without CUDA: {left_out}" if left_out else f"{library} is missing; install it again"
+    if torch.version.cuda is None:
+        return f"drsn_ops has CUDA kernels, but PyTorch {torch.__version__} is built without CUDA"
+    # Kernels of other schemas would read arguments that are not there.
+    if _build_id(library) != _build_id(_FOLDER / "_ops_cpu.so"):
+        return f"{library} is left over from another version of drsn_ops; install drsn_ops again"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        return f"the CUDA kernels could not be loaded: {error}"
+        why = error.__cause__ or error  # PyTorch wraps what the dynamic loader said
+        return f"PyTorch {torch.__version__} cannot load the CUDA kernels ({why}); install drsn_ops again"
     return None
+
+
+def _build_id(library: Path) -> bytes:
+    """What setup.py lets the linker write into the ELF note: 20 bytes that stand for the schemas; empty without one."""
+    with library.open("rb") as file:
+        return file.read(4096).partition(_BUILD_ID_NOTE)[2][:20]
 
 
 cuda_reason = _load()

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Compiles csrc/cuda for every architecture we ship and fails on a register spill or local memory, then links
-# build/kernels/_ops_cuda.so. Needs nvcc; no GPU, and a PyTorch of any kind: stubs stand in for the libraries linked.
+# build/kernels/_ops_cuda.so as setup.py does and checks its symbols. Needs nvcc; no GPU, and a PyTorch of any kind:
+# stubs stand in for the libraries linked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 shopt -s nullglob
@@ -75,5 +76,7 @@ for name in torch_cpu torch_cuda; do
     $cxx -shared -x c++ /dev/null -Wl,-soname,lib$name.so -o "$out/lib$name.so"
 done
 $cxx -shared "$out"/*.o -o "$out/_ops_cuda.so" -Wl,--no-as-needed -L"$out" -ltorch_cuda -ltorch_cpu -Wl,--as-needed \
-    -L"$home/lib64" -Wl,--exclude-libs,ALL -lcudart_static -lrt -ldl -lpthread
-echo "linked $out/_ops_cuda.so"
+    -L"$home/lib64" -Wl,--exclude-libs,ALL -lcudart_static -lrt -ldl -lpthread \
+    -Wl,--build-id=0x"$(sha1sum < csrc/registration.cpp | cut -d ' ' -f 1)"
+"$python" tools/symbols.py "$out/_ops_cuda.so"
+echo "linked $out/_ops_cuda.so; PyTorch 2.11 has every symbol that it uses"

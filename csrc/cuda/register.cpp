@@ -1,6 +1,4 @@
 // The CUDA kernels' way into the dispatcher: device, stream, scratch memory. Kernels include no torch header.
-#include <torch/csrc/stable/accelerator.h>
-
 #include "../gated_operators.h"
 #include "kernels.h"
 

@@ -1,0 +1,142 @@
+"""What is shipped, with which PyTorch it loads, and what happens where the CUDA library does not."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from checks import operators_of
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import drsn_ops
+from drsn_ops import _library
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path(_library.__file__).parent
+SYMBOLS = [sys.executable, ROOT / "tools" / "symbols.py"]
+
+
+def link(code, library, *flags):
+    """A shared library of these lines of C++."""
+    compiler = os.environ.get("CXX", "c++").split()
+    if not shutil.which(compiler[0]):
+        pytest.skip(f"there is no C++ compiler {compiler[0]}")
+    source = library.with_suffix(".cpp")
+    source.write_text(code)
+    subprocess.run([*compiler, "-shared", "-fPIC", source, "-o", library, *flags], check=True)
+    return library
+
+
+def calls(symbol):
+    return f'extern "C" void {symbol}(); void f() {{ {symbol}(); }}'
+
+
+class TestSymbols:
+    pytestmark = pytest.mark.skipif(not shutil.which("objdump"), reason="needs nm and objdump")
+
+    def test_pytorch_2_11_has_every_symbol_that_is_used(self):
+        subprocess.run([*SYMBOLS, *FOLDER.glob("_ops_*.so")], check=True)
+
+    @pytest.mark.parametrize("symbol", ["torch_exception_get_what", "_ZN2at4_ops3abs4callERKNS_6TensorE"])
+    def test_another_symbol_is_named(self, tmp_path, symbol):
+        library = link(calls(symbol), tmp_path / "library.so")
+        result = subprocess.run([*SYMBOLS, library], capture_output=True, text=True)
+        assert result.returncode == 1 and symbol in result.stderr
+
+    def test_a_symbol_of_a_library_that_is_not_linked(self, tmp_path):
+        """The CPU library loads without libtorch_cuda.so, so it may take nothing from there."""
+        code = calls("aoti_torch_get_current_cuda_stream")
+        stub = link("", tmp_path / "libtorch_cuda.so", "-Wl,-soname,libtorch_cuda.so")
+        alone = link(code, tmp_path / "alone.so")
+        linked = link(code, tmp_path / "linked.so", "-Wl,--no-as-needed", stub)
+        assert subprocess.run([*SYMBOLS, alone], capture_output=True).returncode == 1
+        assert subprocess.run([*SYMBOLS, linked], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout with git")
+def test_the_sdist_has_every_file(tmp_path):
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [name for name in listed.splitlines() if (ROOT / name).exists()]
+    for name in files:
+        copy = tmp_path / "source" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy)
+    # in a copy: setuptools would leave an egg-info in the tree
+    program = "import setuptools.build_meta as backend; backend.build_sdist('..')"
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "source", capture_output=True, check=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        shipped = {name.partition("/")[2] for name in archive.getnames()}
+    assert set(files) <= shipped
+
+
+def build_id_note(content):
+    return b"\x7fELF" + _library._BUILD_ID_NOTE + content
+
+
+class TestCudaLibraryThatDoesNotLoad:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path, monkeypatch):
+        """A package folder of its own, under a PyTorch that says it has CUDA."""
+        monkeypatch.setattr(_library, "_FOLDER", tmp_path)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(_library, "_warned", False)
+        (tmp_path / "_ops_cpu.so").write_bytes(b"")
+        return tmp_path
+
+    def test_garbage(self, folder):
+        (folder / "_ops_cuda.so").write_bytes(b"garbage")
+        reason = _library._load()
+        assert reason.startswith(f"PyTorch {torch.__version__} cannot load the CUDA kernels (")
+        assert "_ops_cuda.so" in reason and reason.endswith("; install drsn_ops again")
+
+    def test_missing_symbol(self, folder):
+        link(calls("not_in_pytorch"), folder / "_ops_cuda.so", "-Wl,--build-id=none")
+        assert "undefined symbol: not_in_pytorch" in _library._load()
+
+    def test_of_another_version_is_not_loaded(self, folder):
+        """Its kernels would read arguments that are not there."""
+        (folder / "_ops_cpu.so").write_bytes(build_id_note(20 * b"a"))
+        (folder / "_ops_cuda.so").write_bytes(build_id_note(20 * b"b"))
+        assert "another version" in _library._load()
+        (folder / "_ops_cuda.so").write_bytes(build_id_note(20 * b"a"))
+        assert "cannot load" in _library._load()
+
+    def test_pytorch_without_cuda(self, folder, monkeypatch):
+        monkeypatch.setattr(torch.version, "cuda", None)
+        (folder / "_ops_cuda.so").write_bytes(b"garbage")
+        assert _library._load().endswith("is built without CUDA")
+
+    @pytest.mark.parametrize(
+        "reason, expected",
+        [
+            ("USE_CUDA=0", "built without CUDA: USE_CUDA=0"),
+            (None, "_ops_cuda.so is missing; install it again"),
+        ],
+    )
+    def test_there_is_none(self, monkeypatch, reason, expected):
+        monkeypatch.setattr(_library._C, "build_info", lambda: {"cuda_reason": reason})
+        assert expected in _library._load()
+
+    def test_cuda_tensors_take_the_plain_formula_with_one_warning(self, folder, monkeypatch):
+        (folder / "_ops_cuda.so").write_bytes(b"garbage")
+        monkeypatch.setattr(_library, "cuda_reason", _library._load())
+        with FakeTensorMode(), pytest.warns(RuntimeWarning) as record:
+            x = torch.empty(2, 3, 4, device="cuda")
+            names = operators_of(lambda: (drsn_ops.soft_threshold(x, 0.5), drsn_ops.shrink(x, 0.5)))
+        assert names == []
+        (message,) = [str(r.message) for r in record if "drsn_ops" in str(r.message)]
+        assert message.startswith("drsn_ops runs in plain PyTorch operators on cuda: PyTorch ")
+        assert drsn_ops.build_info()["cuda_reason"] == _library.cuda_reason
+
+
+@pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="needs the sources")
+def test_the_build_id_of_the_libraries_is_that_of_the_schemas():
+    schemas = (ROOT / "csrc" / "registration.cpp").read_bytes()
+    found = {_library._build_id(library) for library in FOLDER.glob("_ops_*.so")}
+    assert found == {hashlib.sha1(schemas).digest()}

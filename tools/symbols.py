@@ -1,0 +1,55 @@
+"""Checks that PyTorch 2.11 has every symbol that a compiled library takes from PyTorch.
+
+python tools/symbols.py LIBRARY...                  fails, and names the symbols, where it has not
+python tools/symbols.py --record SITE-PACKAGES/torch    writes the list anew, from an installed PyTorch 2.11 with CUDA
+
+The list holds the C functions of the stable ABI in the library that has them. C++ symbols of PyTorch, which change from
+version to version, are not in it; those of the C and C++ runtime carry a version of their own and pass.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+LIST = Path(__file__).with_name("symbols-2.11.txt")
+LIBRARIES = ("libtorch_cpu.so", "libtorch_cuda.so")
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def missing(library: str | Path) -> list[str]:
+    """What neither a library that this one is linked with nor a versioned runtime has, weak references aside."""
+    needed = re.findall(r"NEEDED +(\S+)", output_of("objdump", "-p", str(library)))
+    offered = (line.split() for line in LIST.read_text().splitlines())
+    known = {symbol for owner, symbol in offered if owner in needed}
+    wanted = re.findall(r" U (\S+)", output_of("nm", "-D", "--undefined-only", str(library)))
+    return [symbol for symbol in wanted if "@" not in symbol and symbol not in known]
+
+
+def record(torch: Path) -> None:
+    lines = []
+    for owner in LIBRARIES:
+        symbols = output_of("nm", "-D", "--defined-only", str(torch / "lib" / owner))
+        # aoti_torch_cpu_* and aoti_torch_cuda_* are generated, one an operator, and no part of the stable ABI
+        shims = re.findall(r" T ((?!aoti_torch_(?:cpu|cuda)_)(?:aoti_)?torch_\w+)$", symbols, re.MULTILINE)
+        lines += [f"{owner} {symbol}\n" for symbol in sorted(shims)]
+    LIST.write_text("".join(lines))
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["--record"]:
+        record(Path(arguments[1]))
+        return 0
+    found = {library: symbols for library in arguments if (symbols := missing(library))}
+    for library, symbols in found.items():
+        print(f"{library}: PyTorch 2.11 has no {', '.join(symbols)}", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

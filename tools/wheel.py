@@ -1,0 +1,102 @@
+"""Builds the sdist and, from it, the wheel into dist/; checks the wheel's files and the symbols of its libraries.
+
+python tools/wheel.py                                  sdist and wheel; compiles everything
+python tools/wheel.py --quick                          the wheel alone, from the objects that lie in build/
+python tools/wheel.py --torch 2.11.0 --torch 2.15.0    then the operators' tests with that wheel under each PyTorch
+
+Needs the package `build` and what pyproject.toml names to build with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import venv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import symbols
+
+ROOT = Path(__file__).parents[1]
+OPERATOR_TESTS = (
+    "soft_threshold shrink gated_shrink batch_norm_shrink library errors properties modules packaging".split()
+)
+
+
+def run(*command: str | Path, folder: Path = ROOT) -> None:
+    print("+", *command, flush=True)
+    subprocess.run(command, cwd=folder, check=True)
+
+
+def build(folder: Path, quick: bool) -> Path:
+    """Returns the wheel; beside it lies the sdist, unless quick."""
+    for earlier in (ROOT / "build").glob("lib*"):
+        shutil.rmtree(earlier)  # it may hold files that are gone from the tree
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, *["--wheel"] * quick)
+    return max(folder.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime)
+
+
+def check_files(wheel: Path) -> None:
+    """The package's Python files, its stubs and its libraries, all of them and nothing else."""
+    python = sysconfig.get_config_var("SOABI").split("-")[1]
+    if f"-cp{python.rstrip('t')}-cp{python}-linux_" not in wheel.name:
+        sys.exit(f"{wheel.name}: expected the tags of CPython {python} on Linux, which _C is compiled for")
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    kinds = ("*.py", "*.pyi", "py.typed")
+    expected = {p.relative_to(ROOT).as_posix() for kind in kinds for p in (ROOT / "drsn_ops").rglob(kind)}
+    expected |= {"drsn_ops/_ops_cpu.so", f"drsn_ops/_C{sysconfig.get_config_var('EXT_SUFFIX')}"}
+    names.discard("drsn_ops/_ops_cuda.so")  # where CUDA was there
+    if names != expected:
+        lacking, odd = sorted(expected - names), sorted(names - expected)
+        sys.exit(f"{wheel.name}: lacks {lacking}, and should not have {odd}")
+
+
+def check_symbols(wheel: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = zipfile.ZipFile(wheel)
+        libraries = [archive.extract(n, folder) for n in archive.namelist() if "/_ops_" in n]
+        if symbols.main(libraries):
+            sys.exit(f"{wheel.name}: does not load under the oldest PyTorch that it is for")
+
+
+def test(wheel: Path, version: str) -> None:
+    """The operators' tests, as the sdist has them, in a new environment with this PyTorch."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        venv.create(place / "venv", with_pip=True)
+        python = place / "venv" / "bin" / "python"
+        packages = (f"torch=={version}", f"drsn_ops[test] @ {wheel.as_uri()}")
+        run(python, "-m", "pip", "install", "--quiet", *packages)
+        sdist = wheel.with_name("-".join(wheel.name.split("-")[:2]) + ".tar.gz")
+        with tarfile.open(sdist) as archive:
+            archive.extractall(place, filter="data")
+        (source,) = place.glob("drsn_ops-*/")
+        (source / "drsn_ops").rename(place / "not imported")
+        tests = [f"tests/test_{name}.py" for name in OPERATOR_TESTS]
+        run(python, "-m", "pytest", "-q", *tests, folder=source)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description="Builds the sdist and the wheel and checks them.")
+    parser.add_argument("--outdir", type=Path, default=ROOT / "dist")
+    parser.add_argument("--quick", action="store_true", help="the wheel alone, from the objects in build/")
+    parser.add_argument("--torch", action="append", default=[], metavar="VERSION", help="test under it, too")
+    options = parser.parse_args(arguments)
+    if options.quick and options.torch:
+        parser.error("--torch: needs the sdist, which --quick does not build")
+    wheel = build(options.outdir.resolve(), options.quick)
+    check_files(wheel)
+    check_symbols(wheel)
+    print(f"{wheel}: complete, and PyTorch 2.11 has every symbol that it uses")
+    for version in options.torch:
+        test(wheel, version)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
