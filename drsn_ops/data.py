@@ -75,8 +75,8 @@ def load(name: str, folder: str | Path | None, *, noise: float, seed: int) -> Da
 
 def read_digits() -> tuple[Split, Split]:
     """Scikit-learn's 1797 handwritten digits, 8 x 8: 1437 to train on and 360 to test, always the same ones."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)[:, None]
@@ -127,7 +127,8 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     if len(content) - header != math.prod(shape):
         sizes = " x ".join(map(str, shape))
         raise InputError(f"{path}: holds {len(content) - header} bytes of data where its header says {sizes}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    values: np.ndarray = np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return values
 
 
 class PlainUnpickler(pickle.Unpickler):

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import math
+import sys
 from numbers import Real
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from . import autograd, gated_autograd, reference
-from .gate import plain_batch_norm, plain_gate, uses_batch
+from .gate import _PLAIN_TENSORS, plain_batch_norm, plain_gate, uses_batch
 from .reference import accumulator
 
 Statistic = Literal["channel", "sample"]
 
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX = (torch.complex64, torch.complex128)
+
+
+def _is_sharded(x: Tensor) -> bool:
+    """Whether x is a DTensor, of which there is none before its module has been imported."""
+    if type(x) in _PLAIN_TENSORS:
+        return False
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def _operators(x: Tensor) -> Any:
+    """What computes on x: `autograd`, or `sharding` with the same names."""
+    if not _is_sharded(x):
+        return autograd
+    from . import sharding
+
+    return sharding
 
 
 def _check_x(x: Tensor, dtypes: tuple[torch.dtype, ...] = _REAL, name: str = "x") -> None:
@@ -40,12 +58,21 @@ def _check_statistic(statistic: str) -> None:
         raise ValueError(f"statistic: got {statistic!r}, expected 'channel' or 'sample'")
 
 
+def _is_per_row(t: Tensor, n: int, c: int) -> bool:
+    """Whether t is (n, c) or (n, 1). Sizes are compared one by one: the compiler makes no guard within a tuple."""
+    return t.dim() == 2 and t.shape[0] == n and (t.shape[1] == c or t.shape[1] == 1)
+
+
 def _check_companion(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
     """A second tensor has a real floating type and lies on the device of x, which the caller may know as another."""
     if t.dtype not in _REAL:
         raise TypeError(f"{name}: got a tensor of {t.dtype}, expected a real floating-point type")
     if t.device != x.device:
         raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of {of}")
+    if _is_sharded(t) or _is_sharded(x):
+        from . import sharding
+
+        sharding.check_companion(name, t, x, of)
 
 
 def _check_residual(residual: Tensor | None, x: Tensor, of: str = "x") -> None:
@@ -99,7 +126,7 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
             raise TypeError(f"tau: got {type(tau).__name__}, expected a number or a tensor")
         if tau < 0:
             raise ValueError(f"tau: got {tau}, expected a number >= 0")
-        return autograd.soft_threshold(x, None, float(tau), inplace)
+        return _operators(x).soft_threshold(x, None, float(tau), inplace)
     if tau.dim() == 0 and tau.device != x.device:
         tau = tau.to(x.device)
     _check_companion("tau", tau, x)
@@ -113,7 +140,7 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     wide = accumulator(x.dtype)
     if tau.dtype != wide and tau.dtype != x.dtype:
         tau = tau.to(wide)
-    return autograd.soft_threshold(x, tau, 0.0, inplace)
+    return _operators(x).soft_threshold(x, tau, 0.0, inplace)
 
 
 def abs_mean(x: Tensor, *, statistic: Statistic = "channel") -> Tensor:
@@ -139,7 +166,7 @@ def abs_mean(x: Tensor, *, statistic: Statistic = "channel") -> Tensor:
     """
     _check_rows(x)
     _check_statistic(statistic)
-    return autograd.abs_mean(x, statistic == "sample")
+    return _operators(x).abs_mean(x, statistic == "sample")
 
 
 @overload
@@ -211,8 +238,7 @@ def shrink(
     n, c = x.shape[:2]
     if isinstance(alpha, Tensor):
         _check_companion("alpha", alpha, x)
-        allowed = ((c,),) if alpha.dim() == 1 else ((n, c), (n, 1))
-        if alpha.dim() not in (1, 2) or alpha.shape not in allowed:
+        if not (_is_per_row(alpha, n, c) or (alpha.dim() == 1 and alpha.shape[0] == c)):
             raise ValueError(
                 f"alpha: got shape {tuple(alpha.shape)}, expected ({n}, {c}), ({n}, 1) or ({c},)"
             )
@@ -221,10 +247,10 @@ def shrink(
     gate = reference.gate_values(alpha, wide, x.device)
     _check_residual(residual, x)
     fused = residual if residual is not None and residual.dtype == x.dtype else None
-    y, mean = autograd.shrink(x, gate, fused, statistic == "sample", inplace)
+    y, mean = _operators(x).shrink(x, gate, fused, statistic == "sample", inplace)
     if residual is not None and fused is None:
         y = y.add_(residual) if inplace else y + residual
-    return (y, gate * mean) if return_threshold else y
+    return (y, (gate if isinstance(alpha, Tensor) else alpha) * mean) if return_threshold else y
 
 
 def _check_batch(gate: nn.Module, x: Tensor, name: str, batch_norm: nn.Module | None = None) -> None:
@@ -290,9 +316,9 @@ def gated_shrink(
             over the batch.
 
     >>> x = torch.tensor([[[4.0, -2.0], [1.0, 1.0]]])
-    >>> gate = drsn_ops.Shrinkage(2, norm="none").fc
+    >>> gate = drsn_ops.Shrinkage(2, norm="none").fc.requires_grad_(False)
     >>> for parameter in gate.parameters():
-    ...     torch.nn.init.zeros_(parameter)  # so that alpha is 1/2
+    ...     _ = parameter.zero_()  # so that alpha is 1/2
     >>> drsn_ops.gated_shrink(x, gate)
     tensor([[[ 2.5000, -0.5000],
              [ 0.5000,  0.5000]]])
@@ -305,13 +331,13 @@ def gated_shrink(
     if residual is not None and residual.dtype != x.dtype:
         y = gated_shrink(x, gate, statistic=statistic, inplace=inplace)
         return y.add_(residual) if inplace else y + residual
-    plain = plain_gate(gate, x) if x.numel() > 0 and autograd.fuses(x) else None
+    plain = plain_gate(gate, x) if x.numel() > 0 and _operators(x).fuses(x) else None
     if plain is not None:
         return gated_autograd.gated_shrink(x, residual, plain, statistic == "sample", inplace)
     mean = abs_mean(x)
     alpha = gate(mean.to(reference.gate_dtype(gate, mean.dtype)))
     n, c = x.shape[:2]
-    if not isinstance(alpha, Tensor) or alpha.dim() != 2 or alpha.shape not in ((n, c), (n, 1)):
+    if not isinstance(alpha, Tensor) or not _is_per_row(alpha, n, c):
         made = f"shape {tuple(alpha.shape)}" if isinstance(alpha, Tensor) else type(alpha).__name__
         raise ValueError(f"gate: returned {made}, expected a tensor of shape ({n}, {c}) or ({n}, 1)")
     return shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace)
@@ -365,7 +391,7 @@ def batch_norm_shrink(
     _check_batch(gate, z, "z", batch_norm)
     if residual is not None and residual.dtype != z.dtype:
         return batch_norm_shrink(z, batch_norm, gate, statistic=statistic) + residual
-    if z.is_contiguous() and z.numel() > 0 and autograd.fuses(z):
+    if z.is_contiguous() and z.numel() > 0 and _operators(z).fuses(z):
         norm, plain = plain_batch_norm(batch_norm, z), plain_gate(gate, z)
         if norm is not None and plain is not None:
             return gated_autograd.batch_norm_shrink(z, residual, norm, plain, statistic == "sample")

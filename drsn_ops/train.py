@@ -3,6 +3,9 @@
 Each data set comes with the recipe of its program. One run has a folder of its own, in which ``checkpoint.pt``
 and ``curve.csv`` are renewed after every epoch; ``curve.png`` is drawn at the end. Each is written beside itself
 and then renamed, so that a run that is cut off leaves whole files.
+
+``torchrun --nproc-per-node 2 -m drsn_ops train`` shares every batch out among processes, see `distributed`. The run and
+its files are, to rounding, those of one process, and any number of processes can resume it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +29,7 @@ from torch import nn
 
 from . import models
 from .data import Dataset, InputError, Split, augment, load
+from .distributed import Processes, device_of, processes
 from .modules import THRESHOLDS, Shrinkage
 
 FORMAT = "drsn_ops.train 1"
@@ -106,8 +111,15 @@ class Row(NamedTuple):
 class Run:
     """A network in training: its settings, its data, and all that changes from step to step."""
 
-    def __init__(self, settings: Settings, data: Dataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        data: Dataset,
+        device: torch.device,
+        processes: Processes = Processes(),  # noqa: B008  it is frozen
+    ) -> None:
         self.settings = settings
+        self.processes = processes
         self.recipe = RECIPES[settings.data]
         self.device = device
         self.data = data.to(device)
@@ -120,6 +132,11 @@ class Run:
         self.optimiser = self.recipe.optimiser(self.network.parameters(), settings.lr)
         self.step = 0
         self.rows: list[Row] = []
+
+    @cached_property
+    def replica(self) -> nn.Module:
+        """The network as it is called in training, which reaches the other processes."""
+        return self.processes.replicate(self.network)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -148,17 +165,23 @@ class Run:
         torch.set_rng_state(state["random"])
 
     def train_epoch(self, stepped: Callable[[], object]) -> None:
-        """One pass over the training images in a new order; calls ``stepped`` after each step."""
-        self.network.train()
+        """One pass over the training images in a new order; calls ``stepped`` after each step.
+
+        Every process draws the same numbers, for the whole batch, and takes its share of what comes of them.
+        """
+        self.replica.train()
         images, labels = self.data.train
+        share = self.processes.share
         order = torch.randperm(len(labels)).to(self.device).split(self.settings.batch_size)
         for batch in order[: self.steps_per_epoch]:
-            x = augment(images[batch]) if self.recipe.augment else images[batch]
+            x = share(augment(images[batch])) if self.recipe.augment else images[share(batch)]
             for group in self.optimiser.param_groups:
                 group["lr"] = self.learning_rate()
             self.optimiser.zero_grad()
-            logits = self.network(x - self.data.mean)
-            (F.cross_entropy(logits, labels[batch]) + self.network.penalty()).backward()
+            logits = self.replica(x - self.data.mean)
+            loss = F.cross_entropy(logits, labels[share(batch)], reduction="sum")
+            # the average over processes is then the mean over the batch, however uneven the shares
+            (loss / (len(batch) / self.processes.count) + self.network.penalty()).backward()
             self.optimiser.step()
             self.step += 1
             stepped()
@@ -170,15 +193,16 @@ class Run:
 
     @torch.inference_mode()
     def evaluate(self, split: Split) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy over a split."""
+        """Mean cross-entropy and accuracy over a split, of which each process takes every so many-th batch."""
         self.network.eval()
-        loss = torch.zeros((), dtype=torch.float64)
-        right = 0
-        for images, labels in zip(*(part.split(EVALUATION_BATCH) for part in split), strict=True):
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        batches = list(zip(*(part.split(EVALUATION_BATCH) for part in split), strict=True))
+        for images, labels in batches[self.processes.rank :: self.processes.count]:
             logits = self.network(images - self.data.mean)
-            loss += F.cross_entropy(logits, labels, reduction="sum").double().cpu()
-            right += int((logits.argmax(1) == labels).sum())
-        return loss.item() / len(split.labels), right / len(split.labels)
+            right = (logits.argmax(1) == labels).sum()
+            sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum"), right])
+        loss, accuracy = (self.processes.total(sums) / len(split.labels)).tolist()
+        return loss, accuracy
 
     def epoch(self, stepped: Callable[[], object]) -> Row:
         """Train for one epoch, measure both splits, and add the row to the curve."""
@@ -268,12 +292,14 @@ def usable_device(name: str) -> torch.device:
 
 def run_folder(args: argparse.Namespace, data: str) -> Path:
     """Where the run's files go: never a folder that holds another run's."""
-    if args.output_dir is None and args.resume is not None:
-        return args.resume.parent
-    if args.output_dir is not None:
-        if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
-            raise InputError(f"--output-dir {args.output_dir}: not an empty folder")
-        return args.output_dir
+    folder: Path | None = args.output_dir
+    resumed: Path | None = args.resume
+    if folder is None and resumed is not None:
+        return resumed.parent
+    if folder is not None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"--output-dir {folder}: not an empty folder")
+        return folder
     names = (f"{data}-{n}" if n > 1 else data for n in range(1, sys.maxsize))
     return next(folder for folder in (Path("runs", name) for name in names) if not folder.exists())
 
@@ -289,14 +315,18 @@ def checkpoint_path(args: argparse.Namespace, folder: Path) -> Path:
     return path
 
 
-def prepare(args: argparse.Namespace) -> tuple[Run, Path, Path]:
+def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path, Path]:
     """The run that the flags ask for, its folder and its checkpoint, before anything is written."""
     state = read_checkpoint(args.resume) if args.resume else None
     try:
         settings = settings_of(args, state["settings"] if state else None)
-        device = usable_device(args.device)
+        if settings.batch_size < processes.count:
+            raise InputError(
+                f"--batch-size {settings.batch_size}: less than an image for each of {processes.count} processes"
+            )
+        device = usable_device(device_of(args.device))
         data = load(settings.data, args.data_dir, noise=settings.noise, seed=settings.seed)
-        run = Run(settings, data, device)
+        run = Run(settings, data, device, processes)
         if state:
             run.restore(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -317,19 +347,22 @@ def describe(run: Run) -> str:
     """What is about to be trained, on what, and how."""
     settings, optimiser = run.settings, type(run.optimiser).__name__
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
+    together = f", {run.processes.count} processes" if run.processes.count > 1 else ""
     return (
         f"{settings.data}: {len(run.data.train.labels)} training and {len(run.data.test.labels)} test images, "
         f"noise {settings.noise:g} * U(0, 1)\n"
         f"{run.recipe.network.__name__}: thresholds {settings.thresholds}, {parameters} parameters, "
-        f"operators of {settings.backend}, on {run.device}\n"
+        f"operators of {settings.backend}, on {run.device}{together}\n"
         f"{optimiser}: learning rate {settings.lr:g}, batches of {settings.batch_size}, "
         f"{settings.epochs} epochs of {run.steps_per_epoch} steps, seed {settings.seed}"
     )
 
 
 def train(run: Run, folder: Path, checkpoint: Path) -> int:
-    """Train to the last epoch, saving after each, and draw the curve. Returns the exit status."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    """Train to the last epoch and return the exit status; the leading process tells, saves and draws."""
+    if not run.processes.leads:
+        return follow(run)
+    from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
     print(describe(run))
@@ -360,6 +393,13 @@ def train(run: Run, folder: Path, checkpoint: Path) -> int:
         print(f"final accuracy: train {last.train_accuracy:.2%}, test {last.test_accuracy:.2%}")
     print(f"curve: {folder / 'curve.csv'}, {folder / 'curve.png'}\ncheckpoint: {checkpoint}")
     return status
+
+
+def follow(run: Run) -> int:
+    """Train with the leading process, in silence."""
+    while len(run.rows) < run.settings.epochs:
+        run.epoch(lambda: None)
+    return 0
 
 
 def number(kind: type[int] | type[float], minimum: float, strict: bool = False) -> Callable[[str], Any]:
@@ -414,11 +454,16 @@ def run(args: argparse.Namespace) -> int:
     """Run the command. Returns 0, 2 for what the user can put right, or 130 after an interrupt."""
     # both are needed in the end; better missed now than after the first epoch
     import matplotlib  # noqa: F401
-    import tqdm  # type: ignore[import-untyped]  # noqa: F401
+    import tqdm  # noqa: F401
 
     try:
-        with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
-            return train(*prepare(args))
+        with (
+            torch.backends.cudnn.flags(deterministic=True, benchmark=False),
+            processes(args.device) as together,
+        ):
+            with together.agreeing():
+                job = prepare(args, together)
+            return train(*job)
     except (InputError, OSError) as error:
         print(f"drsn_ops train: {error}", file=sys.stderr)
         return 2

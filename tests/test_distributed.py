@@ -1,0 +1,763 @@
+"""Two processes: DTensors, DistributedDataParallel, FSDP2, and the training program under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from checks import leaf, make_features, operators_of, randomise
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import drsn_ops
+from drsn_ops import distributed, train
+from drsn_ops.__main__ import main
+
+if not (dist.is_available() and dist.is_gloo_available()):
+    pytest.skip("this PyTorch has no gloo", allow_module_level=True)
+
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+ROOT = str(Path(drsn_ops.__file__).parents[1])
+CHECKS = {}
+
+
+def check(function):
+    """A function for both processes to run; a test is made of each."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+def work(rank, folder):
+    """One process: every check in turn, until one fails. What came of it is left in files."""
+    torch.set_num_threads(1)
+    # the other process may have to wait where the machine is busy
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=300),
+    )
+    for name, function in CHECKS.items():
+        torch.manual_seed(0)
+        outcome = folder / f"{name}.{rank}"
+        try:
+            function()
+        except BaseException:
+            outcome.write_text(traceback.format_exc())
+            raise
+        outcome.write_text("")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """A folder with the outcomes of all checks: they share two processes, which take seconds to start."""
+    folder = tmp_path_factory.mktemp("outcomes")
+    try:
+        multiprocessing.spawn(work, (folder,), nprocs=2)
+    except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException):
+        pass  # the tests say what it was
+    return folder
+
+
+def mesh_of(*shape):
+    return init_device_mesh("cpu", shape or (2,))
+
+
+def scatter(t, mesh, *placements):
+    """The DTensor of t; where a placement is Partial, t is the sum of what the processes have."""
+    local = distribute_tensor(t, mesh, [Replicate() if p.is_partial() else p for p in placements]).to_local()
+    for axis, p in enumerate(placements):
+        if p.is_partial() and mesh.size(axis) == 2:
+            local = local * (0.25, 0.75)[mesh.get_local_rank(axis)]
+    return DTensor.from_local(local, mesh, placements, shape=t.shape, stride=t.stride())
+
+
+def assert_equal_to_plain(function, mesh, placements, **tensors):
+    """Values, gradients and placements of ``function`` of DTensors: x placed as told, the others replicated."""
+    plain = {name: leaf(t) for name, t in tensors.items()}
+    expected = function(**plain)
+    weight = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, list(plain.values()), weight)
+
+    sharded = {name: leaf(scatter(t, mesh, *[Replicate()] * mesh.ndim)) for name, t in tensors.items()}
+    sharded["x"] = leaf(scatter(tensors["x"], mesh, *placements))
+    y = function(**sharded)
+    assert y.shape == expected.shape and y.stride() == expected.stride()
+    torch.testing.assert_close(y.full_tensor(), expected)
+    found = torch.autograd.grad(y, list(sharded.values()), scatter(weight, mesh, *y.placements))
+    for name, actual, wanted in zip(tensors, found, gradients, strict=True):
+        torch.testing.assert_close(actual.full_tensor(), wanted, msg=lambda m, name=name: f"{name}: {m}")
+    return y, dict(zip(tensors, found, strict=True))
+
+
+# Of odd sizes, so that shards differ, and of 1, so that one process has nothing; an element is no multiple of a byte.
+SHAPES = ((5, 3, 7), (1, 2, 3, 5), (3, 1, 9))
+PLACEMENTS = (Replicate(), Shard(0), Shard(1), Shard(2), Partial())
+
+
+@check
+def soft_threshold_of_shards():
+    mesh = mesh_of()
+    for shape in SHAPES:
+        n, c, *spatial = shape
+        ones = [1] * len(spatial)
+        for tau_shape in ((), (1,), (c, *ones), (n, 1, *ones), (n, c, *ones), shape, spatial):
+            x, tau = make_features(shape), torch.rand(tau_shape, dtype=torch.float64)
+            for placement in PLACEMENTS:
+                y, _ = assert_equal_to_plain(drsn_ops.soft_threshold, mesh, [placement], x=x, tau=tau)
+                assert y.placements == (Replicate() if placement.is_partial() else placement,)
+        for placement in PLACEMENTS:
+            assert_equal_to_plain(partial(drsn_ops.soft_threshold, tau=0.3), mesh, [placement], x=x)
+
+
+@check
+def abs_mean_of_shards():
+    mesh = mesh_of()
+    for shape in SHAPES:
+        for placement in PLACEMENTS:
+            for statistic in ("channel", "sample"):
+                mean = partial(drsn_ops.abs_mean, statistic=statistic)
+                y, _ = assert_equal_to_plain(mean, mesh, [placement], x=make_features(shape))
+                assert not any(p.is_partial() for p in y.placements)
+
+
+@check
+def shrink_of_shards():
+    mesh = mesh_of()
+    for shape in SHAPES:
+        n, c = shape[:2]
+        x, residual = make_features(shape), make_features(shape)
+        for placement in PLACEMENTS:
+            for statistic in ("channel", "sample"):
+                shrink = partial(drsn_ops.shrink, statistic=statistic)
+                for alpha_shape in ((n, c), (n, 1), (c,)):
+                    alpha = torch.rand(alpha_shape, dtype=torch.float64)
+                    assert_equal_to_plain(shrink, mesh, [placement], x=x, alpha=alpha, residual=residual)
+                assert_equal_to_plain(partial(shrink, alpha=0.7), mesh, [placement], x=x)
+
+
+@check
+def thresholds_of_shards():
+    """What return_threshold adds is differentiable and placed as PyTorch would."""
+    mesh, x = mesh_of(), make_features((5, 4, 7))
+    for alpha in (0.5, torch.rand(5, 4).double()):
+        for placement in PLACEMENTS:
+            for statistic in ("channel", "sample"):
+
+                def both(x, alpha=alpha, statistic=statistic):
+                    if isinstance(alpha, torch.Tensor) and isinstance(x, DTensor):
+                        alpha = scatter(alpha, mesh, Replicate())
+                    y, tau = drsn_ops.shrink(x, alpha, statistic=statistic, return_threshold=True)
+                    return y * tau.square().sum()
+
+                plain = leaf(x)
+                sharded = leaf(scatter(x, mesh, placement))
+                expected = torch.autograd.grad(both(plain).sum(), plain)[0]
+                actual = torch.autograd.grad(both(sharded).sum(), sharded)[0]
+                torch.testing.assert_close(actual.full_tensor(), expected)
+
+
+@check
+def shards_on_two_mesh_dimensions():
+    shape = (5, 4, 6)
+    x, tau, alpha = make_features(shape), torch.rand(4, 1).double(), torch.rand(5, 4).double()
+    for mesh in (mesh_of(2, 1), mesh_of(1, 2)):
+        for placements in (
+            [Shard(0), Shard(1)],
+            [Partial(), Shard(2)],
+            [Replicate(), Shard(0)],
+        ):
+            assert_equal_to_plain(drsn_ops.soft_threshold, mesh, placements, x=x, tau=tau)
+            assert_equal_to_plain(drsn_ops.shrink, mesh, placements, x=x, alpha=alpha)
+
+
+@check
+def channels_last_shards_keep_their_layout():
+    x = make_features((4, 6, 5, 3)).contiguous(memory_format=torch.channels_last)
+    mesh = mesh_of()
+    local = x.chunk(2)[dist.get_rank()]
+    sharded = DTensor.from_local(local, mesh, [Shard(0)], shape=x.shape, stride=x.stride())
+    y = drsn_ops.shrink(sharded, 0.5)
+    assert y.stride() == x.stride() and y.to_local().stride() == local.stride()
+    torch.testing.assert_close(y.full_tensor(), drsn_ops.shrink(x, 0.5))
+
+
+class Traffic(TorchDispatchMode):
+    """The collectives of a call, each with the number of elements that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # let it become what it does to shards
+        name = function._schema.name.removeprefix("_c10d_functional::")
+        if name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single"):
+            self.sent.append((name, args[0].numel()))
+        return function(*args, **(kwargs or {}))
+
+
+def traffic(function, x, *tensors):
+    """The collectives of a forward and a backward pass."""
+    with CommDebugMode() as count, Traffic() as traffic:
+        y = function(x, *tensors)
+        torch.autograd.grad(y, [x, *tensors], torch.ones_like(y))
+    assert count.get_total_counts() == len(traffic.sent), (count.get_comm_counts(), traffic.sent)
+    return traffic.sent
+
+
+@check
+def x_is_not_moved():
+    """Nothing at all is sent where rows are whole, and numbers of rows or samples where they are not."""
+    mesh, (n, c, length) = mesh_of(), (4, 6, 100)
+    tau = leaf(scatter(torch.rand(n, c, 1), mesh, Shard(0)))
+    threshold = leaf(scatter(torch.rand(c, 1), mesh, Replicate()))
+
+    def sharded(placement):
+        return leaf(scatter(torch.randn(n, c, length), mesh, placement))
+
+    for placement in (Shard(0), Shard(1)):
+        x, alpha = sharded(placement), leaf(scatter(torch.rand(n, c), mesh, placement))
+        assert traffic(drsn_ops.shrink, x, alpha) == []
+        assert traffic(drsn_ops.abs_mean, x) == []
+    assert traffic(drsn_ops.soft_threshold, sharded(Shard(0)), tau) == []
+    assert traffic(drsn_ops.soft_threshold, sharded(Shard(0)), threshold) == []
+    assert traffic(drsn_ops.soft_threshold, sharded(Shard(2)), threshold) == []
+    alpha = leaf(scatter(torch.rand(n, c), mesh, Replicate()))
+    for placement, statistic in ((Shard(2), "channel"), (Shard(2), "sample"), (Shard(1), "sample")):
+        x = sharded(placement)
+        means = n if statistic == "sample" else n * c
+        assert traffic(partial(drsn_ops.abs_mean, statistic=statistic), x) == [("all_reduce", means)]
+        sent = traffic(partial(drsn_ops.shrink, statistic=statistic), x, alpha)
+        assert sent and all(size <= n * c for _, size in sent), sent
+
+
+@check
+def gradients_of_replicated_operands_are_partial_sums():
+    mesh, x = mesh_of(), make_features((4, 6, 9))
+    tau = torch.rand(6, 1).double()
+    for placement, expected in ((Shard(0), Partial()), (Shard(1), Replicate()), (Replicate(), Replicate())):
+        _, found = assert_equal_to_plain(drsn_ops.soft_threshold, mesh, [placement], x=x, tau=tau)
+        assert found["x"].placements == (placement,) and found["tau"].placements == (expected,)
+
+
+@check
+def other_operands_follow_x():
+    """tau, alpha and residual may be placed in any way, the gradient returns to where they are."""
+    mesh, shape = mesh_of(), (4, 6, 9)
+    x, alpha, residual = make_features(shape), torch.rand(4, 6).double(), make_features(shape)
+    expected = drsn_ops.shrink(x, alpha, residual=residual)
+    for placement in (Shard(0), Shard(1), Replicate(), Partial()):
+        operands = [leaf(scatter(t, mesh, placement)) for t in (alpha, residual)]
+        y = drsn_ops.shrink(scatter(x, mesh, Shard(0)), operands[0], residual=operands[1])
+        assert y.placements == (Shard(0),)
+        torch.testing.assert_close(y.full_tensor(), expected)
+        y.sum().backward()
+        torch.testing.assert_close(operands[1].grad.full_tensor(), torch.ones_like(x))
+
+
+@check
+def in_place_on_shards():
+    mesh, x = mesh_of(), make_features((5, 3, 7))
+    for placement in (Shard(0), Shard(1), Shard(2), Replicate()):
+        start = leaf(scatter(x, mesh, placement))
+        copy = start.clone()
+        y = drsn_ops.shrink(copy, 0.5, inplace=True)
+        assert y is copy
+        torch.testing.assert_close(y.full_tensor(), drsn_ops.shrink(x, 0.5))
+        y.sum().backward()
+        plain = leaf(x)
+        drsn_ops.shrink(plain, 0.5).sum().backward()
+        torch.testing.assert_close(start.grad.full_tensor(), plain.grad)
+        with torch.no_grad():
+            assert drsn_ops.soft_threshold(copy, 0.1, inplace=True) is copy
+        torch.testing.assert_close(copy.full_tensor(), drsn_ops.soft_threshold(drsn_ops.shrink(x, 0.5), 0.1))
+        with pytest.raises(RuntimeError, match="leaf"):
+            drsn_ops.soft_threshold(start, 0.1, inplace=True)
+
+
+@check
+def errors_name_the_argument():
+    mesh, other = mesh_of(), mesh_of(1, 2)
+    x, tau = torch.randn(4, 6, 9), torch.rand(6, 1)
+    sharded = scatter(x, mesh, Shard(0))
+    for call in (
+        lambda: drsn_ops.soft_threshold(sharded, tau),
+        lambda: drsn_ops.soft_threshold(sharded, nn.Parameter(tau)),
+    ):
+        with pytest.raises(TypeError, match="^tau: got a plain tensor, expected a DTensor, as x is one"):
+            call()
+    with pytest.raises(TypeError, match="^tau: got a DTensor, expected a plain tensor, as x is one"):
+        drsn_ops.soft_threshold(x, scatter(tau, mesh, Replicate()))
+    with pytest.raises(TypeError, match="^alpha: got a plain tensor"):
+        drsn_ops.shrink(sharded, torch.rand(6))
+    with pytest.raises(TypeError, match="^residual: got a plain tensor"):
+        drsn_ops.shrink(sharded, 0.5, residual=x)
+    with pytest.raises(ValueError, match=r"^tau: got a DTensor on DeviceMesh\(.*, expected DeviceMesh\("):
+        drsn_ops.soft_threshold(sharded, scatter(tau, other, Replicate(), Replicate()))
+    with pytest.raises(ValueError, match=r"^alpha: got shape \(7,\), expected \(4, 6\), \(4, 1\) or \(6,\)"):
+        drsn_ops.shrink(sharded, scatter(torch.rand(7), mesh, Replicate()))
+    with pytest.raises(ValueError, match="^inplace: got True, expected False for an x with a pending"):
+        drsn_ops.shrink(scatter(x, mesh, Partial()), 0.5, inplace=True)
+
+
+@check
+def the_module_on_shards():
+    """The gate's parameters are replicated, or sharded by PyTorch's own tensor parallelism; x over batch or channel."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    mesh, x = mesh_of(), make_features((6, 4, 9))
+    plans = {
+        "replicated": lambda fc: distribute_module(fc, mesh),
+        "parallel": lambda fc: parallelize_module(
+            fc,
+            mesh,
+            {"0": ColwiseParallel(use_local_output=False), "3": RowwiseParallel(use_local_output=False)},
+        ),
+    }
+    for thresholds in ("channel-wise", "channel-shared"):
+        for norm in ("none", "layer", "rms"):
+            for plan in plans if norm == "none" else ["replicated"]:
+                torch.manual_seed(0)
+                plain = drsn_ops.Shrinkage(4, thresholds, norm=norm).double()
+                torch.manual_seed(0)
+                module = drsn_ops.Shrinkage(4, thresholds, norm=norm).double()
+                plans[plan](module.fc)
+                source = leaf(x)
+                plain(source, x).square().sum().backward()
+                for placement in (Shard(0), Shard(1), Replicate()):
+                    module.zero_grad()
+                    sharded = leaf(scatter(x, mesh, placement))
+                    module(sharded, sharded.detach()).square().sum().backward()
+                    torch.testing.assert_close(sharded.grad.full_tensor(), source.grad)
+                    for a, b in zip(module.parameters(), plain.parameters(), strict=True):
+                        torch.testing.assert_close(a.grad.full_tensor(), b.grad)
+
+
+@check
+def compiled_shards():
+    """torch.compile takes calls on shards in one graph, with what they send to each other."""
+    x, tau, alpha = make_features((5, 3, 7)), torch.rand(3, 1).double(), torch.rand(5, 3).double()
+
+    def function(x, tau, alpha):
+        return drsn_ops.shrink(drsn_ops.soft_threshold(x, tau), alpha)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert_equal_to_plain(compiled, mesh_of(), [Shard(2)], x=x, tau=tau, alpha=alpha)
+
+
+class Denoiser(nn.Module):
+    """Convolutions and a fused gate, with no statistics that couple samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv1d(2, 6, 3, padding=1)
+        self.shrink = drsn_ops.Shrinkage(6, norm="layer")
+        self.threshold = drsn_ops.SoftThreshold(6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(self.threshold(self.shrink(h, h)).mean(-1))
+
+
+def denoiser():
+    torch.manual_seed(1)
+    return Denoiser().double()
+
+
+def trained(network, x, y):
+    """The losses and the parameters of a few steps, seen as whole tensors."""
+    optimiser = torch.optim.SGD(network.parameters(), 0.5, momentum=0.9)
+    losses = []
+    for _ in range(3):
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(network(x), y)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.detach())
+    whole = [p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in network.parameters()]
+    return torch.stack(losses), whole
+
+
+def assert_trains_like_one_process(wrap):
+    """Half the batch for each process: mean losses and parameters are those of one process with the whole batch."""
+    x, y = torch.randn(8, 2, 21, dtype=torch.float64), torch.randint(0, 3, (8,))
+    losses, parameters = trained(denoiser(), x, y)
+    halves = (t.chunk(2)[dist.get_rank()] for t in (x, y))
+    network = wrap(denoiser())
+    found, actual = trained(network, *halves)
+    dist.all_reduce(found)
+    torch.testing.assert_close(found / 2, losses)
+    torch.testing.assert_close(actual, parameters)
+    return network, x
+
+
+@check
+def distributed_data_parallel():
+    network, x = assert_trains_like_one_process(nn.parallel.DistributedDataParallel)
+    assert "gated_shrink_" in operators_of(network, x)
+
+
+def fully_sharded(network):
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = mesh_of()
+    fully_shard(network.shrink, mesh=mesh)
+    return fully_shard(network, mesh=mesh)
+
+
+@check
+def fully_sharded_data_parallel():
+    network, x = assert_trains_like_one_process(fully_sharded)
+    assert "gated_shrink_" in operators_of(network, x)
+
+
+@check
+def compiled_data_parallel():
+    assert_trains_like_one_process(
+        lambda network: torch.compile(
+            nn.parallel.DistributedDataParallel(network), backend="aot_eager", dynamic=False
+        )
+    )
+
+
+@check
+def batch_norm_over_processes():
+    """Values, gradients and running statistics of a BatchNorm over uneven shares, one of them empty."""
+    for norm, shape in (
+        (nn.BatchNorm1d, (7, 4)),
+        (nn.BatchNorm1d, (7, 4, 5)),
+        (nn.BatchNorm2d, (7, 4, 3, 5)),
+    ):
+        for options in ({}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}):
+            for cut in (7, 4, 1):
+                plain = randomise(norm(4, **options)).double()
+                shared = copy.deepcopy(plain)
+                distributed.share_batch_norms(shared)
+                assert type(shared) is distributed.SharedBatchNorm
+                x, weight = (torch.randn(shape, dtype=torch.float64) * 3 + 100 for _ in range(2))
+                rows = (slice(None, cut), slice(cut, None))[dist.get_rank()]
+                for _ in range(2):
+                    source, part = leaf(x), leaf(x[rows])
+                    expected, actual = plain(source), shared(part)
+                    (expected * weight).sum().backward()
+                    (actual * weight[rows]).sum().backward()
+                    torch.testing.assert_close(actual, expected[rows])
+                    torch.testing.assert_close(part.grad, source.grad[rows], atol=1e-9, rtol=1e-6)
+                for mine, its in zip(shared.buffers(), plain.buffers(), strict=True):
+                    torch.testing.assert_close(mine, its)
+                for mine, its in zip(shared.parameters(), plain.parameters(), strict=True):
+                    dist.all_reduce(mine.grad)
+                    torch.testing.assert_close(mine.grad, its.grad, atol=1e-9, rtol=1e-6)
+                torch.testing.assert_close(shared.eval()(x), plain.eval()(x))
+
+
+@check
+def batch_norm_keeps_its_digits():
+    """Of float32 numbers far from 0 a variance as the difference of two mean squares would have no digit right."""
+    norm = nn.BatchNorm1d(3)
+    distributed.share_batch_norms(norm)
+    x = torch.randn(64, 3) + 4096
+    expected = nn.BatchNorm1d(3).double()(x.double())
+    actual = norm(x.chunk(2)[dist.get_rank()])
+    # a unit in the last place of the mean, 2 ** -12 at 4096, in units of a standard deviation of 1
+    torch.testing.assert_close(actual.double(), expected.chunk(2)[dist.get_rank()], rtol=0, atol=2**-11)
+
+
+@check
+def batch_norm_refuses_one_value():
+    norm = nn.BatchNorm1d(3)
+    distributed.share_batch_norms(norm)
+    with pytest.raises(ValueError, match="^x: got 1 values a channel in all processes, expected more"):
+        norm(torch.randn(1 - dist.get_rank(), 3))
+    with pytest.raises(ValueError, match=r"^x: got shape \(2, 4\), expected \(N, 3, \*spatial\)"):
+        norm(torch.randn(2, 4))
+
+
+@check
+def the_gate_over_processes():
+    """A Shrinkage with BatchNorm in its gate, on half a batch in each process, is that on the whole batch."""
+    plain = randomise(drsn_ops.Shrinkage(4)).double()
+    shared = copy.deepcopy(plain)
+    distributed.share_batch_norms(shared)
+    x = make_features((6, 4, 9))
+    source, part = leaf(x), leaf(x.chunk(2)[dist.get_rank()])
+    plain(source).square().sum().backward()
+    shared(part).square().sum().backward()
+    torch.testing.assert_close(part.grad, source.grad.chunk(2)[dist.get_rank()])
+    torch.testing.assert_close(shared.fc[1].running_var, plain.fc[1].running_var)
+
+
+@check
+def sync_batch_norm_in_evaluation():
+    """PyTorch's own conversion: the gate is called module by module, and in evaluation it is what it was."""
+    plain = randomise(drsn_ops.Shrinkage(4)).double().eval()
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    x = make_features((6, 4, 9))
+    assert type(converted.fc[1]) is nn.SyncBatchNorm
+    with torch.no_grad():
+        assert operators_of(plain, x) == ["gated_shrink"] and operators_of(converted, x) == [
+            "abs_mean",
+            "shrink",
+        ]
+        torch.testing.assert_close(converted(x), plain(x))
+
+
+@check
+def gradients_of_a_share():
+    """One step on an uneven share, the last of an epoch, with the L2 term: gradients are those of the whole batch."""
+    settings = train.Settings("digits", "channel-wise", "drsn_ops", 1, 1437, 1e-3, 0.5, 0)
+    data = train.load("digits", None, noise=0.5, seed=0)
+    data = train.Dataset(*(train.Split(s.images.double(), s.labels) for s in data[:2]), data.mean.double())
+
+    def job(*processes):
+        run = train.Run(settings, data, torch.device("cpu"), *processes)
+        run.network.double()
+        run.train_epoch(lambda: None)
+        return run.network
+
+    alone, shared = job(), job(distributed.Processes(dist.get_rank(), 2))
+    assert alone.state_dict().keys() == shared.state_dict().keys()
+    for (name, mine), its in zip(shared.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(
+            mine.grad, its.grad, rtol=1e-7, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@check
+def an_error_of_one_process_stops_all():
+    together = distributed.Processes(dist.get_rank(), 2)
+    with pytest.raises(train.InputError, match="^files: not here$"), together.agreeing():
+        if not together.leads:
+            raise train.InputError("files: not here")
+    with together.agreeing():
+        pass
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_of_two_processes(outcomes, name):
+    for rank in range(2):
+        outcome = outcomes / f"{name}.{rank}"
+        assert outcome.exists(), f"process {rank} did not come to it: another check failed or never ended"
+        assert outcome.read_text() == ""
+
+
+# The program, in float64: there what another order of sums changes stays far below what a wrong one would.
+WIDE = """
+import sys
+import torch
+from drsn_ops import train
+from drsn_ops.__main__ import main
+
+def load(*args, read=train.load, **options):
+    first, second, mean = read(*args, **options)
+    return train.Dataset(*(train.Split(s.images.double(), s.labels) for s in (first, second)), mean.double())
+
+train.load = load
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@contextmanager
+def torchrun(*command, folder):
+    """Two processes, started but not waited for."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+        + ["--rdzv-endpoint", "localhost:0", *map(str, command)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:  # a test has failed; asked to end, torchrun ends what it has started
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def finish(*command, folder):
+    """The exit status of two processes, and what they printed."""
+    with torchrun(*command, folder=folder) as process:
+        out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def rows(folder):
+    with (folder / "curve.csv").open() as file:
+        return [{name: float(row[name]) for name in row if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same_run(folder, other):
+    """Network, running statistics, optimiser (its means are of gradients), random numbers and curve."""
+    a, b = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, other))
+    for key in ("settings", "step"):
+        assert a[key] == b[key]
+    assert torch.equal(a["random"], b["random"])
+    assert a["network"].keys() == b["network"].keys()
+    for name, tensor in a["network"].items():
+        torch.testing.assert_close(tensor, b["network"][name], rtol=1e-7, atol=1e-9, msg=name)
+    assert a["optimiser"]["param_groups"] == b["optimiser"]["param_groups"]
+    for index, state in a["optimiser"]["state"].items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(
+                tensor, b["optimiser"]["state"][index][name], rtol=1e-7, atol=1e-9, msg=name
+            )
+    for row, its in zip(rows(folder), rows(other), strict=True):
+        assert row == pytest.approx(its, rel=1e-7)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same run of two epochs, in one process; in two; and begun in one or two, and ended in two or one."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("tqdm")
+    folder = tmp_path_factory.mktemp("runs")
+    script = folder / "wide.py"
+    script.write_text(WIDE)
+    flags = ("--batch-size", 150)  # 1437 images: shares of 75, and at the end of 44 and 43
+
+    def alone(*more):
+        command = [sys.executable, script, *more]
+        subprocess.run(
+            list(map(str, command)), cwd=folder, check=True, env={**os.environ, "PYTHONPATH": ROOT}
+        )
+
+    def together(*more):
+        code, out, err = finish(script, *more, folder=folder)
+        assert code == 0, err
+        return out
+
+    alone("--epochs", 1, "--output-dir", "one", *flags)
+    printed = together("--epochs", 1, "--output-dir", "two", *flags)
+    together("--epochs", 2, "--resume", "one/checkpoint.pt", "--output-dir", "one-two")
+    alone("--epochs", 2, "--resume", "two/checkpoint.pt", "--output-dir", "two-one")
+    alone("--epochs", 2, "--output-dir", "whole", *flags)
+    return folder, printed
+
+
+def test_two_processes_train_as_one_does(runs):
+    folder, printed = runs
+    assert_same_run(folder / "two", folder / "one")
+    assert printed.count("final accuracy") == 1 and "on cpu, 2 processes" in printed
+    assert sorted(path.name for path in (folder / "two").iterdir()) == [
+        "checkpoint.pt",
+        "curve.csv",
+        "curve.png",
+    ]
+
+
+@pytest.mark.parametrize("name", ["one-two", "two-one"])
+def test_a_run_goes_on_with_another_number_of_processes(runs, name):
+    folder, _ = runs
+    assert_same_run(folder / name, folder / "whole")
+
+
+@pytest.fixture
+def alone_in(tmp_path, monkeypatch):
+    """A folder to train in, with the threads that the processes of the others have."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def assert_can_go_on(folder):
+    """A run that was cut off left whole files, and nothing else; from them it goes on."""
+    run = folder / "runs" / "digits"
+    assert {path.name for path in run.iterdir()} <= {"checkpoint.pt", "curve.csv", "curve.png"}
+    done = len(rows(run))
+    assert main(["train", "--resume", str(run / "checkpoint.pt"), "--epochs", str(done + 1)]) == 0
+    assert [row["epoch"] for row in rows(run)] == list(range(1, done + 2))
+
+
+def test_interrupt(alone_in):
+    """Ctrl-C ends all processes."""
+    curve = alone_in / "runs" / "digits" / "curve.csv"
+    with torchrun("-m", "drsn_ops", "train", "--epochs", 10**6, folder=alone_in) as process:
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if curve.exists() and rows(curve.parent):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+    assert process.returncode != 0 and curve.exists(), err
+    assert_can_go_on(alone_in)
+
+
+FAILING = """
+import os, sys
+from drsn_ops import train
+from drsn_ops.__main__ import main
+
+def learning_rate(self, inside=train.Run.learning_rate):
+    if self.step == 20 and os.environ["RANK"] == "1":
+        raise RuntimeError("this process fails")
+    return inside(self)
+
+train.Run.learning_rate = learning_rate
+sys.exit(main(["train", "--epochs", "1000"]))
+"""
+
+
+def test_a_process_that_fails_ends_the_others(alone_in):
+    (alone_in / "failing.py").write_text(FAILING)
+    code, _, err = finish("failing.py", folder=alone_in)
+    assert code != 0 and "this process fails" in err
+    assert len(rows(alone_in / "runs" / "digits")) == 1
+    assert_can_go_on(alone_in)
+
+
+def test_a_batch_has_an_image_for_every_process(alone_in, monkeypatch):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    args = parser.parse_args(["--batch-size", "2"])
+    with pytest.raises(train.InputError, match="^--batch-size 2: less than an image for each of 3 processes"):
+        train.prepare(args, distributed.Processes(0, 3))
+
+
+def test_processes_that_cannot_be_joined(alone_in, monkeypatch, capsys):
+    """WORLD_SIZE without an address to meet at."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["train", "--epochs", "1"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("drsn_ops train: WORLD_SIZE is 2, but the processes cannot be joined: ")
+    assert err.count("\n") == 1 and not any(alone_in.iterdir())
+
+
+def test_shares_are_even_and_whole():
+    batch = torch.arange(11)
+    shares = [distributed.Processes(rank, 4).share(batch) for rank in range(4)]
+    assert torch.equal(torch.cat(shares), batch) and {len(share) for share in shares} == {2, 3}
