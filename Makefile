@@ -15,6 +15,7 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	$(PY) -m benchmarks --record
 	$(PY) -m benchmarks tax --record
+	$(PY) -m benchmarks host --record
 	$(PY) -m benchmarks report
 
 lint: $(VENV)/installed
