@@ -1,4 +1,4 @@
-"""The command line: ``python -m drsn_ops train | bench | info``."""
+"""The command line: ``python -m drsn_ops train | experiment | bench | info``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NoReturn
 
 COMMANDS = {
     "train": ("drsn_ops.train", "train a Deep Residual Shrinkage Network"),
+    "experiment": ("drsn_ops.experiment", "train ConvNet, ResNet and DRSN at several signal-to-noise ratios"),
     "bench": ("drsn_ops.benchmark", "compare with eager PyTorch and torch.compile"),
 }
 EXTRAS = {"numpy": "train", "sklearn": "train", "matplotlib": "train", "tqdm": "train"}

@@ -1,0 +1,171 @@
+"""The training of one cell: a network on signals with noise that is added once, by the paper's recipe.
+
+Stochastic gradient descent with momentum 0.9 on cross-entropy and the network's L2 penalty; the learning rate is
+divided by 10 after two and after four fifths of the epochs. All that is random comes from the cell's own seeds, and
+on the CPU one thread computes it, so that a cell has the same result wherever and beside whatever it is trained.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import models, recordings
+from ..data import InputError
+from ..noise import add_noise
+from ..train import EVALUATION_BATCH, momentum
+from ..vibration import CLASSES, vibration
+from .settings import Cell, Result, Settings
+
+DATA = ("vibration", "cwru", "folder")
+BUILD: dict[str, Callable[..., models.ShrinkageNetwork]] = {
+    "ConvNet": models.convnet,
+    "ResNet": partial(models.drsn, thresholds=None),
+    "DRSN-CS": partial(models.drsn, thresholds="channel-shared"),
+    "DRSN-CW": partial(models.drsn, thresholds="channel-wise"),
+}
+
+
+class Data(NamedTuple):
+    """Signals without noise, (N, 1, points), their classes, (N,), and the indices of the two splits."""
+
+    x: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    train: Tensor
+    test: Tensor
+
+
+@lru_cache(maxsize=1)
+def simulated(signals: int, points: int) -> tuple[Tensor, Tensor]:
+    """The made signals and their classes, the same ones for every seed."""
+    made = vibration(signals, points=points)
+    return made.x, made.labels
+
+
+@lru_cache(maxsize=1)
+def load(settings: Settings, seed: int) -> Data:
+    """The data of one seed: a fold of the simulated signals to test on, or whole recordings.
+
+    Raises:
+        InputError: settings that do not go together, or files that cannot be used.
+    """
+    return load_simulated(settings, seed) if settings.data == "vibration" else load_recordings(settings, seed)
+
+
+def load_simulated(settings: Settings, seed: int) -> Data:
+    """The fold of this seed to test on, the others to train on; each has as many signals of each class."""
+    from sklearn.model_selection import StratifiedKFold
+
+    if settings.data_dir is not None:
+        raise InputError(f"--data-dir: got {settings.data_dir}, expected none with --data vibration")
+    least = len(CLASSES) * settings.folds
+    if settings.num_signals is None or settings.num_signals < least:
+        raise InputError(f"--num-signals: got {settings.num_signals}, expected at least {least}")
+    x, labels = simulated(settings.num_signals, settings.points)
+    folds = StratifiedKFold(settings.folds, shuffle=True, random_state=0).split(labels, labels)
+    train, test = map(torch.from_numpy, list(folds)[seed % settings.folds])
+    return Data(x, labels, CLASSES, train, test)
+
+
+def load_recordings(settings: Settings, seed: int) -> Data:
+    """Windows of a quarter of the recordings to test on, drawn anew by each seed."""
+    if settings.data_dir is None:
+        raise InputError(f"--data {settings.data} needs the folder that holds its files: --data-dir")
+    if settings.num_signals is not None:
+        raise InputError(
+            f"--num-signals: got {settings.num_signals}, expected none with --data {settings.data}"
+        )
+    read = {"cwru": recordings.cwru, "folder": recordings.folder}[settings.data]
+    train, test, classes, _ = read(settings.data_dir, points=settings.points, seed=seed)
+    x = torch.cat([train.x, test.x])
+    if not x.flatten(1).any(1).all():
+        raise InputError(f"{settings.data_dir}: has a window of {settings.points} points that are all 0")
+    indices = torch.arange(len(x)).split([len(train.x), len(test.x)])
+    return Data(x, torch.cat([train.labels, test.labels]), classes, *indices)
+
+
+def build(settings: Settings, network: str, classes: int) -> models.ShrinkageNetwork:
+    """A network of this name, with new parameters."""
+    try:
+        return BUILD[network](1, classes, blocks=settings.blocks)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on a single thread, which such small networks keep busy and a second one hardly speeds up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train_cell(settings: Settings, cell: Cell, device: torch.device) -> tuple[Result, dict[str, Tensor]]:
+    """Train one cell. Returns its result, and the features and labels of its test signals."""
+    data = load(settings, cell.seed)
+    start = time.perf_counter()
+    with one_thread(), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        generator = torch.Generator().manual_seed(cell.noise_seed)
+        noisy = add_noise(data.x, cell.snr, cell.noise, generator=generator)
+        train, test = (
+            (noisy[split].to(device), data.labels[split].to(device)) for split in (data.train, data.test)
+        )
+        torch.manual_seed(cell.seed)
+        network = build(settings, cell.network, len(data.classes)).to(device)
+        fit(network, *train, settings)
+        features = features_of(network, test[0])
+        result = Result(
+            *cell,
+            accuracy(network, features_of(network, train[0]), train[1]),
+            accuracy(network, features, test[1]),
+            time.perf_counter() - start,
+            sum(parameter.numel() for parameter in network.parameters()),
+        )
+    return result, {"features": features.cpu(), "labels": test[1].cpu()}
+
+
+def fit(network: models.ShrinkageNetwork, x: Tensor, labels: Tensor, settings: Settings) -> None:
+    """Train to the last epoch, in an order drawn from PyTorch's default CPU generator."""
+    optimiser = momentum(network.parameters(), settings.lr)
+    milestones = [math.ceil(settings.epochs * share / 5) for share in (2, 4)]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=0.1)
+    network.train()
+    for _ in range(settings.epochs):
+        for batch in torch.randperm(len(labels)).to(x.device).split(settings.batch_size):
+            # BatchNorm cannot train on a remainder of one
+            if len(batch) > 1:
+                optimiser.zero_grad()
+                (F.cross_entropy(network(x[batch]), labels[batch]) + network.penalty()).backward()
+                optimiser.step()
+        schedule.step()
+
+
+@torch.inference_mode()
+def features_of(network: models.ShrinkageNetwork, x: Tensor) -> Tensor:
+    """What the classifier sees of each signal, (N, channels), in evaluation mode."""
+    network.eval()
+    seen: list[Tensor] = []
+    hook = network.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with hook:
+        for batch in x.split(EVALUATION_BATCH):
+            network(batch)
+    return torch.cat(seen)
+
+
+@torch.inference_mode()
+def accuracy(network: models.ShrinkageNetwork, features: Tensor, labels: Tensor) -> float:
+    """The share of signals that the classifier tells right by their features."""
+    right = network.classifier(features).argmax(1) == labels
+    return int(right.sum()) / len(labels)

@@ -1,0 +1,105 @@
+"""Who trains which cells: worker processes of one program, and the programs that torchrun starts."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ..train import replacing
+from .cell import train_cell
+from .settings import Cell, Result, Settings, result_path, save_result
+
+T = TypeVar("T")
+
+
+class Job(NamedTuple):
+    """What an experiment's cells are trained with."""
+
+    settings: Settings
+    folder: Path
+    device: torch.device
+
+
+def complete(job: Job, cell: Cell) -> Result:
+    """Train one cell and write its files."""
+    result, features = train_cell(job.settings, cell, job.device)
+    if cell in job.settings.shown():
+        with replacing(result_path(job.folder, cell).with_suffix(".pt")) as path:
+            torch.save(features, path)
+    save_result(result, job.folder)
+    return result
+
+
+def complete_all(job: Job, cells: Sequence[Cell], workers: int, done: Callable[[Result], object]) -> None:
+    """Train the cells, several at a time where there are workers; calls ``done`` with each result."""
+    if min(workers, len(cells)) <= 1:
+        for cell in cells:
+            done(complete(job, cell))
+        return
+    # a process that has used CUDA or threads cannot be forked
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(cells)), context, initializer=follow_parent) as pool:
+        try:
+            with no_interrupt():
+                futures = [pool.submit(complete, job, cell) for cell in cells]
+            for future in as_completed(futures):
+                done(future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+
+
+@contextmanager
+def no_interrupt() -> Iterator[None]:
+    """Processes that are started within do not see Ctrl-C, which is for their parent to answer."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def follow_parent() -> None:
+    """End this worker as soon as its parent has ended, however that came."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def agree(make: Callable[[], T]) -> T:
+    """What ``make`` returns on the leading process, on all of them; where it fails there, the others exit with 2."""
+    if not dist.is_initialized():
+        return make()
+    box: list[T | None] = [None]
+    try:
+        if dist.get_rank() == 0:
+            box[0] = make()
+    finally:
+        dist.broadcast_object_list(box)
+    if box[0] is None:
+        raise SystemExit(2)
+    return box[0]
+
+
+def wait_for(cells: Sequence[Cell], folder: Path) -> None:
+    """Wait until other processes, too, have trained theirs of the cells."""
+    while not all(result_path(folder, cell).exists() for cell in cells):
+        time.sleep(0.5)

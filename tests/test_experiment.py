@@ -1,0 +1,467 @@
+"""The experiment: its grid, its recipe, what it writes, that it repeats and goes on, and how it refuses."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import drsn_ops
+from drsn_ops import noise
+from drsn_ops.__main__ import main
+from drsn_ops.distributed import Processes
+from drsn_ops.experiment import cell, command, report, schedule
+from drsn_ops.experiment.settings import FULL, SMALL, Cell, Result, read_settings
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
+
+ROOT = Path(drsn_ops.__file__).parents[1]
+TINY = "--num-signals 72 --points 64 --blocks 3 --epochs 2 --batch-size 16 --seeds 2 --noise pink gaussian --snr 5 -5"
+TINY = TINY.split() + ["--networks", "ResNet", "DRSN-CW", "--workers", "1"]
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*flags):
+    return main(["experiment", *map(str, flags)])
+
+
+def status_of(*flags):
+    """The exit status, whether argparse leaves or main returns."""
+    try:
+        return run(*flags)
+    except SystemExit as leaving:
+        return leaving.code
+
+
+def start(*arguments, **options):
+    """A Python process of its own, at the head of a process group."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **options
+    )
+
+
+def results(folder):
+    """What each cell's file says, without the column that no run repeats."""
+    files = {path.name: json.loads(path.read_text()) for path in (folder / "cells").glob("*.json")}
+    for values in files.values():
+        assert values.pop("seconds") >= 0
+    return files
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished experiment."""
+    folder = tmp_path_factory.mktemp("whole") / "experiment"
+    assert run(*TINY, "--output-dir", folder) == 0
+    return folder
+
+
+def test_a_run(folder, capsys):
+    assert run(*TINY) == 0
+    out, err = capsys.readouterr()
+    own = folder / "runs" / "experiment-small"
+    assert sorted(path.name for path in own.iterdir()) == [
+        "accuracy.png",
+        "cells",
+        "results.csv",
+        "settings.json",
+        "table.md",
+        "tsne.png",
+    ]
+    with (own / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == Result._fields and len(rows) == 16
+    written = [json.loads(path.read_text()) for path in (own / "cells").glob("*.json")]
+    key = str
+    assert sorted(({k: str(v) for k, v in values.items()} for values in written), key=key) == sorted(
+        rows, key=key
+    )
+    assert {(row["network"], row["parameters"]) for row in rows} == {("ResNet", "1864"), ("DRSN-CW", "2648")}
+    assert len({(r["network"], r["noise"], r["snr"], r["seed"]) for r in rows}) == 16
+    assert all((own / name).read_bytes().startswith(PNG) for name in ("accuracy.png", "tsne.png"))
+    assert "48 training and 24 test signals of 64 points, 8 classes" in out
+    assert "16 cells, 0 of them done" in out and (own / "table.md").read_text() in out
+    # no bar where there is no terminal
+    assert err == ""
+
+
+def test_workers_change_nothing(whole, folder):
+    assert run(*TINY, "--workers", 2, "--output-dir", "two") == 0
+    assert results(folder / "two") == results(whole)
+    for path in (folder / "two" / "cells").glob("*.pt"):
+        theirs = torch.load(whole / "cells" / path.name)
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in torch.load(path).items())
+
+
+def test_resume_trains_what_is_missing(whole, monkeypatch, capsys):
+    before = results(whole)
+    missing = whole / "cells" / "ResNet_gaussian_-5dB_1.json"
+    missing.unlink()
+    for name in ("accuracy.png", "results.csv"):
+        (whole / name).unlink()
+    trained = []
+    inside = schedule.train_cell
+    monkeypatch.setattr(schedule, "train_cell", lambda *args: trained.append(args[1]) or inside(*args))
+    assert run("--resume", whole) == 0
+    assert trained == [Cell("ResNet", "gaussian", -5.0, 1)]
+    assert results(whole) == before and (whole / "results.csv").exists() and (whole / "accuracy.png").exists()
+    assert "16 cells, 15 of them done" in capsys.readouterr().out
+
+
+def test_interrupt(whole, folder, monkeypatch, capsys):
+    """Ctrl-C in the third cell leaves two, and the experiment goes on to the same end."""
+    inside, calls = cell.fit, 0
+
+    def interrupt(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        inside(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cell, "fit", interrupt)
+        assert run(*TINY, "--output-dir", "part") == 130
+    assert "interrupted; 2 of 16 cells are done; to go on: --resume part" in capsys.readouterr().out
+    assert sorted(path.name for path in (folder / "part").iterdir()) == ["cells", "settings.json"]
+    assert run("--resume", "part", "--workers", 1) == 0
+    assert results(folder / "part") == results(whole)
+
+
+def members(group):
+    """The processes of a group that are alive."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            state, _, pgrp = path.read_text().rpartition(")")[2].split()[:3]
+            if int(pgrp) == group and state != "Z":
+                found.append(path.parent.name)
+    return found
+
+
+def wait_until(condition):
+    """Poll for what another process is about to do."""
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers by /proc")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent(folder, signum):
+    """Ctrl-C at a terminal reaches the whole group; a kill reaches the parent alone."""
+    endless = [*TINY, "--networks", "ResNet", "--epochs", 100_000, "--workers", 2, "--output-dir", "part"]
+    process = start("-m", "drsn_ops", "experiment", *endless)
+    # the parent, two workers, and multiprocessing's own process that keeps track of resources
+    wait_until(lambda: len(members(process.pid)) == 4)
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)
+    else:
+        process.kill()
+    out, err = process.communicate(timeout=300)
+    wait_until(lambda: not members(process.pid))
+    assert process.returncode == (130 if signum == signal.SIGINT else -signum)
+    if signum == signal.SIGINT:
+        assert err == "" and "interrupted; 0 of 8 cells are done; to go on: --resume part" in out
+    assert list((folder / "part" / "cells").iterdir()) == []
+
+
+def torchrun(*flags):
+    """Two programs on one command line."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    return start(*torchrun, "-m", "drsn_ops", "experiment", *flags)
+
+
+def test_torchrun_shares_the_cells(whole, folder):
+    """Two programs agree on a folder, and each trains half of the cells; what one refuses is said once."""
+    good, bad = torchrun(*TINY), torchrun(*TINY, "--blocks", 4)
+    out, err = good.communicate(timeout=300)
+    assert good.returncode == 0, out + err
+    own = folder / "runs" / "experiment-small"
+    assert [path.name for path in own.parent.iterdir()] == ["experiment-small"]
+    assert results(own) == results(whole)
+    assert len((own / "results.csv").read_text().splitlines()) == 17 and (own / "tsne.png").exists()
+    # a line a cell, of both processes, and the rest of one
+    assert out.count(" dB  seed ") == 16 and out.count("written:") == out.count("0 of them done") == 1
+    out, err = bad.communicate(timeout=300)
+    assert (
+        bad.returncode != 0 and err.count("drsn_ops experiment: --blocks: got 4") == 1 and "seed" not in out
+    )
+
+
+def test_a_process_trains_every_other_cell(folder, monkeypatch):
+    """Without its fellow, the second of two processes does its half, and leaves the report to the first."""
+    trained = []
+    monkeypatch.setattr(schedule, "train_cell", lambda *args: trained.append(args[1]) or inside(*args))
+    inside = cell.train_cell
+
+    def second(device):
+        return nullcontext(Processes(1, 2))
+
+    monkeypatch.setattr(command, "processes", second)
+    assert run(*TINY, "--output-dir", "half") == 0
+    cells = read_settings(folder / "half").cells()
+    assert trained == cells[1::2]
+    assert sorted(path.name for path in (folder / "half").iterdir()) == ["cells", "settings.json"]
+
+
+def test_recordings(folder, capsys):
+    """The signals of a folder; whole recordings are tested on, which ones is the seed's choice."""
+    for label in ("good", "bad"):
+        (folder / "data" / label).mkdir(parents=True)
+        for i in range(4):
+            np.save(folder / "data" / label / f"{i}.npy", np.random.default_rng(i).standard_normal(64 * 5))
+    flags = TINY[2:] + ["--data", "folder", "--data-dir", "data", "--noise", "gaussian", "--snr", "5"]
+    assert run(*flags, "--output-dir", "own") == 0
+    assert "folder: 30 training and 10 test signals of 64 points, 2 classes" in capsys.readouterr().out
+    assert len(results(folder / "own")) == 4
+    assert "here recordings (folder);" in (folder / "own" / "table.md").read_text()
+    own = read_settings(folder / "own")
+    assert own.num_signals is None and Path(own.data_dir).is_absolute()
+    tests = [data.x[data.test] for data in (cell.load(own, seed) for seed in range(4))]
+    assert any(not tests[0].equal(test) for test in tests)
+    np.save(folder / "data" / "bad" / "3.npy", np.zeros(64 * 5))
+    assert run(*flags, "--output-dir", "other") == 2
+    assert "has a window of 64 points that are all 0" in capsys.readouterr().err
+    assert not (folder / "other").exists()
+
+
+def test_the_full_preset_is_the_papers():
+    assert len(FULL.cells()) == 4 * 3 * 11 * 10 == len(set(FULL.cells()))
+    assert (FULL.num_signals, FULL.points, FULL.blocks, FULL.epochs, FULL.batch_size) == (
+        28_800,
+        2048,
+        12,
+        100,
+        128,
+    )
+    assert FULL.snr == tuple(range(-5, 6)) and FULL.noise == ("gaussian", "laplacian", "pink")
+    assert FULL.lr == 0.1 and FULL.folds == FULL.seeds == 10
+
+
+def test_names_of_cells_tell_them_apart():
+    assert len({c.name for c in FULL.cells()}) == len(FULL.cells())
+
+
+def test_every_network_sees_the_same_noise():
+    seeds = {}
+    for c in FULL.cells():
+        seeds.setdefault(c.noise_seed, set()).add((c.noise, c.snr, c.seed))
+    assert len(seeds) == 330 and all(len(noises) == 1 for noises in seeds.values())
+
+
+@pytest.fixture
+def tiny():
+    return replace(SMALL, num_signals=72, points=256, blocks=3, epochs=5, batch_size=16)
+
+
+def test_folds_test_every_signal_once(tiny):
+    parts = [cell.load(tiny, seed) for seed in range(tiny.folds)]
+    assert torch.cat([data.test for data in parts]).sort().values.equal(torch.arange(72))
+    for data in parts:
+        assert torch.cat([data.train, data.test]).sort().values.equal(torch.arange(72))
+        assert data.labels[data.test].bincount().tolist() == [3] * 8
+    assert cell.load(tiny, tiny.folds).test.equal(parts[0].test)
+
+
+def test_noise_is_added_once_at_its_ratio(tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cell, "fit", lambda network, x, labels, settings: seen.append(x))
+    for network in ("ConvNet", "ResNet"):
+        cell.train_cell(tiny, Cell(network, "laplacian", -3.0, 1), torch.device("cpu"))
+    data = cell.load(tiny, 1)
+    decibels = noise.snr(data.x[data.train], seen[0])
+    torch.testing.assert_close(decibels, torch.full_like(decibels, -3), rtol=0, atol=1e-4)
+    assert seen[0].equal(seen[1])
+
+
+def test_learning_rates_and_l2(tiny, monkeypatch):
+    """0.1, 0.01 and 0.001 over two, two and one fifth of the epochs, momentum 0.9, and the penalty's gradient."""
+    torch.manual_seed(0)
+    x, labels = torch.randn(33, 1, 64), torch.arange(33) % 8
+    network = cell.build(tiny, "DRSN-CW", 8)
+    network.l2 = 1e3
+    before = network.units[0].conv1.weight.detach().clone()
+    rates, gradients, inside = [], [], cell.momentum
+
+    def watched(*args):
+        optimiser = inside(*args)
+        assert optimiser.defaults["momentum"] == 0.9
+        optimiser.register_step_pre_hook(lambda *_: rates.append(optimiser.param_groups[0]["lr"]))
+        optimiser.register_step_pre_hook(
+            lambda *_: gradients.append(network.units[0].conv1.weight.grad.clone())
+        )
+        return optimiser
+
+    monkeypatch.setattr(cell, "momentum", watched)
+    cell.fit(network, x, labels, tiny)
+    # 33 signals are two steps of 16: a remainder of one is left out
+    assert rates == pytest.approx([0.1] * 4 + [0.01] * 4 + [0.001] * 2)
+    torch.testing.assert_close(gradients[0], 2e3 * before, rtol=1e-2, atol=1.0)
+
+
+def test_accuracy_is_that_of_the_network(tiny):
+    network = cell.build(tiny, "DRSN-CS", 8)
+    data = cell.load(tiny, 0)
+    features = cell.features_of(network, data.x)
+    assert features.shape == (72, 16) and not network.training
+    with torch.inference_mode():
+        logits = network(data.x)
+        torch.testing.assert_close(network.classifier(features), logits)
+    right = int((logits.argmax(1) == data.labels).sum())
+    assert 0 < right < 72 and cell.accuracy(network, features, data.labels) == right / 72
+    assert cell.accuracy(network, features, logits.argmax(1)) == 1
+
+
+def test_a_network_learns(tiny):
+    """Without noise to speak of, some of the classes are told apart in a few epochs; chance is 1 / 8."""
+    learning = replace(tiny, num_signals=288, epochs=10)
+    result, _ = cell.train_cell(learning, Cell("DRSN-CW", "gaussian", 40.0, 0), torch.device("cpu"))
+    assert result.train_accuracy > 0.3 and result.test_accuracy > 0.3
+
+
+def made(network, noise, snr, seed, test):
+    return Result(network, noise, snr, seed, 0.5, test, 2.0, 1000)
+
+
+def test_table_of_known_results():
+    """Seeds of 0.6 and 0.8 over the noises: mean 70 %, standard deviation of n - 1 0.1414."""
+    grid = replace(SMALL, networks=("ResNet", "DRSN-CW"), noise=("pink",), snr=(-5.0, 5.0), seeds=2)
+    known = [
+        made("ResNet", "pink", -5.0, 0, 0.5),
+        made("ResNet", "pink", 5.0, 0, 0.7),
+        made("ResNet", "pink", -5.0, 1, 0.7),
+        made("ResNet", "pink", 5.0, 1, 0.9),
+        *(made("DRSN-CW", "pink", snr, seed, 0.25) for snr in (-5.0, 5.0) for seed in (0, 1)),
+    ]
+    lines = report.table(grid, known).splitlines()
+    paper = "91.96 ± 1.05 | 86.25 ± 1.34"
+    assert f"| ResNet | 50.00 ± 0.00 | 70.00 ± 14.14 | {paper} | 1000 | 2.0 |" in lines
+    assert "| DRSN-CW | 50.00 ± 0.00 | 25.00 ± 0.00 | 94.84 ± 0.55 | 89.57 ± 0.87 | 1000 | 2.0 |" in lines
+    assert "| pink, -5 dB | 60.00 ± 14.14 | 25.00 ± 0.00 |" in lines
+    assert "| pink, 5 dB | 80.00 ± 14.14 | 25.00 ± 0.00 |" in lines
+    assert any("the mean over the seeds (2) ± their standard deviation (n - 1)" in line for line in lines)
+
+
+def test_one_seed_has_no_spread():
+    grid = replace(SMALL, networks=("ResNet",), noise=("pink",), snr=(0.0,), seeds=1)
+    lines = report.table(grid, [made("ResNet", "pink", 0.0, 0, 0.5)]).splitlines()
+    assert "| pink, 0 dB | 50.00 |" in lines
+
+
+def test_curves_show_mean_and_spread(monkeypatch, tmp_path):
+    """What is drawn: lines through the means in the order of the ratios, bands of one standard deviation."""
+    from matplotlib.axes import Axes
+
+    grid = replace(SMALL, networks=("ResNet",), noise=("pink",), snr=(5.0, -5.0), seeds=2)
+    known = [
+        made("ResNet", "pink", 5.0, 0, 0.7),
+        made("ResNet", "pink", 5.0, 1, 0.9),
+        made("ResNet", "pink", -5.0, 0, 0.4),
+        made("ResNet", "pink", -5.0, 1, 0.4),
+    ]
+    drawn = {}
+    for name in ("plot", "fill_between"):
+        inside = getattr(Axes, name)
+        monkeypatch.setattr(
+            Axes,
+            name,
+            lambda self, *args, name=name, inside=inside, **options: (
+                drawn.setdefault(name, args),
+                inside(self, *args, **options),
+            )[1],
+        )
+    report.plot_accuracy(grid, known, tmp_path / "a.png")
+    assert drawn["plot"][0] == [-5.0, 5.0] and drawn["plot"][1] == pytest.approx([40, 80])
+    assert drawn["fill_between"][1] == pytest.approx([40, 80 - 200**0.5])
+    assert drawn["fill_between"][2] == pytest.approx([40, 80 + 200**0.5])
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+BAD = [
+    (["--seeds", "0"], "argument --seeds: must be an integer of at least 1, got '0'"),
+    (["--snr", "loud"], "argument --snr: must be a number of at least -100, got 'loud'"),
+    (["--noise", "brown"], "argument --noise: invalid choice: 'brown'"),
+    (["--networks", "VGG"], "argument --networks: invalid choice: 'VGG'"),
+    (["--preset", "large"], "argument --preset: invalid choice: 'large'"),
+    (["--workers", "0"], "argument --workers: must be an integer of at least 1, got '0'"),
+    (["--num-signals", "23"], "--num-signals: got 23, expected at least 24"),
+    (["--blocks", "4"], "--blocks: got 4, expected a multiple of the number of widths, 3"),
+    (["--device", "abacus"], "--device abacus: cannot be used here"),
+    (["--data-dir", "nowhere"], "expected none with --data vibration"),
+    (["--data", "cwru"], "--data cwru needs the folder that holds its files: --data-dir"),
+    (["--data", "folder", "--data-dir", "nowhere"], "nowhere: no such folder"),
+    (["--data", "folder", "--num-signals", "99", "--data-dir", "old"], "expected none with --data folder"),
+    (["--output-dir", "old"], "--output-dir old: not an empty folder"),
+    (["--output-dir", "new", "--resume", "old"], "argument --resume: not allowed with argument --output-dir"),
+    (["--resume", "nowhere"], "settings.json: no such file"),
+    (["--resume", "other"], "settings.json: not the settings of an experiment of this program"),
+    (["--resume", "cut"], "settings.json: damaged"),
+    (["--resume", "list"], "settings.json: damaged"),
+    (["--resume", "later"], "settings.json: not the settings of an experiment of this version"),
+    (["--resume", "swapped"], "ResNet_pink_+5dB_1.json: not the result of this cell"),
+    (["--resume", "old", "--epochs", "3"], "old: an experiment of --epochs 2, not of --epochs 3"),
+    (["--resume", "old", "--snr", "5"], "old: an experiment of --snr 5 -5, not of --snr 5"),
+    (
+        ["--resume", "old", "--preset", "small"],
+        "old: an experiment of --num-signals 72, not of --num-signals",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def old(whole, tmp_path_factory):
+    """A folder with a finished experiment, and folders that are none."""
+    folder = tmp_path_factory.mktemp("old")
+    shutil.copytree(whole, folder / "old")
+    shutil.copytree(whole, folder / "swapped")
+    cells = folder / "swapped" / "cells"
+    shutil.copy(cells / "ResNet_pink_+5dB_0.json", cells / "ResNet_pink_+5dB_1.json")
+    saved = (whole / "settings.json").read_text()
+    for name, text in {
+        "other": "{}",
+        "cut": saved[:50],
+        "list": "[]",
+        "later": saved.replace('"blocks"', '"layers"'),
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "settings.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("flags, message", BAD, ids=[" ".join(flags) for flags, _ in BAD])
+def test_errors(old, flags, message, monkeypatch, capsys):
+    monkeypatch.chdir(old)
+    before = contents(old)
+    capsys.readouterr()
+    assert status_of(*flags) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.endswith("\n")
+    assert message in err
+    assert contents(old) == before and not (old / "runs").exists()
