@@ -15,7 +15,8 @@ from torch import nn
 
 from drsn_ops import Shrinkage
 from drsn_ops.conversion import Placement, convert
-from drsn_ops.modules import BATCH_NORMS, CONVOLUTIONS
+from drsn_ops.modules import BATCH_NORMS, CONVOLUTIONS, RSBU
+from drsn_ops.rsnet import RSNetBlock
 
 
 class BasicBlock(nn.Module):
@@ -106,6 +107,36 @@ class SEBasicBlock(BasicBlock):
         return self.se(super().branch(x))
 
 
+class SequenceBlock(BasicBlock):
+    """Its layers have two names each, and are called by the second."""
+
+    def __init__(self, channels, width, stride=1):
+        super().__init__(channels, width, stride)
+        self.sequence = nn.Sequential(self.conv1, self.bn1, nn.ReLU(), self.conv2, self.bn2)
+
+    def branch(self, x):
+        return self.sequence(x)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """timm's layout: a normalisation that is of no class of those with running statistics."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class ScaledNorm(nn.Module):
+    """A layer with a child that is called as the one inside a `ShrunkLayer` is."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width, 1, 1))
+        self.layer = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return self.weight * self.layer(x)
+
+
 class ResNet(nn.Module):
     def __init__(self, *blocks, dim=2):
         super().__init__()
@@ -116,6 +147,13 @@ class ResNet(nn.Module):
 
     def forward(self, x):
         return self.fc(self.layer1(F.relu(self.bn1(self.conv1(x)))).flatten(2).mean(-1))
+
+
+def changed(module, **layers):
+    """The module with other layers."""
+    for name, layer in layers.items():
+        setattr(module, name, layer)
+    return module
 
 
 def network(*blocks, dim=2):
@@ -157,7 +195,15 @@ BEHIND = [
     (lambda: [PreActBlock(4, 6, 2), PreActBlock(6, 6)], "conv2", "Conv2d", 6, 2),
     (lambda: [BasicBlock(4, 6, 2, dim=1), BasicBlock(6, 6, dim=1)], "bn2", "BatchNorm1d", 6, 1),
     (lambda: [BasicBlock(4, 6, 2, dim=3), BasicBlock(6, 6, dim=3)], "bn2", "BatchNorm3d", 6, 3),
+    (lambda: [SequenceBlock(4, 6, 2), SequenceBlock(6, 6)], "bn2", "BatchNorm2d", 6, 2),
+    (lambda: plain(RSBU), "conv2", "Conv1d", 6, 1),
+    (lambda: plain(RSNetBlock), "residual_function.4", "BatchNorm1d", 6, 1),
 ]
+
+
+def plain(unit):
+    """Two of this package's units without shrinkage."""
+    return [unit(4, 6, stride=2, thresholds=None), unit(6, 6, thresholds=None)]
 
 
 @pytest.mark.parametrize("blocks, layer, kind, channels, dim", BEHIND)
@@ -189,6 +235,31 @@ def test_in_the_place_of_squeeze_and_excite(squeeze):
     assert report.added - report.removed == count
     assert report.removed == 2 * sum(p.numel() for p in squeeze(6).parameters())
     check_same(model, shrunk_by_hooks(before, model), x)
+
+
+@pytest.mark.parametrize(
+    "name",
+    """SE SELayer SELayer1D SELayer1d SELayer_1d SEBlock1d SEUnit SEAttention SqueezeExcite1d SqueezeExcitation2D
+    SqueezeAndExcitation ChannelSELayer3D EffectiveSEModule""".split(),
+)
+def test_class_names_of_squeeze_and_excite(name):
+    model = nn.Sequential(type(name, (SEModule,), {})(4))
+    assert convert(model).placements == (Placement("0", 4, "in the place of", name),)
+
+
+def test_a_squeeze_and_excite_module_within_another():
+    model = nn.Sequential(type("SEUnit", (nn.Sequential,), {})(SEModule(4)))
+    report = convert(model)
+    assert [one.name for one in report.placements] == ["0"]
+    assert report.removed == sum(p.numel() for p in SEModule(4).parameters())
+
+
+def test_a_relu_at_the_end_of_a_branch_stays():
+    block = RSNetBlock(4, 4, thresholds=None)
+    block.relu = nn.ReLU()
+    block.residual_function.append(block.relu)
+    assert [one.name for one in convert(block).placements] == ["residual_function.4.shrinkage"]
+    assert type(block.relu) is nn.ReLU
 
 
 def test_the_report_in_print():
@@ -233,6 +304,18 @@ def test_a_frozen_batch_norm_stays_frozen():
     assert torch.equal(model.layer1[0].bn2.layer.running_mean, mean)
 
 
+def test_a_block_without_parameters():
+    block = BasicBlock(4, 4).double()
+    block.count = nn.Buffer(torch.tensor(0))
+    for layer in list(block.modules()):
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            delattr(layer, name)
+            layer.register_buffer(name, parameter.detach())
+    convert(block)
+    assert {parameter.dtype for parameter in block.parameters()} == {torch.float64}
+    block(torch.randn(2, 4, 5, 5, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_checkpoint_from_before_loads(copied):
     model, x = network(BasicBlock(4, 6, 2), PreActBlock(6, 8), SEBasicBlock(8, 6))
@@ -254,6 +337,20 @@ def test_a_checkpoint_from_before_loads(copied):
     own = {key: value.clone() for key, value in model.state_dict().items()}
     assert "layer1.0.bn2.layer.weight" in own and "layer1.0.bn2.shrinkage.fc.0.weight" in own
     copied(model).load_state_dict(own, strict=True)
+
+
+def test_a_checkpoint_of_a_layer_with_a_child_called_layer():
+    model, _ = network(changed(BasicBlock(4, 4), bn2=ScaledNorm(4)))
+    before = {key: torch.rand_like(value.double()) for key, value in model.state_dict().items()}
+    convert(model)
+    loaded = model.load_state_dict(before, strict=False)
+    assert not loaded.unexpected_keys and all(".shrinkage.fc." in key for key in loaded.missing_keys)
+    bn2 = model.layer1[0].bn2
+    assert torch.equal(bn2.layer.weight, before["layer1.0.bn2.weight"])
+    assert torch.equal(bn2.layer.layer.weight, before["layer1.0.bn2.layer.weight"])
+    after = {key: value + 1 for key, value in model.state_dict().items()}
+    model.load_state_dict(after, strict=True)
+    assert all(torch.equal(value, after[key]) for key, value in model.state_dict().items())
 
 
 def test_the_batch_norm_is_in_the_operator():
@@ -289,6 +386,14 @@ def test_a_module_with_two_names_is_one_place():
     assert isinstance(block.se, Shrinkage) and block.attention is block.se and block.tail[0] is block.se
 
 
+def test_a_layer_of_two_blocks_is_one_place():
+    blocks = pair()
+    blocks[0].bn2 = blocks[1].bn2
+    report = convert(blocks)
+    assert [one.name for one in report.placements] == ["0.bn2.shrinkage"]
+    assert blocks[0].bn2 is blocks[1].bn2 and type(blocks[0].bn2.layer) is nn.BatchNorm2d
+
+
 def test_what_only_looks_alike_is_left_alone():
     class SEBlock(nn.Sequential):
         """Such a name, but no squeeze: a convolution of width 3, or another number of channels."""
@@ -300,12 +405,10 @@ def test_what_only_looks_alike_is_left_alone():
             super().__init__()
             self.conv1, self.conv2 = nn.Conv1d(2, 2, 3), nn.Conv1d(2, 2, 3)
 
+    network = type("SENet", (SEModule,), {})(4)
+    squeezes = [SEBlock(nn.Conv1d(4, 4, 3)), SEBlock(nn.Linear(4, 2)), SEBlock(), network]
     with pytest.raises(ValueError, match="no place"):
-        convert(
-            nn.Sequential(
-                SEBlock(nn.Conv1d(4, 4, 3)), SEBlock(nn.Linear(4, 2)), SEBlock(), DoubleConvolution()
-            )
-        )
+        convert(nn.Sequential(*squeezes, DoubleConvolution()))
 
 
 def zero_init(block):
@@ -322,6 +425,18 @@ def failing(name, module):
     return True
 
 
+def layer_norm_block():
+    return changed(BasicBlock(6, 6), bn2=LayerNorm2d(6))
+
+
+def lazy_block():
+    return changed(BasicBlock(6, 6), conv2=nn.LazyConv2d(6, 3, padding=1))
+
+
+def lazy_squeeze():
+    return changed(SE_Layer(6), fc=nn.Sequential(nn.LazyLinear(2), nn.ReLU(), nn.Linear(2, 6)))
+
+
 def pair(*blocks):
     return nn.Sequential(BasicBlock(4, 6), *(blocks or [BasicBlock(6, 6)]))
 
@@ -335,6 +450,9 @@ ERRORS = [
     (pair, {"where": lambda name, module: False}, ValueError, r"model: got Sequential with no place for"),
     (pair, {"where": failing}, RuntimeError, r"name: 1"),
     (lambda: pair(zero_init(BasicBlock(6, 6))), {}, ValueError, r"all 0 in front of 1\.bn2\.shrinkage"),
+    (lambda: pair(zero_init(layer_norm_block())), {}, ValueError, r"all 0 in front of 1\.bn2\.shrinkage,"),
+    (lambda: pair(lazy_block()), {}, ValueError, r"lazy modules without their numbers at 1\.bn2, expected"),
+    (lambda: pair(lazy_squeeze()), {}, ValueError, r"lazy modules without their numbers at 1, expected"),
     (lambda: pair(zero_init(SEBasicBlock(6, 6))), {}, ValueError, r"all 0 in front of 1\.se, where"),
     (lambda: pair(zero_init(PreActBlock(6, 8))), {}, ValueError, r"all 0 in front of 1\.conv2\.shrinkage"),
 ]
