@@ -7,15 +7,18 @@ The block is a black box: it is judged by what it makes of inputs of known magni
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .modules import THRESHOLDS, require_choice, require_positive
+from .functional import Statistic
+from .modules import STATISTICS, THRESHOLDS, require_choice, require_positive
 
 MEAN_WITHOUT_ABS = "mean without abs"
 MAGNITUDE_WITHOUT_SIGN = "magnitude without sign"
@@ -27,7 +30,8 @@ REMEDIES = {
     MEAN_WITHOUT_ABS: "take the mean of x.abs(), both for the gate's input and for what alpha multiplies",
     MAGNITUDE_WITHOUT_SIGN: "multiply max(|x| - tau, 0) by x.sign(), not by x, and not by nothing",
     MEAN_DROPPED: "multiply the gate's output by the abs-mean: tau = alpha * x.abs().mean(...)",
-    CONFUSED: "CW: C gate outputs times the means of the channels; CS: one gate output times the mean of the sample",
+    CONFUSED: "CW: C gate outputs times the means of the channels; CS: one gate output times the mean of the sample; "
+    "where another pair is meant, name its mean: statistic='channel' or statistic='sample'",
     RESHAPE: "bring the channels to axis 1 with transpose or permute; reshape and view move no axis",
 }
 UNKNOWN = "differs from the definition, none of the known mistakes"
@@ -35,8 +39,11 @@ VANISHED = "cannot be judged: the thresholds are 0 or next to it"
 
 _SAMPLES = 6
 _SPATIAL = {1: (251,), 2: (15, 17), 3: (5, 7, 8)}
-_QUIET = 1e-8
 _SCALES = (1e-4, 1e-2, 1.0, 1e2)
+# What is added against a division by 0 may move y and tau by as much.
+_GUARD = 1e-6
+# The abs-mean of a quiet channel: what zeroes it is well above a guard.
+_QUIET = 1e-5
 # The statistic that the paper's two kinds of thresholds go with, and what each pair is called.
 _STATISTIC = {"channel-wise": "channel", "channel-shared": "sample"}
 _KINDS = {
@@ -100,17 +107,21 @@ class _Measured(NamedTuple):
     error: float  # the largest deviation from soft thresholding by tau
 
 
-def _measure(x: Tensor, y: Tensor, order: Tensor, product: bool = False) -> _Measured:
-    """The thresholds of the rows that ``order`` makes of a sample's elements.
+def _measure(
+    x: Tensor, y: Tensor, order: Tensor, back: Tensor | None = None, product: bool = False, slack: float = 0.0
+) -> _Measured:
+    """The thresholds of the rows that ``order`` makes of a sample's elements, in y ``back`` where that is another.
 
-    With ``product``, of ``y = x * max(|x| - tau, 0)``.
+    With ``product``, of ``y = x * max(|x| - tau, 0)``. A deviation of up to ``slack`` is no error.
     """
-    magnitude, kept = (t.flatten(1)[:, order].reshape(x.shape).abs() for t in (x, y))
+    orders = (order, order if back is None else back)
+    magnitude, kept = (t.flatten(1)[:, o].reshape(x.shape).abs() for t, o in zip((x, y), orders, strict=True))
     if product:
         kept = kept / magnitude
     largest = magnitude.argmax(-1, keepdim=True)
     tau = (magnitude - kept).gather(-1, largest)
-    error = (kept - (magnitude - tau).clamp(min=0)).abs() / magnitude.mean(-1, keepdim=True)
+    deviation = (kept - (magnitude - tau).clamp(min=0)).abs()
+    error = (deviation - slack).clamp(min=0) / magnitude.mean(-1, keepdim=True)
     return _Measured(tau.squeeze(-1), kept.gather(-1, largest).squeeze(-1) > 0, error.max().item())
 
 
@@ -148,15 +159,20 @@ class _Block:
     def measure(self, x: Tensor) -> _Measured:
         """The rows' thresholds, where the block is soft thresholding by them."""
         y = self(x)
-        measured = _measure(x, y, torch.arange(x[0].numel(), device=x.device))
+        measured = _measure(x, y, torch.arange(x[0].numel(), device=x.device), slack=_GUARD)
         if measured.error > self.tolerance:
             raise _Wrong(UNKNOWN, _deviation(measured.error))
-        self.error = max(self.error, measured.error)
         return measured
 
 
 def _deviation(error: float) -> str:
     return f"y deviates by up to {error:.2g} of mean|x| from soft thresholding with one threshold a channel"
+
+
+def _share(tau: Tensor, mean: Tensor) -> Tensor:
+    """tau / mean, which a guard alone does not bring below 0 or above 1."""
+    within = tau.clamp(min=0).minimum(mean)
+    return (within + F.softshrink(tau - within, _GUARD)) / mean
 
 
 def _times(ratio: Tensor) -> str:
@@ -170,8 +186,8 @@ class _Rows:
         self.shape = (_SAMPLES, channels, length)
         self.generator = torch.Generator().manual_seed(0)
         self.device = device
-        scales = torch.linspace(1, 1.5, _SAMPLES, dtype=torch.float64)
-        self.base = self.shuffled(self.spread()) * scales.to(device)[:, None, None]
+        self.scales = torch.linspace(1, 1.5, _SAMPLES, dtype=torch.float64).to(device)[:, None, None]
+        self.base = self.shuffled(self.spread()) * self.scales
 
     def spread(self) -> Tensor:
         return torch.linspace(0.05, 1.95, self.shape[-1], dtype=torch.float64)
@@ -185,10 +201,20 @@ class _Rows:
         return values.to(self.device)[self.ranks()]
 
     def peaked(self) -> Tensor:
-        """Rows of mean 1 with half of it in one position: a threshold far above the mean still shows there."""
+        """Rows of mean 1 with half of it in few positions: a threshold far above the mean still shows there."""
         values = self.spread()
-        values[-1] = values[:-1].sum()
+        # as many as keep the largest value so small that float32 tells what it loses
+        few = 1 + len(values) // 300
+        values[-few:] = values[:-few].sum() / few
         return self.shuffled(values / values.mean())
+
+    def signed(self, magnitude: Tensor) -> Tensor:
+        """Rows of the same mean|x| with a random quarter turned, and so scaled that mean(x) is half of mean|x|."""
+        turned = (self.ranks() < self.shape[-1] // 4).double()
+        parts = ((0.75, 1 - turned), (-0.25, turned))
+        total = magnitude.sum(-1, keepdim=True)
+        rows = [s * magnitude * p * total / (magnitude * p).sum(-1, keepdim=True) for s, p in parts]
+        return rows[0] + rows[1]
 
     def uneven(self) -> Tensor:
         """The base with each row scaled so little that no threshold below the sample's mean can zero it."""
@@ -206,6 +232,12 @@ def _layouts(channels: int, length: int, device: torch.device) -> dict[str, Tens
     }
 
 
+def _placed(rows: Tensor, order: Tensor) -> Tensor:
+    """The x from which ``order`` takes these rows."""
+    x = torch.empty_like(rows).flatten(1)
+    return x.scatter(1, order.expand(len(x), -1), rows.flatten(1)).reshape(rows.shape)
+
+
 def _gathered(x: Tensor, order: Tensor) -> Tensor:
     """x with each channel's values sorted by the row of ``order`` that their positions belong to."""
     channels, length = x.shape[1:]
@@ -216,10 +248,7 @@ def _gathered(x: Tensor, order: Tensor) -> Tensor:
 
 def _shuffled_within(x: Tensor, order: Tensor, ranks: Tensor) -> Tensor:
     """x with the values within each row of ``order`` exchanged."""
-    rows = x.flatten(1)[:, order].reshape(x.shape).gather(-1, ranks)
-    return (
-        torch.empty_like(x).flatten(1).scatter(1, order.expand(len(x), -1), rows.flatten(1)).reshape(x.shape)
-    )
+    return _placed(x.flatten(1)[:, order].reshape(x.shape).gather(-1, ranks), order)
 
 
 def _find_form(block: _Block, rows: _Rows, layouts: dict[str, Tensor]) -> str:
@@ -231,10 +260,16 @@ def _find_form(block: _Block, rows: _Rows, layouts: dict[str, Tensor]) -> str:
     if not y.any():
         raise _Wrong(UNKNOWN, "y is 0 everywhere: the thresholds are above the largest |x|, twice the mean")
     for product in (False, True):
-        for layout, order in layouts.items():
-            error = _measure(x, y, order, product).error
+        for (layout, order), (other, back) in itertools.product(layouts.items(), repeat=2):
+            error = _measure(x, y, order, back, product).error
             if error > block.tolerance:
                 continue
+            if other != layout:
+                raise _Wrong(
+                    RESHAPE,
+                    f"the {other} of y are the {layout} of x, shrunk by a threshold each, up to {error:.1g} of mean|x|",
+                    _deviation(_measure(x, y, layouts["channels"]).error),
+                )
             if product:
                 at = x.argmax()
                 raise _Wrong(
@@ -244,6 +279,7 @@ def _find_form(block: _Block, rows: _Rows, layouts: dict[str, Tensor]) -> str:
                 )
             # where nothing but rounding is left, more can be told from rounding
             block.tolerance = 1e-6 if error < 1e-10 else block.tolerance
+            block.error = error
             return layout
     raise _Wrong(UNKNOWN, _deviation(_measure(x, y, layouts["channels"]).error))
 
@@ -252,13 +288,29 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
-def _check_signs(block: _Block, rows: _Rows, order: Tensor) -> None:
+def _beyond_means(
+    block: _Block,
+    rows: _Rows,
+    order: Tensor,
+    layouts: dict[str, Tensor],
+    turned: Callable[[Tensor], Tensor],
+) -> float:
+    """By how much thresholds differ between rows, of the layout where they do least, with equal mean(x) and mean|x|."""
+    apart = []
+    for place in layouts.values():
+        both = [_placed(turned(values), place) for values in (rows.base, rows.peaked() * rows.scales)]
+        even, peaked = (_measure(x, block(x), order).tau for x in both)
+        apart.append(_apart(even, peaked))
+    return min(apart)
+
+
+def _check_signs(block: _Block, rows: _Rows, layouts: dict[str, Tensor], found: str) -> None:
     """Other signs of the same magnitudes change the signs of y and nothing else."""
-    x = rows.base
+    x, order = rows.base, layouts[found]
     y = block(x)
     quarter = 1 - 2 * (rows.ranks() < x.shape[-1] // 4).double()
     mean = x.mean(-1)
-    for signs in (quarter, -torch.ones_like(x)):
+    for signs, alike in ((quarter, rows.signed), (-torch.ones_like(x), torch.neg)):
         turned = block(x * signs)
         if _apart(turned.abs(), y.abs()) > block.tolerance:
             before, after = _measure(x, y, order), _measure(x * signs, turned, order)
@@ -269,13 +321,17 @@ def _check_signs(block: _Block, rows: _Rows, order: Tensor) -> None:
                     "thresholding; with positive x it does not",
                 )
             signed = (x * signs).mean(-1) / mean
-            raise _Wrong(
-                MEAN_WITHOUT_ABS,
+            evidence = (
                 f"the same |x| with {(signs < 0).double().mean():.0%} of the signs turned: mean|x| stays, mean(x) is "
                 f"{_times(signed)} of it,",
                 f"and tau goes from {_times(before.tau / mean)} to {_times(after.tau / mean)} times mean|x| "
                 f"(median; from {(after.tau / mean).min().item():.3g} to {(after.tau / mean).max().item():.3g})",
             )
+            beyond = _beyond_means(block, rows, order, layouts, alike)
+            if beyond > block.tolerance:
+                words = f"not through mean(x): with mean(x) and mean|x| fixed, tau still moves by up to {beyond:.2g}"
+                raise _Wrong(UNKNOWN, *evidence, words)
+            raise _Wrong(MEAN_WITHOUT_ABS, *evidence)
         other = ((turned * signs < 0).sum() / (turned != 0).sum()).item()
         if other == 0:
             continue
@@ -310,11 +366,21 @@ def _check_layout(block: _Block, rows: _Rows, layouts: dict[str, Tensor], found:
 
 
 def _check_mean(block: _Block, rows: _Rows) -> tuple[float, float]:
-    """Thresholds grow with the mean and stay below it. Returns the smallest and the largest tau / mean|x|."""
+    """Thresholds come from the mean and stay below it. Returns the smallest and the largest tau / mean|x|."""
+    even, peaked = (block.measure(x) for x in (rows.base, rows.peaked() * rows.scales))
+    moved = (even.tau - peaked.tau) * (even.visible & peaked.visible)
+    if moved.abs().max() > block.tolerance:
+        raise _Wrong(
+            UNKNOWN,
+            f"rows of the same mean|x| have other thresholds: tau is {_times(even.tau / rows.scales[..., 0])} times "
+            f"mean|x| in rows of evenly spread |x|, {_times(peaked.tau / rows.scales[..., 0])} times in rows with half "
+            "of it in few values (median)",
+        )
     seen, ratios = [], []
     for scale in _SCALES:
-        measured = block.measure(rows.peaked() * scale)
-        ratios.append(measured.tau / scale)
+        x = rows.peaked() * scale
+        measured = block.measure(x)
+        ratios.append(_share(measured.tau, x.mean(-1)))
         if measured.visible.any():
             seen.append((scale, measured.tau[measured.visible]))
     low, high = min(r.min().item() for r in ratios), max(r.max().item() for r in ratios)
@@ -340,21 +406,25 @@ def _find_statistic(block: _Block, rows: _Rows) -> tuple[str | None, str]:
     quiet = torch.ones(_SAMPLES, 1, 1, dtype=torch.float64, device=rows.device)
     quiet[::2] = 1e-3
     x = rows.base * quiet
-    above = (block.measure(x).tau / x.mean((1, 2))[:, None]).max().item()
+    above = _share(block.measure(x).tau, x.mean((1, 2))[:, None]).max().item()
     if above > 1 + block.tolerance:
         raise _Wrong(
             UNKNOWN, f"in a quiet sample tau is {above:.3g} times mean|x|: it depends on other samples"
         )
-    own, whole = [], []
-    for first in (0, 1):
-        x = rows.base.clone()
-        x[:, first::2] *= _QUIET
+    own, whole, shown = [], [], False
+    # a gate that is shut at one magnitude may be open at another
+    for first, loud in itertools.product((0, 1), _SCALES[1:]):
+        x = rows.base * loud
+        x[:, first::2] *= _QUIET / loud
         measured = block.measure(x)
-        own.append((measured.tau / x.mean(-1)).max().item())
-        whole.append((measured.tau * measured.visible / x.mean((1, 2))[:, None]).max().item())
+        seen = measured.tau * measured.visible
+        own.append(_share(measured.tau, x.mean(-1)).max().item())
+        whole.append(_share(seen, x.mean((1, 2))[:, None]).max().item())
+        # as the sample's, this threshold would have zeroed the quiet channels
+        shown |= whole[-1] > block.tolerance and seen.max().item() > x[:, first::2].max().item()
     words = f"in a quiet channel, tau is up to {max(own):.3g} times the channel's mean|x|"
     if max(own) <= 1 + block.tolerance:
-        return "channel" if max(whole) > block.tolerance else None, words
+        return "channel" if shown else None, words
     if max(whole) > 1 + block.tolerance:
         raise _Wrong(
             UNKNOWN,
@@ -372,29 +442,35 @@ def _find_kind(block: _Block, rows: _Rows) -> tuple[str | None, str | None, tupl
         return None, None, (bound,)
     x = rows.uneven()
     mean = x.mean(-1) if statistic == "channel" else x.mean((1, 2))[:, None]
-    alpha = block.measure(x).tau / mean
+    # not below 1, where a guard could be taken for a gate's output
+    alpha = torch.cat([block.measure(x * scale).tau / (mean * scale) for scale in _SCALES[2:]])
     between = (alpha.amax(1) - alpha.amin(1)).max().item()
-    constant = (alpha.max() - alpha.min()).item() <= block.tolerance
-    thresholds = None if constant else "channel-shared" if between <= block.tolerance else "channel-wise"
+    overall = (alpha.max() - alpha.min()).item()
+    # outputs next to 0 are near each other, and still not one
+    shared = between <= min(block.tolerance, overall / 10)
+    constant = overall <= block.tolerance
+    thresholds = None if constant else "channel-shared" if shared else "channel-wise"
     of = "its channel" if statistic == "channel" else "its sample"
     spread = f"alpha = tau / mean|x| of {of} differs by up to {between:.2g} between the channels of a sample"
     return thresholds, statistic, (bound, spread)
 
 
-def _examine(block: _Block, rows: _Rows, expected: str | None) -> Check:
+def _examine(block: _Block, rows: _Rows, expected: str | None, meant: Statistic | None) -> Check:
     """Every step in the order in which one mistake would look like another."""
     layouts = _layouts(*rows.shape[1:], rows.device)
     found = _find_form(block, rows, layouts)
-    _check_signs(block, rows, layouts[found])
+    _check_signs(block, rows, layouts, found)
     _check_layout(block, rows, layouts, found)
     low, high = _check_mean(block, rows)
     thresholds, statistic, evidence = _find_kind(block, rows)
     kind = _KINDS[thresholds, statistic]
-    if expected is not None and statistic is not None:
-        if statistic != _STATISTIC[expected] or thresholds not in (None, expected):
-            raise _Wrong(
-                CONFUSED, f"expected {_KINDS[expected, _STATISTIC[expected]]}", f"found {kind}", *evidence
-            )
+    if statistic is not None:
+        width = expected or thresholds
+        # a gate whose width does not show goes with either mean
+        scope = meant or (statistic if width is None else _STATISTIC[width])
+        if statistic != scope or thresholds not in (None, width):
+            wanted = _KINDS[width, scope] if expected or meant else "DRSN-CW or DRSN-CS"
+            raise _Wrong(CONFUSED, f"expected {wanted}", f"found {kind}", *evidence)
     exact = (
         f"y is soft thresholding up to {block.error:.1g} of mean|x|; alpha is {max(low, 0):.3g} to {high:.3g}"
     )
@@ -425,23 +501,24 @@ def check_shrinkage(
     dim: int = 1,
     spatial: Sequence[int] | None = None,
     expected: str | None = None,
+    statistic: Statistic | None = None,
     training: bool = False,
 ) -> Check:
     r"""Whether a shrinkage block is ``sign(x) * max(|x| - alpha * mean|x|, 0)``, and what is wrong with it if not.
 
-    Only what the block makes of chosen inputs is looked at, so any gate will do that gives numbers between 0 and 1. The
-    mistakes that are told apart, all of them met in public code:
+    Only what the block makes of chosen inputs is looked at, so any gate will do that makes numbers between 0 and 1 of
+    the channels' means. The mistakes that are told apart, all of them met in public code:
 
     - ``"mean without abs"``: the mean of x, not of ``|x|``, goes into the gate or the threshold;
     - ``"magnitude without sign"``: ``max(|x| - tau, 0)`` is returned as it is, or multiplied by x;
     - ``"mean dropped"``: the gate's output alone is the threshold;
-    - ``"CS and CW confused"``: thresholds of another kind than ``expected``; among them the mean of the sample with a
-      channel-wide gate, which is neither;
+    - ``"CS and CW confused"``: the mean of the sample with a channel-wide gate, or the channels' means with a gate of
+      one output, unless ``statistic`` asks for it; or thresholds of another kind than ``expected``;
     - ``"reshape for transpose"``: rows of memory are taken for channels after axes were renamed, not moved.
 
     A block with several mistakes is told one; mend it and ask again. The statistic and the gate's width show only as
-    far as the gate's outputs do: an alpha below 1e-8 in a quiet channel passes for the channel's own mean, and C
-    outputs that are always equal for one.
+    far as the gate's outputs do: an alpha below 1e-7 in a quiet channel passes for the channel's own mean, and C
+    outputs that are always equal for one. A guard of up to 1e-6 against a division by 0 is no mistake.
 
     Args:
         module: maps (N, C, \*spatial) to the same shape; the shrinkage alone, without convolutions or the shortcut.
@@ -450,8 +527,10 @@ def check_shrinkage(
         channels: C.
         dim: the number of spatial axes: 1, 2 or 3.
         spatial: their sizes, where the block takes no others; at least 16 positions in all.
-        expected: ``"channel-wise"`` (DRSN-CW), ``"channel-shared"`` (DRSN-CS), or None, which accepts each of the
-            four pairs of ``thresholds`` and ``statistic`` that `Shrinkage` has, and says which it is.
+        expected: ``"channel-wise"`` (DRSN-CW), ``"channel-shared"`` (DRSN-CS), or None, which accepts both and says
+            which it is.
+        statistic: the mean that alpha is meant to multiply, as in `Shrinkage`: ``"channel"`` or ``"sample"``, with
+            either gate. None follows the paper: ``"channel"`` for a channel-wide gate, ``"sample"`` for one output.
         training: examine the block in training mode, where its gate's BatchNorm uses the batch.
 
     Returns:
@@ -473,6 +552,7 @@ def check_shrinkage(
     require_positive("channels", channels)
     require_choice("dim", dim, tuple(_SPATIAL))
     require_choice("expected", expected, (*THRESHOLDS, None))
+    require_choice("statistic", statistic, (*STATISTICS, None))
     sizes = _SPATIAL[dim] if spatial is None else tuple(spatial)
     if len(sizes) != dim or math.prod(sizes) < 16:
         raise ValueError(
@@ -485,7 +565,8 @@ def check_shrinkage(
         devices = [like.device] if like.is_cuda else []
         try:
             with torch.no_grad(), torch.random.fork_rng(devices):
-                return _examine(block, _Rows(channels, math.prod(sizes), like.device), expected)
+                rows = _Rows(channels, math.prod(sizes), like.device)
+                return _examine(block, rows, expected, statistic)
         except _Wrong as wrong:
             return wrong.check
         except Exception as error:

@@ -121,6 +121,20 @@ class ChannelsLast(Block):
         return super().forward(rows).transpose(1, 2).reshape(x.shape)
 
 
+class OneWay(Block):
+    """The axes are moved in one direction and only renamed in the other."""
+
+    def __init__(self, moves_in, **options):
+        super().__init__(**options)
+        self.moves_in = moves_in
+
+    def forward(self, x):
+        n, c = x.shape[:2]
+        rows = x.flatten(2).mT if self.moves_in else x.reshape(n, -1, c)
+        y = super().forward(rows.mT).mT
+        return (y if self.moves_in else y.mT).reshape(x.shape)
+
+
 class MixedStatistic(ChannelsLast):
     """Only the means are taken over the wrong rows."""
 
@@ -159,6 +173,8 @@ MISTAKES = {
     "no mean": (NoMean, {}, None, MEAN_DROPPED),
     "no mean, shared": (NoMean, {"outputs": 1}, CS, MEAN_DROPPED),
     "no mean, norm": (NoMean, {"norm": True}, CW, MEAN_DROPPED),
+    "hybrid": (Block, {"scope": "sample"}, None, CONFUSED),
+    "one gate output": (Block, {"outputs": 1}, None, CONFUSED),
     "CW for CS": (Block, {}, CS, CONFUSED),
     "CS for CW": (Block, {"outputs": 1, "scope": "sample"}, CW, CONFUSED),
     "hybrid for CS": (Block, {"scope": "sample"}, CS, CONFUSED),
@@ -168,6 +184,8 @@ MISTAKES = {
     "reshape": (ChannelsLast, {"back": False}, None, RESHAPE),
     "reshape back": (ChannelsLast, {"back": True}, CW, RESHAPE),
     "reshape, shared": (ChannelsLast, {"back": False, "outputs": 1, "scope": "sample"}, CS, RESHAPE),
+    "reshape in alone": (OneWay, {"moves_in": False}, None, RESHAPE),
+    "reshape out alone": (OneWay, {"moves_in": True}, CW, RESHAPE),
     "reshape of the statistic": (MixedStatistic, {"back": False}, None, RESHAPE),
     "reshape back of the statistic": (MixedStatistic, {"back": True}, None, RESHAPE),
     "reshape of the threshold": (MixedThreshold, {}, None, RESHAPE),
@@ -207,7 +225,8 @@ def test_nothing_right_is_called_wrong(seed):
     torch.manual_seed(seed)
     for block, thresholds, statistic in correct_blocks(seed):
         paper = {(CW, "channel"): CW, (CS, "sample"): CS}.get((thresholds, statistic))
-        check = check_shrinkage(block, C, dim=1 + seed % 3, expected=paper if seed % 2 else None)
+        options = {"expected": paper if seed % 2 else None, "statistic": None if paper else statistic}
+        check = check_shrinkage(block, C, dim=1 + seed % 3, training=seed % 5 == 0, **options)
         assert check and check.mistake is None and check.remedy is None, f"{block}: {check}"
         assert check.statistic == statistic
         # a gate whose hidden units are all 0 has one constant alpha; its width cannot show
@@ -234,6 +253,68 @@ def mean_of(x):
     return x.abs().mean(-1, keepdim=True)
 
 
+@pytest.mark.parametrize("statistic", ["channel", "sample"])
+@pytest.mark.parametrize("thresholds", [CW, CS])
+def test_a_mixed_pair_is_right_where_its_mean_is_asked_for(thresholds, statistic):
+    block = Shrinkage(C, thresholds, statistic=statistic)
+    mixed = (thresholds, statistic) in ((CW, "sample"), (CS, "channel"))
+    for expected in (None, thresholds):
+        assert check_shrinkage(block, C, expected=expected, statistic=statistic)
+        check = check_shrinkage(block, C, expected=expected)
+        assert check.mistake == (CONFUSED if mixed else None)
+        assert not mixed or f"statistic='{statistic}'" in check.remedy
+    other = {"channel": "sample", "sample": "channel"}[statistic]
+    assert check_shrinkage(block, C, statistic=other).mistake == CONFUSED
+    swapped = {CW: CS, CS: CW}[thresholds]
+    assert check_shrinkage(block, C, expected=swapped, statistic=statistic).mistake == CONFUSED
+
+
+GUARDS = {
+    "quotient": lambda x, mean, alpha, eps: x * torch.relu(1 - alpha * mean / (x.abs() + eps)),
+    "sign": lambda x, mean, alpha, eps: x / (x.abs() + eps) * torch.relu(x.abs() - alpha * mean),
+    "mean": lambda x, mean, alpha, eps: shrunk(x, alpha * (mean + eps)),
+}
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-10, 1e-8, 1e-6])
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_guard_against_a_division_by_zero_is_no_mistake(guard, eps):
+    for alpha in (1e-3, 0.3, 1.0):
+        for axes, statistic in ((2, "channel"), ((1, 2), "sample")):
+            check = check_shrinkage(
+                lambda x, axes=axes, alpha=alpha: GUARDS[guard](x, x.abs().mean(axes, True), alpha, eps), C
+            )
+            assert check and check.statistic == statistic, check
+    # what is larger than a guard shows in the small inputs
+    assert not check_shrinkage(lambda x: GUARDS[guard](x, mean_of(x), 1.0, 1e-4), C)
+
+
+@pytest.mark.parametrize("alpha", [2e-6, 1e-5, 1e-3])
+def test_a_nearly_closed_gate_shows_its_mean(alpha):
+    for axes, statistic in ((2, "channel"), ((1, 2), "sample")):
+        check = check_shrinkage(lambda x, axes=axes: shrunk(x, alpha * x.abs().mean(axes, True)), C)
+        assert check and check.statistic == statistic, check
+
+
+def test_a_gate_of_one_output_shows_where_it_opens():
+    """At the magnitudes of most inputs this alpha is one constant."""
+
+    class Late(Block):
+        def forward(self, x):
+            mean = self.statistic(x)
+            alpha = 0.5 - 0.1 * (mean.mean(1, keepdim=True) > 50)
+            return self.apply_to(x, per_channel(self.threshold(alpha, mean), x))
+
+    assert check_shrinkage(Late(), C).mistake == CONFUSED
+    assert check_shrinkage(Late(scope="sample"), C).thresholds == CS
+
+
+def test_gate_outputs_next_to_zero_are_not_taken_for_one():
+    outputs = 3e-6 * torch.linspace(1, 1.3, C, dtype=torch.float64)[:, None]
+    check = check_shrinkage(lambda x: shrunk(x, outputs * (0.5 + 0.5 * (mean_of(x) > 50)) * mean_of(x)), C)
+    assert check and check.thresholds == CW, check
+
+
 OTHERS = {
     "hard": (lambda x: x * (x.abs() > 0.5 * mean_of(x)), UNKNOWN, "deviates by up to 0.5 of mean"),
     "one-sided": (lambda x: torch.relu(x - 0.5 * mean_of(x)), UNKNOWN, "with other signs .* deviates"),
@@ -243,6 +324,36 @@ OTHERS = {
         lambda x: shrunk(x, 0.5 * x.abs().mean((0, 2), keepdim=True)),
         UNKNOWN,
         "depends on other samples",
+    ),
+    "standard deviation": (
+        lambda x: shrunk(x, 0.3 * x.std(-1, keepdim=True)),
+        UNKNOWN,
+        "with mean.x. and mean.x. fixed, tau still moves",
+    ),
+    "gate of the maximum": (
+        lambda x: shrunk(x, x.amax(-1, keepdim=True).sigmoid() * mean_of(x)),
+        UNKNOWN,
+        "with mean.x. and mean.x. fixed, tau still moves",
+    ),
+    "gate of a negative maximum": (
+        lambda x: shrunk(x, (-x.amax(-1, keepdim=True)).relu().sigmoid() * mean_of(x)),
+        UNKNOWN,
+        "with mean.x. and mean.x. fixed, tau still moves",
+    ),
+    "median": (
+        lambda x: shrunk(x, 0.3 * x.abs().median(-1, keepdim=True).values),
+        UNKNOWN,
+        "tau is 0.3 times .* evenly spread .x., 0.151 times",
+    ),
+    "quantile": (
+        lambda x: shrunk(x, 0.1 * x.abs().quantile(0.9, -1, keepdim=True)),
+        UNKNOWN,
+        "rows of the same mean.x. have other thresholds",
+    ),
+    "gate of the median": (
+        lambda x: shrunk(x, x.abs().median(-1, keepdim=True).values.sigmoid() * mean_of(x)),
+        UNKNOWN,
+        "rows of the same mean.x. have other thresholds",
     ),
     "half": (
         lambda x: shrunk(x, 0.5 * mean_of(x[..., :99])),
@@ -318,6 +429,11 @@ def test_a_block_of_float32_alone(kind, mistake):
             assert check.mistake == mistake and bool(check) == (mistake is None), check
 
 
+def test_float32_tells_the_thresholds_of_long_rows():
+    check = check_shrinkage(lambda x: shrunk(x.float(), 0.37 * mean_of(x.float())), 2, spatial=(20000,))
+    assert check and check.statistic == "channel", check
+
+
 def test_a_gate_that_gives_one_constant_is_neither_kind():
     block = Shrinkage(C, CW)
     nn.init.zeros_(block.fc[3].weight)
@@ -362,6 +478,11 @@ def test_a_check_is_printed():
         ((abs, 0), ValueError, "channels: got 0, expected an integer of at least 1"),
         ((abs, C, {"dim": 4}), ValueError, "dim: got 4, expected 1, 2 or 3"),
         ((abs, C, {"expected": "CW"}), ValueError, "expected: got 'CW', expected 'channel-wise', "),
+        (
+            (abs, C, {"statistic": "mean"}),
+            ValueError,
+            "statistic: got 'mean', expected 'channel', 'sample' or",
+        ),
         ((abs, C, {"spatial": (5, 5)}), ValueError, r"spatial: got \(5, 5\), expected 1 sizes \(dim\)"),
         ((abs, C, {"spatial": (15,)}), ValueError, r"spatial: got \(15,\), .* at least 16 positions"),
     ],
