@@ -18,11 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .noise import uniform
+
 CLASSES = 10
 
 
 class InputError(Exception):
     """What a user gave cannot be used: a file, a flag, a checkpoint. The message is one line."""
+
+
+def require_seed(seed: object) -> None:
+    """Raise ValueError unless ``seed`` is an integer of at least 0, as NumPy's generators want it."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed: got {seed!r}, expected an integer of at least 0")
 
 
 class Split(NamedTuple):
@@ -68,7 +76,7 @@ def load(name: str, folder: str | Path | None, *, noise: float, seed: int) -> Da
         train, test = (read_mnist if name == "mnist" else read_cifar10)(Path(folder))
     generator = torch.Generator().manual_seed(seed)
     for split in (train, test):
-        split.images.add_(torch.rand(split.images.shape, generator=generator), alpha=noise)
+        split.images.add_(uniform(split.images.shape, generator=generator), alpha=noise)
     mean = train.images.mean((0, 2, 3)) if name == "cifar10" else torch.zeros(train.images.shape[1])
     return Dataset(train, test, mean[:, None, None])
 

@@ -104,12 +104,14 @@ def add_noise(
 
     Returns:
         A new tensor of the shape, type and device of ``x``. The powers are those of the sample itself, not expected
-        ones, so that the ratio is exact up to the rounding of the sum to the type of ``x``.
+        ones, so that the ratio is exact up to the rounding of the sum to the type of ``x``: to 0.1 dB up to about
+        130 dB in float32, 55 in float16 and 35 in bfloat16. Far beyond that the noise is lost in the last digit of the
+        values, and ``x`` comes back as it was.
 
     Raises:
         TypeError: ``x`` is not a real floating-point tensor; ``snr`` is neither a number nor a tensor.
         ValueError: a sample of ``x`` is empty, not finite or 0 everywhere, so that it has no power to relate the noise
-            to; a bad ``snr`` or ``kind``.
+            to; a sum beyond the range of its type; a bad ``snr`` or ``kind``.
 
     >>> x = torch.sin(torch.arange(2048.0)).expand(3, 1, -1)
     >>> noisy = add_noise(x, torch.tensor([-5.0, 2.0, 5.0]), "pink", generator=torch.Generator().manual_seed(0))
@@ -136,7 +138,15 @@ def add_noise(
     scale = (signal / _power(noise) * 10 ** (-decibels / 10)).sqrt()
     wide = accumulator(x.dtype)
     scale = scale.to(wide).reshape(-1, *[1] * (x.dim() - 1))
-    return (x.to(wide) + scale * noise).to(x.dtype)
+    noisy = (x.to(wide) + scale * noise).to(x.dtype)
+    beyond = ~noisy.flatten(1).isfinite().all(1)
+    if beyond.any():
+        first = int(beyond.nonzero()[0])
+        at = decibels.expand(len(x))[first]
+        raise ValueError(
+            f"snr: got {at:g} dB, of which the sum in sample {first} is beyond the range of {x.dtype}"
+        )
+    return noisy
 
 
 def snr(x: Tensor, noisy: Tensor) -> Tensor:

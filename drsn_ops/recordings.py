@@ -1,11 +1,13 @@
 """Recorded signals from files: the bearing data of Case Western Reserve University, and folders of .npy and .csv files.
 
 A recording is cut into windows, and whole recordings go to the training or to the test split: windows of one recording
-are so alike that a network which has seen some of them knows the others. Values are kept as they are in the file.
+are so alike that a network which has seen some of them knows the others. For the same reason a recording that is there
+twice is refused. Values are kept as they are in the file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .data import InputError
+from .data import InputError, require_seed
 from .modules import require_positive
 
 # The numbers of the files at 12 kHz with a fault of the drive end's bearing, and of the baseline, as published by
@@ -37,6 +39,9 @@ CWRU_NUMBERS: dict[str, Sequence[int]] = {
     "outer race 0.021": (*range(234, 238), *range(246, 250), *range(258, 262)),
 }
 CWRU_PARTS = {"IR": "inner race", "B": "ball", "OR": "outer race"}
+
+# the start of a number, or all of one that is written in letters
+NUMBER = re.compile(r"[+-]?(\.?\d|(nan|inf|infinity)$)", re.IGNORECASE)
 
 Array = npt.NDArray[np.float32]
 
@@ -65,6 +70,13 @@ class Source(NamedTuple):
     label: str
 
 
+class Content(NamedTuple):
+    """What is read from a file: the values, and the name of their recording, the same in every copy of it."""
+
+    values: npt.NDArray[Any]
+    name: str
+
+
 def cwru(
     folder: str | Path,
     *,
@@ -85,8 +97,9 @@ def cwru(
 
     The baseline, whose variables are X097 to X100, is recorded at 48 kHz where the faults are at 12 (W. A. Smith and
     R. B. Randall, Mech. Syst. Signal Process. 64-65, 2015, 100-131). It is resampled to 12 kHz, or else the rate
-    itself would tell it from the faults. The four loads of one published class are recordings of one and the same
-    bearing: a test on them does not show what a network makes of a bearing that it has not seen.
+    itself would tell it from the faults; the filter, which falls from 5.2 kHz on and to -6 dB at 6 kHz, may still do
+    so. The four loads of one published class are recordings of one and the same bearing: a test on them does not show
+    what a network makes of a bearing that it has not seen.
 
     Returns:
         `Recordings`, the same for the same files and seed.
@@ -94,10 +107,11 @@ def cwru(
     Raises:
         ValueError: a bad argument.
         InputError: a folder without MATLAB files, a file of another number or name, damaged, without its variable
-            ``X..._DE_time``, shorter than a window or not finite; a class with one recording only.
+            ``X..._DE_time``, shorter than a window or not finite in float32; a record in two files, as under its number
+            and its name; a class with one recording only.
     """
     folder = Path(folder)
-    files, folders = sorted(folder.glob("*.mat")), class_folders(folder)
+    folders, files = class_folders(folder), files_in(folder, (".mat",))
     if files and folders:
         raise InputError(f"{folder}: holds both .mat files and folders; expected one or the other")
     if files:
@@ -113,7 +127,7 @@ def cwru(
 def folder(
     folder: str | Path,
     *,
-    column: int = 0,
+    column: int | str | None = None,
     points: int = 2048,
     step: int | None = None,
     test_share: float = 0.25,
@@ -123,8 +137,10 @@ def folder(
 
     Args:
         folder: the outer one. A file is a recording: an array of (points,) or (points, columns), or lines of numbers
-            with commas between the columns. A first line that is not of numbers is taken for the columns' names.
-        column: which one to read, from 0.
+            with commas between the columns. A first line is taken for the columns' names if no field of it begins like
+            a number; lines that begin with ``#`` are passed over.
+        column: which one to read, a number from 0, as an integer or in digits, or a name in the first line of .csv
+            files. None reads files with one column, and refuses others: their first one is often the time.
         points, step, test_share, seed: as in `cwru`.
 
     Returns:
@@ -133,12 +149,14 @@ def folder(
     Raises:
         ValueError: a bad argument.
         InputError: no folders, or one without such files; a file that is damaged, without the column, shorter than a
-            window or not finite; a class with one recording only.
+            window or not finite in float32; two files with the same values in it; a class with one recording only.
     """
-    if not isinstance(column, int) or column < 0:
-        raise ValueError(f"column: got {column!r}, expected an integer of at least 0")
+    # no name is of digits
+    column = int(column) if isinstance(column, str) and column.isdecimal() else column
+    if not (column is None or isinstance(column, str) or (type(column) is int and column >= 0)):
+        raise ValueError(f"column: got {column!r}, expected an integer of at least 0, a name or None")
 
-    def read(path: Path) -> npt.NDArray[Any]:
+    def read(path: Path) -> Content:
         return read_column(path, column)
 
     folder = Path(folder)
@@ -154,6 +172,13 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of these endings, in either case, but for hidden ones, which macOS puts beside others."""
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
+    )
+
+
 def class_sources(folder: Path, folders: list[Path], suffixes: tuple[str, ...]) -> list[Source]:
     """The files of these endings in each class's folder."""
     wanted = " or ".join(suffixes)
@@ -161,7 +186,7 @@ def class_sources(folder: Path, folders: list[Path], suffixes: tuple[str, ...]) 
         raise InputError(f"{folder}: holds no {wanted} files, nor folders of them")
     sources = []
     for path in folders:
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+        found = files_in(path, suffixes)
         if not found:
             raise InputError(f"{path}: holds no {wanted} files")
         sources += [Source(file, path.name) for file in found]
@@ -184,8 +209,8 @@ def cwru_class(path: Path) -> str:
     raise InputError(f"{path}: not the number or name of a CWRU baseline or 12 kHz drive-end file")
 
 
-def read_cwru(path: Path) -> npt.NDArray[Any]:
-    """The drive-end channel of a file, at 12 kHz."""
+def read_cwru(path: Path) -> Content:
+    """The drive-end channel of a file, at 12 kHz, and the record that its variable names."""
     from scipy.io import loadmat
     from scipy.signal import resample_poly
 
@@ -201,10 +226,13 @@ def read_cwru(path: Path) -> npt.NDArray[Any]:
         channels = [name for name in channels if int(name[1:-8]) == number]
     if len(channels) != 1:
         raise InputError(f"{path}: has no variable X..._DE_time, or several and none of its number")
-    values = np.asarray(variables[channels[0]])
-    check_numbers(path, values)
-    baseline = int(channels[0][1:-8]) in CWRU_NUMBERS["normal"]
-    return resample_poly(values.ravel(), 1, 4) if baseline else values.ravel()
+    values = np.asarray(variables[channels[0]]).ravel()
+    require_real(path, values)
+    record = int(channels[0][1:-8])
+    if record in CWRU_NUMBERS["normal"]:
+        # zeros beyond the ends would be a step for a signal that is not about 0, and ring
+        values = resample_poly(values, 1, 4, padtype="mean")
+    return Content(values, f"record {record}")
 
 
 def cwru_number(name: str) -> int | None:
@@ -214,31 +242,48 @@ def cwru_number(name: str) -> int | None:
     return int(name) if name.isdecimal() else None
 
 
-def read_column(path: Path, column: int) -> npt.NDArray[Any]:
-    """One column of a .npy or .csv file."""
+def read_column(path: Path, column: int | str | None) -> Content:
+    """One column of a .npy or .csv file, named after a hash of its values, which a copy in the other format shares."""
+    names: list[str] = []
     try:
-        values = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else read_csv(path)
+        if path.suffix.lower() == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            names, values = read_csv(path)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: cannot be read: {first_line(error)}") from error
-    check_numbers(path, values)
+    require_real(path, values)
     values = values[:, None] if values.ndim == 1 else values
-    if values.ndim != 2 or column >= values.shape[1]:
-        raise InputError(
-            f"{path}: has shape {values.shape}, expected (points, columns) with a column {column}"
-        )
-    return values[:, column]
+    if values.ndim != 2:
+        raise InputError(f"{path}: has shape {values.shape}, expected (points,) or (points, columns)")
+    columns = values.shape[1]
+    held = f"has {columns} columns" + (f", {', '.join(map(repr, names))}" if names else "")
+    if column is None and columns != 1:
+        raise InputError(f"{path}: {held}; expected one, or a column to be chosen")
+    if isinstance(column, str) and names.count(column) != 1:
+        raise InputError(f"{path}: {held}; expected one of the name {column!r}")
+    index = names.index(column) if isinstance(column, str) else column or 0
+    if index >= columns:
+        raise InputError(f"{path}: {held}; expected a column {column}, counted from 0")
+    values = values[:, index].astype(np.float64)
+    return Content(values, f"values of hash {hashlib.sha256(values.tobytes()).hexdigest()[:16]}")
 
 
-def read_csv(path: Path) -> npt.NDArray[np.float64]:
-    """The numbers of a .csv file, (lines, columns)."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    try:
-        [float(field) for field in lines[0].split(",")]
-    except (ValueError, IndexError):
+def read_csv(path: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """The names of a .csv file's columns, if it has any, and its numbers, (lines, columns)."""
+    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("#")]
+    names = [name.strip(' "') for line in lines[:1] for name in line.split(",")]
+    if any(map(NUMBER.match, names)):
+        names = []
+    else:
         lines = lines[1:]
-    if not any(line.strip() for line in lines):
+    if not lines:
         raise ValueError("it holds no numbers")
-    return np.loadtxt(lines, delimiter=",", ndmin=2)
+    values = np.loadtxt(lines, delimiter=",", ndmin=2)
+    if names and len(names) != values.shape[1]:
+        raise ValueError(f"its first line names {len(names)} columns, the others have {values.shape[1]}")
+    return names, values
 
 
 def first_line(error: Exception) -> str:
@@ -246,19 +291,17 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def check_numbers(path: Path, values: npt.NDArray[Any]) -> None:
-    """Refuse what is not finite real numbers."""
+def require_real(path: Path, values: npt.NDArray[Any]) -> None:
+    """Refuse what is not real numbers."""
     if values.dtype.kind not in "fiu":
         raise InputError(f"{path}: holds {values.dtype}, expected real numbers")
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: holds values that are not finite")
 
 
 def split(
     folder: Path,
     sources: list[Source],
     classes: tuple[str, ...],
-    read: Callable[[Path], npt.NDArray[Any]],
+    read: Callable[[Path], Content],
     points: int,
     step: int | None,
     test_share: float,
@@ -270,13 +313,17 @@ def split(
     require_positive("step", step)
     if not 0 < test_share < 1:
         raise ValueError(f"test_share: got {test_share!r}, expected a number between 0 and 1")
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: got {seed!r}, expected an integer of at least 0")
+    require_seed(seed)
     tested = set(choose(folder, sources, classes, test_share, seed))
     files = tuple(source.path for source in sources)
-    parts = [
-        (cut(source.path, read(source.path), points, step), classes.index(source.label)) for source in sources
-    ]
+    parts: list[tuple[Array, int]] = []
+    seen: dict[str, Path] = {}
+    for path, label in sources:
+        values, name = read(path)
+        if name in seen:
+            raise InputError(f"{path}: holds {name}, as does {seen[name]}; expected each recording once")
+        seen[name] = path
+        parts.append((cut(path, values, points, step), classes.index(label)))
     train, test = (
         join([(*parts[i], i) for i in range(len(sources)) if (i in tested) == wanted])
         for wanted in (False, True)
@@ -300,9 +347,14 @@ def choose(
 
 def cut(path: Path, values: npt.NDArray[Any], points: int, step: int) -> Array:
     """The windows of a recording, (windows, points); what is left at its end is dropped."""
-    if len(values) < points:
-        raise InputError(f"{path}: has {len(values)} points, expected at least the {points} of a window")
-    return np.lib.stride_tricks.sliding_window_view(values.astype(np.float32), points)[::step]
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    # not before, as a number of float64 may be inf in float32
+    if not np.isfinite(narrow).all():
+        raise InputError(f"{path}: holds values that are not finite in float32")
+    if len(narrow) < points:
+        raise InputError(f"{path}: has {len(narrow)} points, expected at least the {points} of a window")
+    return np.lib.stride_tricks.sliding_window_view(narrow, points)[::step]
 
 
 def join(parts: list[tuple[Array, int, int]]) -> Windows:

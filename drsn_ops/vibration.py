@@ -15,16 +15,17 @@ A shaft with a gear runs in a ball bearing; `vibration` makes what an accelerome
   distribution of a bearing without clearance, ``max(cos psi, 0)^(3/2)``. A ball strikes both races in turn.
 - white Gaussian noise of the sensor and the surroundings.
 
-Mesh and impacts grow with the load. The speed of each signal lies within 1 % of the nominal one and drifts a little;
-phases and amplitudes are drawn anew for each signal, those of a fault as well as those of the healthy machine.
+Mesh and impacts grow with the load, as ``0.4 + 0.6 load``. The speed of each signal begins within 1 % of the nominal
+one and drifts by up to 2 % of that a second; phases and amplitudes are drawn anew for each signal, those of a fault as
+well as those of the healthy machine.
 
 Sources: bearing ratios and slip: R. B. Randall and J. Antoni, Rolling element bearing diagnostics: a tutorial, Mech.
 Syst. Signal Process. 25, 2011, 485-520. Impacts in the zone of load: P. D. McFadden and J. D. Smith, Model for the
 vibration produced by a single point defect in a rolling element bearing, J. Sound Vib. 96, 1984, 69-82. Gear with a
 crack: P. D. McFadden, Detecting fatigue cracks in gears by amplitude and phase demodulation of the meshing vibration,
 J. Vib. Acoust. 108, 1986, 165-170. Wear: R. B. Randall, A new method of modeling gear faults, J. Mech. Des. 104, 1982,
-259-267. Classes, speeds, loads and number of the signals as in Zhao et al., DOI 10.1109/TII.2019.2943898, whose own
-data are not public; the amplitudes are this module's.
+259-267. As many classes, speeds, loads and signals as in Zhao et al., DOI 10.1109/TII.2019.2943898, whose own data are
+not public; which ones, and the amplitudes, are this module's.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .data import require_seed
 from .modules import require_positive
 
 CLASSES = (
@@ -61,6 +63,7 @@ ECCENTRICITY, DIP, LAG = 0.1, 0.8, 0.25  # shares of the mesh's amplitude; the l
 SLIP = 0.015
 DAMPING = 0.05
 LEAD = 0.02  # seconds of impacts before a signal begins, so that they ring when it does
+LONGEST = 10  # seconds; the speed then has drifted by a fifth at most, for which `impacts` are counted
 CHUNK = 288  # signals made at a time; it decides nothing but memory
 
 Array = npt.NDArray[np.float64]
@@ -155,7 +158,7 @@ def vibration(signals: int = 28_800, *, points: int = 2048, rate: float = 12_800
 
     Args:
         signals: how many. 72 in a row hold each of 8 classes x 3 speeds x 3 loads once; 28,800 hold each 400 times.
-        points: of each signal.
+        points: of each signal: at most 10 seconds of them, so that its speed drifts by no more than a fifth.
         rate: points a second, Hz: at least 8,000, so that there is room for the resonance.
         seed: of all that is random. Signal i of one seed is the same however many are made with it, given the same
             ``points``, ``rate`` and version of NumPy.
@@ -174,8 +177,11 @@ def vibration(signals: int = 28_800, *, points: int = 2048, rate: float = 12_800
     require_positive("points", points)
     if not 8_000 <= rate < math.inf:
         raise ValueError(f"rate: got {rate!r}, expected a finite number of at least 8000")
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: got {seed!r}, expected an integer of at least 0")
+    if points > LONGEST * rate:
+        raise ValueError(
+            f"points: got {points}, expected at most {math.floor(LONGEST * rate)}, {LONGEST} seconds at {rate:g} Hz"
+        )
+    require_seed(seed)
     index = np.arange(signals, dtype=np.int64)
     label, rest = index % len(CLASSES), index // len(CLASSES)
     speed = np.array(SPEEDS)[rest % len(SPEEDS)]
@@ -281,7 +287,7 @@ def mesh(chunk: Chunk, turns: Array) -> Array:
 def impacts(chunk: Chunk, defect: Defect, points: int, rate: float) -> Array:
     """What one kind of damaged bearing adds."""
     revolutions = 1.02 * max(SPEEDS) * (points / rate + LEAD)
-    # a tenth and a few more than there are on average, for the slip
+    # a tenth and a few more than at this speed, for the drift and the slip
     count = math.ceil(1.1 * revolutions * defect.ratio) + 8
     gaps = (1 + SLIP * normal(chunk.generators, count)) / defect.ratio
     begin = uniform(chunk.generators, 0, 1, 1) / defect.ratio - LEAD * chunk.speed

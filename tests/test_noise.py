@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from drsn_ops import noise
+from drsn_ops import data, noise
 from drsn_ops.noise import KINDS, add_noise
 
 DRAW = {kind: getattr(noise, kind) for kind in KINDS}
@@ -113,6 +113,45 @@ def test_shapes(shape):
     noisy = add_noise(x, 10.0, "pink")
     assert noisy.shape == shape
     assert noise.snr(x, noisy).tolist() == pytest.approx([10.0] * shape[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "dtype, decibels", [(torch.float32, 130), (torch.float16, 55), (torch.bfloat16, 35)], ids=str
+)
+def test_limit_of_the_ratio(dtype, decibels):
+    x = torch.randn(6, 1, 2048, generator=generator(1)).to(dtype)
+    measured = noise.snr(x, add_noise(x, decibels, generator=generator()))
+    assert (measured - decibels).abs().max() < 0.1
+    assert torch.equal(add_noise(x, 400, generator=generator()), x)
+
+
+@pytest.mark.parametrize(
+    "dtype, decibels, got",
+    [
+        (torch.float16, -5, "-5"),
+        (torch.float32, -800, "-800"),
+        (torch.float64, torch.tensor([9.0, -7000.0]), "-7000"),
+    ],
+    ids=str,
+)
+def test_a_sum_beyond_the_range(dtype, decibels, got):
+    x = torch.tensor([1.0, 6e4], dtype=dtype)[:, None].expand(2, 512)
+    first = 0 if got == "-800" else 1
+    with pytest.raises(
+        ValueError,
+        match=f"snr: got {got} dB, of which the sum in sample {first} is beyond the range of {dtype}",
+    ):
+        add_noise(x, decibels, generator=generator())
+
+
+def test_noise_of_the_data_sets():
+    """The training images' first, then the test images', from one generator."""
+    pytest.importorskip("sklearn")
+    clean, noisy = (data.load("digits", None, noise=level, seed=3) for level in (0, 0.5))
+    source = generator(3)
+    for before, after in ((clean.train, noisy.train), (clean.test, noisy.test)):
+        drawn = noise.uniform(before.images.shape, generator=source)
+        assert torch.equal(after.images, before.images + 0.5 * drawn)
 
 
 def test_on_the_device(device):
