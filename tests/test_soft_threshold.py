@@ -242,6 +242,16 @@ class TestComplex:
         torch.testing.assert_close(y.real, drsn_ops.soft_threshold(x, 0.5))
         assert y.imag.abs().max() == 0
 
+    @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+    def test_magnitudes_whose_squares_are_no_numbers(self, device, dtype):
+        """Of the largest and the smallest normal numbers the magnitude is one, though its square is not."""
+        limits = torch.finfo(dtype)
+        for scale in (limits.max / 8, limits.tiny * 8):
+            x = torch.tensor([3 + 4j, -4j, 0.5 + 0j], dtype=dtype, device=device) * scale
+            y = drsn_ops.soft_threshold(x, 1.0 * scale)
+            wanted = torch.tensor([2.4 + 3.2j, -3j, 0], dtype=dtype, device=device)
+            torch.testing.assert_close(y / scale, wanted, rtol=4 * limits.eps, atol=0)
+
     def test_derivatives(self, device):
         x = leaf(torch.randn(3, 4, dtype=torch.complex128, device=device))
         tau = leaf(torch.rand(4, dtype=torch.float64, device=device))

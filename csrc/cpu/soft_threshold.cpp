@@ -255,6 +255,16 @@ void tangent(const SoftThresholdTangent& p) {
   });
 }
 
+// |z|. In a wider type no square overflows, and unlike std::hypot it asks for no new C library.
+inline float magnitude(std::complex<float> z) {
+  const double re = z.real(), im = z.imag();
+  return float(std::sqrt(re * re + im * im));
+}
+inline double magnitude(std::complex<double> z) {
+  const long double re = z.real(), im = z.imag();
+  return double(std::sqrt(re * re + im * im));
+}
+
 // A complex number keeps its phase and loses tau of its magnitude.
 template <class A>
 void complex_forward(const SoftThreshold& p) {
@@ -265,7 +275,7 @@ void complex_forward(const SoftThreshold& p) {
     threshold.for_each(begin, n, [&](int64_t i, int64_t count, Values<A> tau) {
       for (int64_t j = 0; j < count; ++j) {
         const A t = relu(tau.data[tau.vary ? j : 0]);
-        const A r = std::hypot(x[i + j].real(), x[i + j].imag());
+        const A r = magnitude(x[i + j]);
         const A left = relu(r - t);
         y[i + j] = left == A(0) ? std::complex<A>(0) : t == A(0) ? x[i + j] : x[i + j] * (left / r);
       }
@@ -286,7 +296,7 @@ void complex_backward(const SoftThresholdBackward& p) {
         const A raw = tau.data[tau.vary ? j : 0];
         const A t = relu(raw);
         const std::complex<A> z = x[i + j];
-        const A r = std::hypot(z.real(), z.imag());
+        const A r = magnitude(z);
         const bool active = r > t;
         const std::complex<A> u = active ? std::complex<A>(z.real() / r, z.imag() / r) : std::complex<A>(0);
         const A along = u.real() * g[i + j].real() + u.imag() * g[i + j].imag();
