@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -55,15 +57,24 @@ def has_kernels(device: torch.device) -> bool:
     if device.type in ("cpu", "meta") or (device.type == "cuda" and cuda_reason is None):
         return True
     global _warned
-    if not _warned:
+    if not _warned and not torch.compiler.is_compiling():  # which would break the graph at a warning
         _warned = True
         reason = cuda_reason if device.type == "cuda" else "there are kernels for cpu and cuda alone"
         warnings.warn(
             f"drsn_ops runs in plain PyTorch operators on {device.type}: {reason}",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=_stack_level(),
         )
     return False
+
+
+def _stack_level() -> int:
+    """The level, for a warning of the caller, of the first frame that is neither this package's nor PyTorch's."""
+    inside = (f"{_FOLDER}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}")
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def build_info() -> dict[str, Any]:

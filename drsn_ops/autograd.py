@@ -5,15 +5,15 @@ Which way a call goes:
 - nothing needs a gradient: the operator that keeps no code;
 - eager autograd: the ``Function`` below, whose backward works from the code. It is linear in the gradient, and its
   adjoint is an operator too, so ``create_graph=True`` goes on to any order in fused operators;
-- ``torch.compile`` and ``torch.export``: the registered operator itself, as ``tracing`` describes it to them;
+- ``torch.compile``, ``torch.export``, ``torch.jit.trace``: the registered operator as ``tracing`` describes it;
 - a ``torch.func`` transform, forward-mode AD, or a device without kernels: the plain formulas of ``reference``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch.autograd import forward_ad as _forward_ad
 
 from . import reference
 from ._library import has_kernels
+from .codes import Layout, Masks, is_channels_last, soft_threshold_masks, widened
 from .reference import accumulator
 
 _ops = torch.ops.drsn_ops
@@ -29,6 +30,7 @@ _ops = torch.ops.drsn_ops
 # Below autograd's keys: register_autograd's kernel would cost a second graph node and some microseconds a call.
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _in_torch_func = torch._C._are_functorch_transforms_active
+_in_jit_trace: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 
 
 def _traced_in_torch_func() -> bool:
@@ -39,11 +41,24 @@ def _traced_in_torch_func() -> bool:
 _traced_in_torch_func._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _transforming() -> bool:
-    """Whether a transform watches that only plain operators go through."""
+def _has_tangent(*tensors: Tensor | None) -> bool:
+    return any(t is not None and _forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def _transforming(*tensors: Tensor | None) -> bool:
+    """Whether a transform watches that only plain operators go through.
+
+    Forward mode is on for all threads at once; of these tensors, those of its own thread have tangents.
+    """
+    forward_mode = _forward_ad._current_level >= 0
     if torch.compiler.is_compiling():
-        return _traced_in_torch_func()
-    return _in_torch_func() or _forward_ad._current_level >= 0
+        return _traced_in_torch_func() or forward_mode
+    return _in_torch_func() or (forward_mode and _has_tangent(*tensors))
+
+
+def _tracing() -> bool:
+    """Whether a tracer records the registered operators, which say what an autograd.Function does not."""
+    return torch.compiler.is_compiling() or _in_jit_trace()
 
 
 def serves(x: Tensor) -> bool:
@@ -51,23 +66,24 @@ def serves(x: Tensor) -> bool:
     return x.is_cpu or has_kernels(x.device)
 
 
-def fuses(x: Tensor) -> bool:
-    """Whether compiled operators compute on x, and not the plain formulas."""
-    return not _transforming() and serves(x) and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+def fuses(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether compiled operators compute on these tensors, and not the plain formulas."""
+    return not _transforming(x, *others) and serves(x) and not _in_jit_trace()
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether x lies in memory as (N, *spatial, C) and not as (N, C, *spatial)."""
-    return x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+    """Whether a derivative may be asked for; a jit trace is one for both cases, and is checked without gradients."""
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return wanted or _in_jit_trace()
 
 
 def _overwrites(x: Tensor, needs_grad: bool) -> bool:
     """Whether a kernel may write into x; ``Tensor.copy_`` knows the rules for leaves, views and overlapping memory."""
-    if torch.compiler.is_compiling() or (needs_grad and (x.requires_grad and x.is_leaf or x._is_view())):
+    if _tracing() or (needs_grad and (x.requires_grad and x.is_leaf or x._is_view())):
+        return False
+    if x.is_inference() and not torch.is_inference_mode_enabled():  # PyTorch's own would write first and then refuse
+        raise RuntimeError("x: Inplace update to inference tensor outside InferenceMode is not allowed")
+    if x.is_neg() or x.is_conj():
         return False
     return x.is_contiguous() or is_channels_last(x)
 
@@ -85,40 +101,9 @@ class FastFunction(Function):
         return super(Function, cls).apply(*args)  # type: ignore[misc]
 
 
-class Layout(NamedTuple):
-    """What of x a backward pass needs besides the code."""
-
-    shape: Sequence[int]
-    dtype: torch.dtype
-    channels_last: bool
-
-    @classmethod
-    def of(cls, x: Tensor) -> Layout:
-        return cls(x.shape, x.dtype, is_channels_last(x))
-
-    def empty(self, like: Tensor) -> Tensor:
-        """A tensor as the kernels allocate it."""
-        if not self.channels_last:
-            return like.new_empty(self.shape, dtype=self.dtype)
-        memory = [self.shape[0], *self.shape[2:], self.shape[1]]
-        return like.new_empty(memory, dtype=self.dtype).movedim(-1, 1)
-
-    def planes(self, code: Tensor) -> list[Tensor]:
-        """The planes of a code as 0 and 1 in the shape of x."""
-        bits = (code.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=code.device)) & 1
-        bits = bits.flatten(-2)
-        segments = code.shape[0] if code.dim() == 3 else 1  # soft_threshold's code is one
-        length = math.prod(self.shape) // max(segments, 1)
-        memory = [self.shape[0], *self.shape[2:], self.shape[1]] if self.channels_last else self.shape
-        planes = [
-            plane.reshape(memory).to(accumulator(self.dtype)) for plane in bits[..., :length].unbind(-2)
-        ]
-        return [plane.movedim(-1, 1) for plane in planes] if self.channels_last else planes
-
-
 def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
     """``sign(x) * max(|x| - tau, 0)``; ``value`` is tau where ``tau`` is None."""
-    if _transforming() or not serves(x) or (x.is_complex() and torch.compiler.is_compiling()):
+    if _transforming(x, tau) or not serves(x) or (x.is_complex() and _tracing()):
         return reference.soft_threshold(x, value if tau is None else tau, inplace=inplace)
     needs_grad = _needs_grad(x, tau)
     if inplace and not _overwrites(x, needs_grad):
@@ -130,7 +115,7 @@ def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -
         _ops.soft_threshold_.default(x, tau, value, False)
         torch.autograd.graph.increment_version(x)
         return x
-    if torch.compiler.is_compiling():
+    if _tracing():
         return _ops.soft_threshold_with_code.default(x, tau, value)[0]
     return (ComplexSoftThreshold if x.is_complex() else SoftThreshold).call(x, tau, value, inplace)
 
@@ -163,10 +148,10 @@ def soft_threshold_backward(
     grad: Tensor, code: Tensor, layout: Layout, tau: tuple[Sequence[int], torch.dtype] | None, need_x: bool
 ) -> tuple[Tensor, Tensor]:
     """``(passes * grad, -sum of active * sign * grad)``; a result that is not needed is empty."""
-    if _transforming():
-        negative, active = layout.planes(code)
-        dx = (torch.maximum(active, negative) * grad).to(layout.dtype)
-        dtau = -(active * (1 - 2 * negative) * grad)
+    if _transforming(grad):
+        passes, masks = soft_threshold_masks(code, layout)
+        dx = torch.where(passes, grad, 0)
+        dtau = -masks.along_sign(widened(grad))
         return dx, dtau if tau is None else dtau.sum_to_size(tau[0]).to(tau[1])
     arguments = (
         grad,
@@ -236,7 +221,7 @@ class ComplexSoftThreshold(FastFunction):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, tau = ctx.saved_tensors
         need_x, need_tau = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled() or _transforming():
+        if torch.is_grad_enabled() or _transforming(x, tau, grad):
             with torch.enable_grad():
                 x, tau = aliases(x, tau)
                 wanted: Any = [t for t, need in ((x, need_x), (tau, need_tau)) if need]
@@ -253,17 +238,9 @@ class ComplexSoftThreshold(FastFunction):
 
 def combine(grad: Tensor | None, w: Tensor | None, v: Tensor | None, code: Tensor, layout: Layout) -> Tensor:
     """``active * (grad + sign * w) + sign * v`` with one w and one v a row."""
-    if _transforming():
-        negative, nonzero, *rest = layout.planes(code)
-        sign = nonzero * (1 - 2 * negative)
-        out = torch.zeros_like(sign)
-        if grad is not None:
-            out = out + rest[0] * grad
-        if w is not None:
-            out = out + rest[0] * sign * reference.per_row(w, sign)
-        if v is not None:
-            out = out + sign * reference.per_row(v, sign)
-        return out.to(layout.dtype)
+    if _transforming(grad, w, v):
+        combined = Masks.read(code, layout).combine(grad, w, v, accumulator(layout.dtype))
+        return combined.to(layout.dtype)
     if _needs_grad(grad, w, v):
         return Combine.call(grad, w, v, code, layout)
     return _ops.combine.default(grad, w, v, code, *layout)
@@ -271,11 +248,8 @@ def combine(grad: Tensor | None, w: Tensor | None, v: Tensor | None, code: Tenso
 
 def row_sums(grad: Tensor, code: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The sums over each row, (N, C), of ``active * sign * grad`` and of ``sign * grad``."""
-    if _transforming():
-        negative, nonzero, *rest = layout.planes(code)
-        signed = nonzero * (1 - 2 * negative) * grad
-        active = rest[0] * signed if rest else torch.zeros_like(signed)
-        return active.unsqueeze(-1).flatten(2).sum(-1), signed.unsqueeze(-1).flatten(2).sum(-1)
+    if _transforming(grad):
+        return Masks.read(code, layout).row_sums(grad)
     if _needs_grad(grad):
         return RowSums.call(grad, code, layout)
     return _ops.row_sums.default(grad, code, layout.channels_last)
@@ -324,11 +298,11 @@ def _count(shape: Sequence[int], per_sample: bool) -> int:
 
 def abs_mean(x: Tensor, per_sample: bool) -> Tensor:
     """Mean of ``|x|`` over each row, (N, C), or each sample, (N, 1)."""
-    if _transforming() or not serves(x):
+    if _transforming(x) or not serves(x):
         return reference.abs_mean(x, statistic="sample" if per_sample else "channel")
     if not _needs_grad(x):
         return _ops.abs_mean.default(x, per_sample)
-    if torch.compiler.is_compiling():
+    if _tracing():
         return _ops.abs_mean_with_code.default(x, per_sample)[0]
     return AbsMean.call(x, per_sample)
 
@@ -353,7 +327,7 @@ def shrink(
     x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, inplace: bool
 ) -> tuple[Tensor, Tensor]:
     """``(soft_threshold(x, alpha * mean) + residual, mean)``; alpha of shape (N or 1, C or 1)."""
-    if _transforming() or not serves(x):
+    if _transforming(x, alpha, residual) or not serves(x):
         statistic = "sample" if per_sample else "channel"
         return reference.shrink_and_mean(x, alpha, statistic, residual, inplace)
     needs_grad = _needs_grad(x, alpha, residual)
@@ -366,7 +340,7 @@ def shrink(
         mean, _ = _ops.shrink_.default(x, alpha, residual, per_sample, False)
         torch.autograd.graph.increment_version(x)
         return x, mean
-    if torch.compiler.is_compiling():
+    if _tracing():
         return _ops.shrink_with_code.default(x, alpha, residual, per_sample)[:2]
     return Shrink.call(x, alpha, residual, per_sample, inplace)
 
@@ -421,7 +395,7 @@ def shrink_backward(
     need_alpha: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x, through the band and through the mean, and of alpha."""
-    if not (torch.is_grad_enabled() or _transforming()):
+    if not (torch.is_grad_enabled() or _transforming(grad, grad_mean, alpha, mean)):
         return _ops.shrink_backward.default(
             grad, grad_mean, code, alpha, mean, per_sample, layout.channels_last, need_x, need_alpha
         )

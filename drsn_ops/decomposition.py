@@ -16,7 +16,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from . import reference
-from .autograd import Layout, _count
+from .autograd import _count
+from .codes import Layout, Masks, soft_threshold_masks, widened
 from .gate import BATCH, LAYER, NONE, RMS, RUNNING, Gate, Norm
 from .gated_autograd import _update_gate, _update_input, normalised
 from .reference import accumulator, per_row
@@ -71,36 +72,6 @@ def _lay_out(t: Tensor, layout: Layout) -> Tensor:
     return t.movedim(1, -1).contiguous().movedim(-1, 1) if layout.channels_last else t.contiguous()
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(accumulator(x.dtype))
-
-
-class _Masks(NamedTuple):
-    """What a code tells of each element, in the shape of x; see csrc/shrinkage_math.h."""
-
-    negative: Tensor
-    nonzero: Tensor
-    active: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor, tau: Tensor) -> _Masks:
-        magnitude = x.abs()
-        return cls(x < 0, magnitude > 0, magnitude > tau)
-
-    @classmethod
-    def read(cls, code: Tensor, layout: Layout) -> _Masks:
-        """From a code of shrink, or of abs_mean, in which nothing is active."""
-        negative, nonzero, *rest = (plane > 0 for plane in layout.planes(code))
-        return cls(negative, nonzero, rest[0] if rest else torch.zeros_like(nonzero))
-
-    def along_sign(self, t: Tensor) -> Tensor:
-        """``sign(x) * t``."""
-        return torch.where(self.nonzero, torch.where(self.negative, -t, t), 0)
-
-    def pass_active(self, t: Tensor) -> Tensor:
-        return torch.where(self.active, t, 0)
-
-
 def _pack(planes: Sequence[Tensor], layout: Layout, segments: int, length: int) -> Tensor:
     """Planes in the shape of x as a code, (segments, planes, bytes)."""
     memory = [plane.movedim(1, -1) if layout.channels_last else plane for plane in planes]
@@ -131,7 +102,7 @@ def _soft_threshold(x: Tensor, tau: Tensor | None, value: float) -> Tensor:
 
 @_decomposes("soft_threshold_with_code")
 def _soft_threshold_with_code(x: Tensor, tau: Tensor | None, value: float) -> tuple[Tensor, Tensor]:
-    wide = _wide(x)
+    wide = widened(x)
     threshold = wide.new_full([], value) if tau is None else tau.to(wide.dtype)
     passes = wide.abs() > threshold.clamp(min=0)
     opened = threshold < 0
@@ -151,12 +122,6 @@ def _soft_threshold_in_place(x: Tensor, tau: Tensor | None, value: float, with_c
     return code
 
 
-def _soft_threshold_masks(code: Tensor, layout: Layout) -> tuple[Tensor, _Masks]:
-    """Where a gradient passes, and what else the code tells; an open element is not active."""
-    negative, active = (plane > 0 for plane in layout.planes(code))
-    return negative | active, _Masks(negative, active, active)
-
-
 def _like_tau(dtau: Tensor, tau_shape: Sequence[int], tau_dtype: torch.dtype, layout: Layout) -> Tensor:
     """The gradient of tau, which lies in memory as x does where it has the shape of x."""
     follows = layout.channels_last and list(tau_shape) == list(layout.shape)
@@ -173,11 +138,11 @@ def _soft_threshold_backward(
     need_x: bool,
 ) -> tuple[Tensor, Tensor]:
     layout = Layout(grad.shape, grad.dtype, channels_last)
-    passes, masks = _soft_threshold_masks(code, layout)
+    passes, masks = soft_threshold_masks(code, layout)
     dx = _lay_out(torch.where(passes, grad, 0), layout) if need_x else grad.new_empty([0])
     if tau_dtype is None:
         return dx, grad.new_empty([0])
-    return dx, _like_tau(-masks.along_sign(_wide(grad)), tau_shape, tau_dtype, layout)
+    return dx, _like_tau(-masks.along_sign(widened(grad)), tau_shape, tau_dtype, layout)
 
 
 @_decomposes("soft_threshold_tangent")
@@ -190,7 +155,7 @@ def _soft_threshold_tangent(
     channels_last: bool,
 ) -> Tensor:
     layout = Layout(shape, dtype, channels_last)
-    passes, masks = _soft_threshold_masks(code, layout)
+    passes, masks = soft_threshold_masks(code, layout)
     dy = torch.zeros_like(passes, dtype=accumulator(dtype))
     if dx is not None:
         dy = torch.where(passes, dx, dy)
@@ -237,11 +202,11 @@ def _shrink_by(x: Tensor, tau: Tensor, residual: Tensor | None, layout: Layout) 
 @_decomposes("shrink")
 def _shrink(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor]:
     mean = _abs_mean(x, per_sample)
-    return _shrink_by(_wide(x), alpha * mean, residual, Layout.of(x)), mean
+    return _shrink_by(widened(x), alpha * mean, residual, Layout.of(x)), mean
 
 
 def _shrink_code(x: Tensor, tau: Tensor) -> Tensor:
-    return _row_code(_Masks.of(_wide(x), per_row(tau.clamp(min=0), x)), x)
+    return _row_code(Masks.of(widened(x), per_row(tau.clamp(min=0), x)), x)
 
 
 @_decomposes("shrink_with_code")
@@ -266,26 +231,6 @@ def _shrink_in_place(
     return mean, code
 
 
-def _combine(
-    masks: _Masks, grad: Tensor | None, w: Tensor | None, v: Tensor | None, layout: Layout
-) -> Tensor:
-    """``active * (grad + sign * w) + sign * v``, in the accumulator's type."""
-    out = torch.zeros_like(masks.active, dtype=accumulator(layout.dtype))
-    if grad is not None:
-        out = masks.pass_active(_wide(grad))
-    if w is not None:
-        out = out + masks.pass_active(masks.along_sign(per_row(w, out)))
-    return out if v is None else out + masks.along_sign(per_row(v, out))
-
-
-def _row_sums(masks: _Masks, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums over each row, (N, C), of ``active * sign * grad`` and of ``sign * grad``."""
-    signed = masks.along_sign(_wide(grad))
-    rows = (t.unsqueeze(-1).flatten(2) for t in (masks.pass_active(signed), signed))
-    active_sum, sign_sum = (t.sum(-1) for t in rows)
-    return active_sum, sign_sum
-
-
 @_decomposes("combine")
 def _combine_code(
     grad: Tensor | None,
@@ -297,12 +242,12 @@ def _combine_code(
     channels_last: bool,
 ) -> Tensor:
     layout = Layout(shape, dtype, channels_last)
-    return _lay_out(_combine(_Masks.read(code, layout), grad, w, v, layout), layout)
+    return _lay_out(Masks.read(code, layout).combine(grad, w, v, accumulator(dtype)), layout)
 
 
 @_decomposes("row_sums")
 def _row_sums_of_code(grad: Tensor, code: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    return _row_sums(_Masks.read(code, Layout(grad.shape, grad.dtype, channels_last)), grad)
+    return Masks.read(code, Layout(grad.shape, grad.dtype, channels_last)).row_sums(grad)
 
 
 @_decomposes("shrink_backward")
@@ -318,11 +263,11 @@ def _shrink_backward(
     need_alpha: bool,
 ) -> tuple[Tensor, Tensor]:
     layout = Layout(grad.shape, grad.dtype, channels_last)
-    masks = _Masks.read(code, layout)
-    dtau = torch.where(alpha * mean < 0, 0, -_row_sums(masks, grad)[0])
+    masks = Masks.read(code, layout)
+    dtau = torch.where(alpha * mean < 0, 0, -masks.row_sums(grad)[0])
     dmean = (dtau * alpha).sum_to_size(mean.shape)
     dmean = dmean if grad_mean is None else dmean + grad_mean
-    dx = _combine(masks, grad, None, dmean / _count(layout.shape, per_sample), layout)
+    dx = masks.combine(grad, None, dmean / _count(layout.shape, per_sample), mean.dtype)
     return (
         _lay_out(dx, layout) if need_x else grad.new_empty([0]),
         (dtau * mean).sum_to_size(alpha.shape) if need_alpha else mean.new_empty([0]),
@@ -438,7 +383,7 @@ def _gated_shrink_with_code(
     x: Tensor, residual: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *parameters, running_mean, running_var, kind, eps, per_sample = rest
-    wide = _wide(x)
+    wide = widened(x)
     gate = _WideGate.of(parameters, kind, eps, wide.dtype)
     y, mean, state, tau = _gated(wide, residual, gate, (running_mean, running_var), per_sample, Layout.of(x))
     return y, mean, state, _shrink_code(x, tau)
@@ -467,7 +412,7 @@ def _gated_shrink_in_place(
 def _gated_backward(
     grad: Tensor,
     grad_mean: Tensor | None,
-    masks: _Masks,
+    masks: Masks,
     mean: Tensor,
     state: Tensor,
     gate: _WideGate,
@@ -475,15 +420,14 @@ def _gated_backward(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The gradients of x, in the accumulator's type, and of the gate's parameters."""
     _, alpha, _ = gate.read(state, mean.shape[0])
-    dtau = -_row_sums(masks, grad)[0]
+    dtau = -masks.row_sums(grad)[0]
     statistic = mean.mean(1, keepdim=True) if per_sample else mean
     dalpha = (dtau * statistic).sum_to_size(alpha.shape)
     dmean, found = gate.backward(dalpha, mean, state)
     direct = dtau * alpha
     dmean = dmean + (direct.mean(1, keepdim=True) if per_sample else direct)
     dmean = dmean if grad_mean is None else dmean + grad_mean
-    layout = Layout(grad.shape, grad.dtype, False)
-    return _combine(masks, grad, None, dmean / _count(grad.shape, False), layout), found
+    return masks.combine(grad, None, dmean / _count(grad.shape, False), mean.dtype), found
 
 
 def _wanted(
@@ -501,7 +445,7 @@ def _gated_shrink_backward(
     *parameters, kind, eps, per_sample, channels_last, need_x, need_gate = rest
     layout = Layout(grad.shape, grad.dtype, channels_last)
     gate = _WideGate.of(parameters, kind, eps, state.dtype)
-    masks = _Masks.read(code, layout)
+    masks = Masks.read(code, layout)
     dx, found = _gated_backward(grad, grad_mean, masks, mean, state, gate, per_sample)
     dx = _lay_out(dx, layout) if need_x else grad.new_empty([0])
     return dx, *_wanted(found, parameters, need_gate, mean)
@@ -520,7 +464,7 @@ def _batch_norm_shrink(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *parameters, gate_mean, gate_var, kind, eps, per_sample = rest
-    wide = _wide(z)
+    wide = widened(z)
     input_state = _statistics(wide, input_norm, running_mean, running_var, input_eps)
     x = _affine(wide, input_state, weight, bias)
     gate = _WideGate.of(parameters, kind, eps, wide.dtype)
@@ -563,11 +507,11 @@ def _batch_norm_shrink_backward(
 ) -> tuple[Tensor, ...]:
     *parameters, kind, eps, per_sample, need_z, need_parameters = rest
     gate = _WideGate.of(parameters, kind, eps, state.dtype)
-    wide = _wide(z)
+    wide = widened(z)
     x = _affine(wide, input_state, weight, bias)
     alpha = gate.read(state, mean.shape[0])[1]
     tau = alpha * (mean.mean(1, keepdim=True) if per_sample else mean)
-    dx, found = _gated_backward(grad, None, _Masks.of(x, per_row(tau, x)), mean, state, gate, per_sample)
+    dx, found = _gated_backward(grad, None, Masks.of(x, per_row(tau, x)), mean, state, gate, per_sample)
     x_hat = normalised(wide, input_state, None, None)
     axes = [0, *range(2, z.dim())]
     gradients = _wanted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import nullcontext
 from numbers import Real
 from typing import Any, Literal, overload
 
@@ -331,11 +332,13 @@ def gated_shrink(
     if residual is not None and residual.dtype != x.dtype:
         y = gated_shrink(x, gate, statistic=statistic, inplace=inplace)
         return y.add_(residual) if inplace else y + residual
-    plain = plain_gate(gate, x) if x.numel() > 0 and _operators(x).fuses(x) else None
-    if plain is not None:
+    plain = plain_gate(gate, x)
+    if plain is not None and x.numel() > 0 and _operators(x).fuses(x, residual, *plain.parameters):
         return gated_autograd.gated_shrink(x, residual, plain, statistic == "sample", inplace)
     mean = abs_mean(x)
-    alpha = gate(mean.to(reference.gate_dtype(gate, mean.dtype)))
+    # one gate computes in one type, whether by the operator or by its modules
+    with nullcontext() if plain is None else reference.no_autocast(x):
+        alpha = gate(mean.to(reference.gate_dtype(gate, mean.dtype)))
     n, c = x.shape[:2]
     if not isinstance(alpha, Tensor) or not _is_per_row(alpha, n, c):
         made = f"shape {tuple(alpha.shape)}" if isinstance(alpha, Tensor) else type(alpha).__name__
@@ -391,8 +394,9 @@ def batch_norm_shrink(
     _check_batch(gate, z, "z", batch_norm)
     if residual is not None and residual.dtype != z.dtype:
         return batch_norm_shrink(z, batch_norm, gate, statistic=statistic) + residual
-    if z.is_contiguous() and z.numel() > 0 and _operators(z).fuses(z):
+    if z.is_contiguous() and z.numel() > 0:
         norm, plain = plain_batch_norm(batch_norm, z), plain_gate(gate, z)
         if norm is not None and plain is not None:
-            return gated_autograd.batch_norm_shrink(z, residual, norm, plain, statistic == "sample")
+            if _operators(z).fuses(z, residual, *norm[:2], *plain.parameters):
+                return gated_autograd.batch_norm_shrink(z, residual, norm, plain, statistic == "sample")
     return gated_shrink(batch_norm(z), gate, statistic=statistic, residual=residual)

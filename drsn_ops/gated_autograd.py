@@ -15,7 +15,6 @@ from torch import Tensor
 from . import reference
 from .autograd import (
     FastFunction,
-    Layout,
     _BelowAutograd,
     _count,
     _needs_grad,
@@ -25,6 +24,7 @@ from .autograd import (
     combine,
     row_sums,
 )
+from .codes import Layout
 from .gate import BATCH, LAYER, RMS, RUNNING, Gate, Norm
 
 _ops = torch.ops.drsn_ops
@@ -45,6 +45,8 @@ def gated_shrink(x: Tensor, residual: Tensor | None, gate: Gate, per_sample: boo
         if gate.kind == BATCH:
             _update_gate(gate, state, x.shape[0])
         return y
+    if x.is_neg():  # in place a kernel overwrites x, and elsewhere its operator could
+        x = x.resolve_neg()
     if needs_grad:
         return GatedShrink.call(x, residual, *gate.parameters, gate, per_sample, inplace)[0]
     if not inplace and gate.kind != BATCH:
@@ -112,8 +114,8 @@ class GatedShrink(FastFunction):
             grad = saved[1].new_zeros(ctx.layout.shape, dtype=ctx.layout.dtype)
         if not need_x and not any(need_parameters):
             return None, grad, *[None] * 9
-        if torch.is_grad_enabled() or _transforming():
-            with torch.autocast(grad.device.type, enabled=False):  # as the kernels computed it
+        if torch.is_grad_enabled() or _transforming(grad, grad_mean, *saved[1:]):
+            with reference.no_autocast(grad):  # as the kernels computed it
                 dx, *found = _gated_shrink_backward(ctx, grad, grad_mean, saved)
         else:
             dx, *found = _ops.gated_shrink_backward.default(
@@ -239,8 +241,8 @@ class BatchNormShrink(FastFunction):
         dresidual = grad if need_residual else None
         if not need_z and not any(need_parameters):
             return None, dresidual, *[None] * 8
-        if torch.is_grad_enabled() or _transforming():
-            with torch.autocast(grad.device.type, enabled=False):  # as the kernels computed it
+        if torch.is_grad_enabled() or _transforming(grad, *ctx.saved_tensors):
+            with reference.no_autocast(grad):  # as the kernels computed it
                 dz, *found = _batch_norm_shrink_backward(ctx, grad, z, state, input_state, parameters)
         else:
             dz, *found = _ops.batch_norm_shrink_backward.default(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.library import register_autograd, register_fake
 
-from .autograd import Layout
+from .codes import Layout
 from .gate import BATCH, RUNNING
 from .gated_autograd import BatchNormShrink, GatedShrink
 from .reference import accumulator

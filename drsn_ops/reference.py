@@ -7,6 +7,7 @@ under ``torch.func`` and forward-mode transforms, and on devices for which no ke
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -76,6 +77,12 @@ def shrink_and_mean(
         y = y + residual.to(wide)
     y = y.to(x.dtype)
     return x.copy_(y) if inplace else y, mean
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which operators on the device of x compute in the types that they are given."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def gate_dtype(gate: torch.nn.Module, otherwise: torch.dtype) -> torch.dtype:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.library import register_autograd, register_fake
 
-from .autograd import AbsMean, Layout, Shrink, SoftThreshold, is_channels_last
+from .autograd import AbsMean, Shrink, SoftThreshold
+from .codes import Layout, is_channels_last
 from .reference import accumulator
 
 

@@ -1,5 +1,6 @@
 """What the documentation shows is what happens."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import drsn_ops
+from drsn_ops import _C
 
 README = Path(__file__).parents[1] / "README.md"
 MODULES = sorted(
@@ -32,11 +34,21 @@ def test_docstrings(name):
 @pytest.mark.parametrize("name", sorted({*drsn_ops.__all__} - {"models", "noise", "reference"}))
 def test_every_public_name_is_documented_and_annotated(name):
     public = getattr(drsn_ops, name)
-    assert len(public.__doc__) > 80
     signature = inspect.signature(public)
     assert all(p.annotation is not p.empty for p in signature.parameters.values())
+    sections = ["Args:", "Raises:"] if signature.parameters else []
     if inspect.isfunction(public):
         assert signature.return_annotation is not signature.empty
+        sections += ["Returns:"] if signature.parameters else []
+    elif issubclass(public, torch.nn.Module):
+        sections += ["Shape:"]
+    assert len(public.__doc__) > 80 and all(section in public.__doc__ for section in sections)
+
+
+def test_the_stub_has_what_the_compiled_module_has():
+    stub = ast.parse(Path(_C.__file__).with_name("_C.pyi").read_text())
+    declared = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert declared == {name for name in vars(_C) if not name.startswith("__")}
 
 
 def test_functions_show_an_example():

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import drsn_ops
 from drsn_ops import RSBU, Shrinkage, SoftThreshold
-from drsn_ops.autograd import is_channels_last
+from drsn_ops.codes import is_channels_last
 from drsn_ops.decomposition import decompositions
 from drsn_ops.gate import BATCH, RUNNING, plain_batch_norm, plain_gate
 from drsn_ops.modules import THRESHOLDS
@@ -431,3 +431,15 @@ def test_aot_inductor(fused, tmp_path, no_caches):
         torch.testing.assert_close(compiled(x), module(x).detach(), rtol=1e-4, atol=1e-5)
     sources = b"".join(zipfile.ZipFile(path).read(name) for name in zipfile.ZipFile(path).namelist())
     assert (b"drsn_ops::gated_shrink" in sources) == fused
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_without_gradients_no_code_is_exported(strict):
+    network = drsn_ops.models.drsn(4, 3, blocks=3).eval()
+    x, length = torch.randn(2, 4, 48), torch.export.Dim("length")
+    for gradients, operator in ((True, "gated_shrink_with_code"), (False, "gated_shrink")):
+        with torch.set_grad_enabled(gradients):
+            shapes = ({2: 16 * length} if not gradients else {},)
+            program = torch.export.export(network, (x,), dynamic_shapes=shapes, strict=strict)
+        names = {node.target.__name__ for node in program.graph.nodes if "drsn_ops" in str(node.target)}
+        assert names == {f"{operator}.default"}

@@ -29,7 +29,7 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import drsn_ops
-from drsn_ops import RSBU, Shrinkage, _library, autograd, reference
+from drsn_ops import RSBU, Shrinkage, _library, autograd, codes, reference
 from drsn_ops import gate as gates
 
 ops = torch.ops.drsn_ops
@@ -623,7 +623,7 @@ def test_opcheck(device, layout, norm, train):
         ops.gated_shrink_backward.default,
         (
             y, mean, code, mean, state, *frozen.parameters, gate.kind, gate.eps,
-            False, autograd.is_channels_last(x), True, train,
+            False, codes.is_channels_last(x), True, train,
         ),
         test_utils=plain,
     )  # fmt: skip

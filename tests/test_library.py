@@ -1,5 +1,6 @@
 """The operators in PyTorch's machinery: dispatcher, compiler, export, transforms, threads, memory."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -8,11 +9,12 @@ import threading
 import pytest
 import torch
 from checks import lay_out, leaf
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 from torch.library import opcheck
-from torch.utils.checkpoint import checkpoint
 
 import drsn_ops
-from drsn_ops import _library, autograd
+from drsn_ops import _library, autograd, codes
 
 ops = torch.ops.drsn_ops
 
@@ -45,7 +47,7 @@ def test_opcheck(device, layout, dtype):
         opcheck(ops.abs_mean.default, (x, per_sample), test_utils=plain)
         opcheck(ops.shrink.default, (x, alpha, None, per_sample), test_utils=plain)
     opcheck(ops.soft_threshold.default, (x, tau, 0.0), test_utils=plain)
-    last = autograd.is_channels_last(x)
+    last = codes.is_channels_last(x)
     _, code = ops.soft_threshold_with_code(x, tau, 0.0)
     opcheck(
         ops.soft_threshold_backward.default, (x, code, [3, 1, 1], torch.float32, last, True), test_utils=plain
@@ -74,6 +76,75 @@ def test_compile_forward_and_backward(device, no_caches, layout):
         torch.testing.assert_close(torch.autograd.grad(result, args, grad), wanted)
         with torch.no_grad():
             torch.testing.assert_close(compiled(*args), expected)
+
+
+NETWORKS = {
+    "Shrinkage": (lambda: drsn_ops.Shrinkage(4), (16,)),
+    "RSBU": (lambda: drsn_ops.RSBU(4, 6, stride=2, dim=2, thresholds="channel-shared"), (8, 9)),
+    "drsn": (lambda: drsn_ops.models.drsn(4, 3, blocks=3, thresholds="channel-shared"), (64,)),
+    "rsnet18": (lambda: drsn_ops.models.rsnet18(4, 3), (32,)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_compiles_whole_and_once_for_every_batch(device, no_caches, name):
+    """With gates that normalise over the batch: one graph without a break, and one more for a batch of any size."""
+    make, spatial = NETWORKS[name]
+    network = make().to(device)
+    twin = copy.deepcopy(network)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(network, fullgraph=True, backend=counter)
+    for batch in (4, 2, 7, 3):
+        x = torch.randn(batch, 4, *spatial, device=device)
+        y, expected = compiled(x), twin(x)
+        torch.testing.assert_close(y, expected)
+        for each, result in ((network, y), (twin, expected)):
+            each.zero_grad()
+            result.square().mean().backward()
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dict(network.named_buffers()), dict(twin.named_buffers()))
+    assert counter.frame_count <= 2
+
+
+TRACED = {
+    "soft_threshold": lambda x: drsn_ops.soft_threshold(x, 0.5),
+    "abs_mean": drsn_ops.abs_mean,
+    "shrink": lambda x: drsn_ops.shrink(x, 0.5, residual=x),
+    "SoftThreshold": drsn_ops.SoftThreshold(3, 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("name", TRACED)
+def test_jit_trace(name):
+    """One trace serves with and without gradients, which is what its own checker compares."""
+    function = TRACED[name]
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    wanted = torch.autograd.grad(function(x).sin().sum(), x)
+    for example in (x, x.detach()):
+        traced = torch.jit.trace(function, example)
+        assert "drsn_ops::" in str(traced.graph)
+        torch.testing.assert_close(traced(x), function(x))
+        torch.testing.assert_close(torch.autograd.grad(traced(x).sin().sum(), x), wanted)
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_forward_mode_compiled(device, no_caches, name):
+    """A dual level around a compiled function, and one within it; PyTorch compiles no gate in either."""
+    function = TRACED[name]
+    function = function.to(device) if name == "SoftThreshold" else function
+    x, direction = torch.randn(2, 2, 3, 8, device=device)
+
+    def tangent(function, x, direction):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction))).tangent
+
+    wanted = tangent(function, x, direction)
+    torch.testing.assert_close(torch.compile(tangent, backend="eager")(function, x, direction), wanted)
+    compiled = torch.compile(function, backend="eager")
+    compiled(x)
+    torch.testing.assert_close(tangent(compiled, x, direction), wanted)
 
 
 def test_compile_in_place_and_under_a_transform(device, no_caches):
@@ -109,51 +180,6 @@ def test_export(device, strict):
     )
     other, alpha, _ = arguments(device=device, batch=7)
     torch.testing.assert_close(program.module()(other.detach(), alpha.detach()), module(other, alpha))
-
-
-def test_torch_func_transforms(device):
-    x, alpha, tau = (t.detach().double() for t in arguments(device=device))
-
-    def loss(x, alpha, tau):
-        return function(x, alpha, tau).sin().sum()
-
-    inputs = tuple(leaf(t) for t in (x, alpha, tau))
-    wanted = torch.autograd.grad(loss(*inputs), inputs)
-    torch.testing.assert_close(torch.func.grad(loss, argnums=(0, 1, 2))(x, alpha, tau), wanted)
-    forward = torch.func.jvp(loss, (x, alpha, tau), tuple(torch.ones_like(t) for t in (x, alpha, tau)))[1]
-    torch.testing.assert_close(forward, sum(g.sum() for g in wanted))
-    stack = torch.stack([x, 2 * x])
-    batched = torch.func.vmap(function, (0, None, None))(stack, alpha, tau)
-    torch.testing.assert_close(batched, torch.stack([function(t, alpha, tau) for t in stack]))
-    per_sample = torch.func.vmap(torch.func.grad(lambda t: drsn_ops.soft_threshold(t, tau).square().sum()))(
-        stack
-    )
-    torch.testing.assert_close(per_sample, 2 * drsn_ops.soft_threshold(stack, tau))
-
-
-def test_make_fx_and_fake_tensors(device):
-    x, alpha, tau = (t.detach() for t in arguments("channels_last", device=device))
-    graph = torch.fx.experimental.proxy_tensor.make_fx(function)(x, alpha, tau)
-    torch.testing.assert_close(graph(x, alpha, tau), function(x, alpha, tau))
-    meta = function(*(t.to("meta") for t in (x, alpha, tau)))
-    assert meta.shape == x.shape and meta.stride() == function(x, alpha, tau).stride()
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoint(device, use_reentrant):
-    args = arguments(device=device)
-    wanted = torch.autograd.grad(function(*args).sum(), args)
-    result = checkpoint(function, *args, use_reentrant=use_reentrant)
-    result.sum().backward()
-    torch.testing.assert_close(tuple(t.grad for t in args), wanted)
-
-
-def test_save_on_cpu(device):
-    args = arguments(device=device)
-    wanted = torch.autograd.grad(function(*args).sum(), args)
-    with torch.autograd.graph.save_on_cpu():
-        result = function(*args)
-    torch.testing.assert_close(torch.autograd.grad(result.sum(), args), wanted)
 
 
 def kept_for_backward(run, *inputs):
@@ -230,21 +256,42 @@ def test_same_bits_for_any_number_of_threads_run_after_run(device, shape, layout
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_same_bits_from_many_python_threads(device):
+@pytest.mark.parametrize("transform", [False, True])
+def test_same_bits_from_many_python_threads(device, transform):
+    """Forward mode, which is on for the whole process, changes nothing for tensors of other threads."""
     args = everything_arguments((8, 16, 300), "contiguous", torch.float32, device)
-    expected = everything(*args)
-    failures = []
+    shrinkage = drsn_ops.Shrinkage(16, norm="layer").to(device)
+
+    def step():
+        y = shrinkage(args[0])
+        return (
+            *everything(*args),
+            y.detach(),
+            *torch.autograd.grad(y.square().sum(), list(shrinkage.parameters())),
+        )
+
+    expected = step()
+    failures, done = [], threading.Event()
 
     def work():
         for _ in range(20):
-            if not all(torch.equal(a, b) for a, b in zip(everything(*args), expected, strict=True)):
+            if not all(torch.equal(a, b) for a, b in zip(step(), expected, strict=True)):
                 failures.append(1)
 
+    def follow():
+        x = args[0].detach()
+        while not done.is_set():
+            with forward_ad.dual_level():
+                forward_ad.unpack_dual(drsn_ops.shrink(forward_ad.make_dual(x, x), 0.5))
+
     threads = [threading.Thread(target=work) for _ in range(4)]
-    for t in threads:
+    other = threading.Thread(target=follow if transform else work)
+    for t in (other, *threads):
         t.start()
     for t in threads:
         t.join()
+    done.set()
+    other.join()
     assert not failures
 
 
@@ -287,6 +334,57 @@ def test_same_bits_from_every_instruction_set(tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+VIEWS = {"negated": torch._neg_view, "of a conjugate": lambda x: torch.complex(x * 0, x).conj().imag}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("train", [True, False])
+def test_lazily_negated_input(device, view, train):
+    """What PyTorch negates when it is read: an operator that may write into it has to take another."""
+    x = torch.randn(4, 3, 8, device=device)
+    shrinkage = drsn_ops.Shrinkage(3).to(device).train(train)
+    twin = copy.deepcopy(shrinkage)
+    assert VIEWS[view](x).is_neg()
+    y, expected = shrinkage(VIEWS[view](x)), twin(-x)
+    assert torch.equal(y, expected)
+    found = [
+        torch.autograd.grad(t.square().sum(), list(m.parameters()))
+        for t, m in ((y, shrinkage), (expected, twin))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    in_place = [
+        lambda x: drsn_ops.shrink(x, 0.5, inplace=True),
+        lambda x: drsn_ops.soft_threshold(x, 0.5, inplace=True),
+    ]
+    frozen = drsn_ops.Shrinkage(3, inplace=True).to(device).eval().requires_grad_(False)
+    for function in (*in_place, frozen):
+        memory = x.clone()
+        negated = VIEWS["negated"](memory)
+        assert function(negated) is negated
+        assert torch.equal(negated, function(-x)) and torch.equal(memory, -negated)
+
+
+def test_lazily_conjugated_input(device):
+    z = torch.randn(4, 3, dtype=torch.complex64, device=device)
+    expected = drsn_ops.soft_threshold(z.conj().resolve_conj(), 0.5)
+    assert torch.equal(drsn_ops.soft_threshold(z.conj(), 0.5), expected)
+    memory = z.clone()
+    drsn_ops.soft_threshold(memory.conj(), 0.5, inplace=True)
+    assert torch.equal(memory.conj(), expected)
+
+
+@pytest.mark.parametrize("function", [drsn_ops.shrink, drsn_ops.soft_threshold])
+def test_a_tensor_of_inference_mode_is_not_overwritten_outside(device, function):
+    with torch.inference_mode():
+        x = torch.randn(2, 3, 4, device=device)
+        before = x.clone()
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+        function(x, 0.5, inplace=True)
+    with torch.inference_mode():
+        assert torch.equal(x, before)
+        assert torch.equal(function(x, 0.5, inplace=True), function(before, 0.5))
+
+
 class TestWithoutKernels:
     """A device for which there are no kernels; here the CPU plays it."""
 
@@ -300,9 +398,22 @@ class TestWithoutKernels:
         with pytest.warns(RuntimeWarning, match="plain PyTorch operators on mps") as record:
             result = function(*args)
             function(*args)
-        assert len([r for r in record if "drsn_ops" in str(r.message)]) == 1
+        (warning,) = [r for r in record if "drsn_ops" in str(r.message)]
+        assert warning.filename == __file__
         found = torch.autograd.grad(result.sum(), args)
         assert all(g.abs().sum() > 0 for g in found)
+
+    def test_a_module_warns_of_the_line_that_calls_it(self):
+        with pytest.warns(RuntimeWarning, match="plain PyTorch operators") as record:
+            torch.nn.Sequential(drsn_ops.Shrinkage(3))(torch.randn(2, 3, 4))
+        assert record[0].filename == __file__
+
+    def test_compile(self, no_caches):
+        """A warning would break the graph."""
+        args = arguments()
+        y = torch.compile(function, fullgraph=True, backend="eager")(*args)
+        with pytest.warns(RuntimeWarning, match="plain PyTorch operators"):
+            torch.testing.assert_close(y, function(*args))
 
     @pytest.mark.parametrize("function", [drsn_ops.shrink, drsn_ops.soft_threshold])
     def test_in_place(self, function):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from checks import REAL, assert_close, leaf, make_features, make_gate
 from torch import nn
+from torch.func import jvp, vmap
 
 import drsn_ops
 from drsn_ops import reference
@@ -48,6 +49,21 @@ def test_autocast_changes_no_function(device, dtype):
             expected = function(features)
             with torch.autocast(device.type, dtype):
                 torch.testing.assert_close(function(features), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_autocast_changes_no_gate_under_a_transform(device, dtype):
+    x = torch.randn(3, 4, 50, device=device)
+    shrinkage = drsn_ops.Shrinkage(4, norm="layer").to(device)
+    expected = shrinkage(x)
+    with torch.autocast(device.type, dtype):
+        for y in (vmap(shrinkage)(x[None])[0], jvp(shrinkage, (x,), (x,))[0]):
+            torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    shrinkage.fc[0].register_forward_hook(lambda module, inputs, y: seen.append(y.dtype))
+    seen = []
+    with torch.autocast(device.type, dtype):
+        shrinkage(x)
+    assert seen == [dtype]
 
 
 class Network(nn.Module):

@@ -90,6 +90,17 @@ def test_on_meta_and_back(module, x, request):
     assert torch.equal(assigned(x), module(x))
 
 
+def test_training_on_meta(module, x):
+    """Shapes of gradients, of second ones too, without a number."""
+    module = module.to("meta").train()
+    leaf = x.to("meta").requires_grad_()
+    y = module(leaf)
+    grads = torch.autograd.grad(y.square().sum(), [leaf, *module.parameters()], create_graph=True)
+    assert [g.shape for g in grads] == [leaf.shape, *(p.shape for p in module.parameters())]
+    (second,) = torch.autograd.grad(grads[0].square().sum(), leaf)
+    assert second.is_meta and second.shape == leaf.shape
+
+
 @pytest.mark.parametrize("convert", ["half", "bfloat16", "double", "to"])
 def test_other_types(module, x, convert):
     converted = copy.deepcopy(module)

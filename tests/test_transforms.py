@@ -117,6 +117,19 @@ def test_functions_of_autograd(call, device):
     )
 
 
+def test_gradients_that_are_not_finite(call, device):
+    """What is 0 in a derivative stays 0 beside an infinite gradient: a batch of gradients equals them one by one."""
+    function, tensors, _, _ = prepared(call, device)
+    leaves = tuple(t.clone().requires_grad_() for t in tensors)
+    y = function(*leaves)
+    grads = torch.ones(2, *y.shape, dtype=y.dtype, device=device)
+    grads[1].view(-1)[::3] = torch.inf
+    wanted = [torch.autograd.grad(y, leaves, g, retain_graph=True) for g in grads]
+    found = torch.autograd.grad(y, leaves, grads, is_grads_batched=True)
+    for column, f in zip(zip(*wanted, strict=True), found, strict=True):
+        torch.testing.assert_close(f, torch.stack(column), equal_nan=True)
+
+
 def test_without_elements(call, device):
     """A batch of derivatives of nothing: the codes have no bytes."""
     function, tensors = make_calls(device)[call]

@@ -1,0 +1,104 @@
+"""What a code tells of each element, in plain PyTorch: for transforms that follow nothing else, and for exporters.
+
+The format and the formulas are those of csrc/shrinkage_math.h.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .reference import accumulator, per_row
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x lies in memory as (N, *spatial, C) and not as (N, C, *spatial)."""
+    return x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+class Layout(NamedTuple):
+    """What of x a backward pass needs besides the code."""
+
+    shape: Sequence[int]
+    dtype: torch.dtype
+    channels_last: bool
+
+    @classmethod
+    def of(cls, x: Tensor) -> Layout:
+        return cls(x.shape, x.dtype, is_channels_last(x))
+
+    def empty(self, like: Tensor) -> Tensor:
+        """A tensor as the kernels allocate it."""
+        if not self.channels_last:
+            return like.new_empty(self.shape, dtype=self.dtype)
+        memory = [self.shape[0], *self.shape[2:], self.shape[1]]
+        return like.new_empty(memory, dtype=self.dtype).movedim(-1, 1)
+
+    def planes(self, code: Tensor) -> list[Tensor]:
+        """The planes of a code as masks in the shape of x."""
+        bits = (code.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=code.device)) & 1
+        bits = bits.flatten(-2) > 0
+        segments = code.shape[0] if code.dim() == 3 else 1  # soft_threshold's code is one
+        length = math.prod(self.shape) // max(segments, 1)
+        memory = [self.shape[0], *self.shape[2:], self.shape[1]] if self.channels_last else self.shape
+        planes = [plane.reshape(memory) for plane in bits[..., :length].unbind(-2)]
+        return [plane.movedim(-1, 1) for plane in planes] if self.channels_last else planes
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in the accumulator's type."""
+    return x.to(accumulator(x.dtype))
+
+
+class Masks(NamedTuple):
+    """Where x has a sign, which, and where it is above its threshold.
+
+    What a mask leaves out is 0, not 0 times a number that may be infinite or NaN.
+    """
+
+    negative: Tensor
+    nonzero: Tensor
+    active: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, tau: Tensor) -> Masks:
+        magnitude = x.abs()
+        return cls(x < 0, magnitude > 0, magnitude > tau)
+
+    @classmethod
+    def read(cls, code: Tensor, layout: Layout) -> Masks:
+        """From a code of shrink, or of abs_mean, in which nothing is active."""
+        negative, nonzero, *rest = layout.planes(code)
+        return cls(negative, nonzero, rest[0] if rest else torch.zeros_like(nonzero))
+
+    def along_sign(self, t: Tensor) -> Tensor:
+        """``sign(x) * t``."""
+        return torch.where(self.nonzero, torch.where(self.negative, -t, t), 0)
+
+    def pass_active(self, t: Tensor) -> Tensor:
+        return torch.where(self.active, t, 0)
+
+    def combine(self, grad: Tensor | None, w: Tensor | None, v: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """``active * (grad + sign * w) + sign * v`` of this type, with one w and one v a row."""
+        out = torch.zeros_like(self.active, dtype=dtype)
+        if grad is not None:
+            out = self.pass_active(grad.to(dtype))
+        if w is not None:
+            out = out + self.pass_active(self.along_sign(per_row(w, self.active)))
+        return out if v is None else out + self.along_sign(per_row(v, self.active))
+
+    def row_sums(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums over each row, (N, C), of ``active * sign * grad`` and of ``sign * grad``."""
+        signed = self.along_sign(widened(grad))
+        active, sign = (t.unsqueeze(-1).flatten(2).sum(-1) for t in (self.pass_active(signed), signed))
+        return active, sign
+
+
+def soft_threshold_masks(code: Tensor, layout: Layout) -> tuple[Tensor, Masks]:
+    """Where a gradient passes, and what else the code tells; an open element is not active."""
+    negative, active = layout.planes(code)
+    return negative | active, Masks(negative, active, active)
