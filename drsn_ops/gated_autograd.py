@@ -236,12 +236,12 @@ class BatchNormShrink(FastFunction):
     @staticmethod
     def gradients(ctx: Any, grad: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """The gradients of z, residual and the parameters."""
-        z, mean, state, input_state, *parameters = ctx.saved_tensors
+        z, mean, state, input_state, *parameters = saved = ctx.saved_tensors
         need_z, need_residual, *need_parameters = needs
         dresidual = grad if need_residual else None
         if not need_z and not any(need_parameters):
             return None, dresidual, *[None] * 8
-        if torch.is_grad_enabled() or _transforming(grad, *ctx.saved_tensors):
+        if torch.is_grad_enabled() or _transforming(grad, *saved):
             with reference.no_autocast(grad):  # as the kernels computed it
                 dz, *found = _batch_norm_shrink_backward(ctx, grad, z, state, input_state, parameters)
         else:
