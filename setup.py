@@ -2,7 +2,7 @@
 
 Environment: USE_CUDA=0 leaves CUDA out, USE_CUDA=1 makes a missing condition an error; CUDA_HOME, MAX_JOBS,
 TORCH_CUDA_ARCH_LIST, CXX and CC as for every PyTorch extension; DEBUG=1: no optimisation, and symbols. Without
-CUDA_HOME the compiler of PyPI's cuda-toolkit[nvcc] comes first, then the nvcc that PyTorch finds.
+CUDA_HOME the compiler of PyPI's cuda-toolkit[nvcc], of CUDA 13 or newer, comes first, then the nvcc that PyTorch finds.
 """
 
 import glob
@@ -10,11 +10,13 @@ import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 
 from setuptools import Extension, setup
+from setuptools.command.build import build
 
 # pip builds in an environment of its own, without the user's PyTorch; where that one lies is still known.
 sys.path += [p for p in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")} if p not in sys.path]
@@ -63,16 +65,31 @@ def toolkits():
 
 
 def cuda_version(toolkit):
-    return re.search(r"release (\d+\.\d+)", nvcc_says(toolkit, "--version")).group(1)
+    release = re.search(r"release (\d+\.\d+)", nvcc_says(toolkit, "--version"))
+    return release and release[1]
+
+
+def major(version):
+    return int(version.split(".")[0])
+
+
+def has_library(toolkit, name):
+    return any(os.path.exists(os.path.join(d, name)) for d in cuda_library_dirs(toolkit))
 
 
 def misfit(toolkit):
     """Why nothing can be built with it for this PyTorch, or None."""
-    version = cuda_version(toolkit)
-    if version.split(".")[0] != torch.version.cuda.split(".")[0]:
+    try:
+        version = cuda_version(toolkit)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"nvcc in {toolkit} does not run ({error})"
+    if version is None:
+        return f"nvcc in {toolkit} does not say of which CUDA release it is"
+    if major(version) != major(torch.version.cuda):
         return f"nvcc in {toolkit} is of CUDA {version}, PyTorch of CUDA {torch.version.cuda}"
-    if not any(glob.glob(os.path.join(d, "libcudart*")) for d in cuda_library_dirs(toolkit)):
-        return f"no CUDA runtime library in lib64 or lib of {toolkit}"
+    # the linker finds no libcudart.so.13
+    if not has_library(toolkit, "libcudart_static.a") and not has_library(toolkit, "libcudart.so"):
+        return f"neither libcudart_static.a nor libcudart.so in lib64 or lib of {toolkit}"
     return None
 
 
@@ -87,9 +104,13 @@ def find_cuda():
             cpp_extension.CUDA_HOME = toolkit
             return toolkit, None
         reasons.append(reason)
-    if os.environ.get("CUDA_HOME") and not reasons:
+    if reasons:
+        return None, "; ".join(reasons)
+    if os.environ.get("CUDA_HOME"):
         return None, f"no nvcc in CUDA_HOME ({os.environ['CUDA_HOME']})"
-    return None, "; ".join(reasons) or "no nvcc found; pip install 'cuda-toolkit[nvcc]' brings one"
+    if major(torch.version.cuda) < 13:  # the packages of CUDA 12 have ptxas and no nvcc
+        return None, f"no nvcc found; PyPI has none of CUDA {torch.version.cuda}, NVIDIA's toolkit has"
+    return None, "no nvcc found; pip install 'cuda-toolkit[nvcc]' brings one"
 
 
 def cuda_library_dirs(toolkit):
@@ -158,14 +179,13 @@ def cpu_operators():
 
 def cuda_operators():
     # The static runtime serves PyTorch builds of any minor version; its symbols stay inside.
-    dirs = cuda_library_dirs(CUDA_HOME)
-    static = any(os.path.exists(os.path.join(d, "libcudart_static.a")) for d in dirs)
+    static = has_library(CUDA_HOME, "libcudart_static.a")
     return operators(
         "_ops_cuda",
         glob.glob("csrc/cuda/*.cpp") + glob.glob("csrc/cuda/*.cu"),
         ["torch_cuda", "torch_cpu", *(["cudart_static", "rt", "dl", "pthread"] if static else ["cudart"])],
         cpp_extension.include_paths("cuda"),
-        library_dirs=cpp_extension.library_paths("cuda") + dirs,
+        library_dirs=cpp_extension.library_paths("cuda") + cuda_library_dirs(CUDA_HOME),
         cxx=["-DUSE_CUDA"],
     )
 
@@ -192,7 +212,16 @@ def info_module():
     )
 
 
-class Build(cpp_extension.BuildExtension):
+class Build(build):
+    def run(self):
+        # What an earlier build left there would be packed: CUDA kernels of other schemas, modules that are gone.
+        earlier = os.path.join(self.build_lib, "drsn_ops")
+        if os.path.exists(earlier):
+            shutil.rmtree(earlier)
+        super().run()
+
+
+class BuildExtensions(cpp_extension.BuildExtension):
     def initialize_options(self):
         super().initialize_options()
         # An editable install would compile in a throw-away folder, and so everything again each time.
@@ -225,5 +254,5 @@ class Build(cpp_extension.BuildExtension):
 
 setup(
     ext_modules=[cpu_operators(), *([cuda_operators()] if CUDA_HOME else []), info_module()],
-    cmdclass={"build_ext": Build},
+    cmdclass={"build": Build, "build_ext": BuildExtensions},
 )

@@ -1,16 +1,20 @@
 """What is shipped, with which PyTorch it loads, and what happens where the CUDA library does not."""
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from checks import operators_of
+from checks import make_gate, operators_of
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import drsn_ops
@@ -75,6 +79,90 @@ def test_the_sdist_has_every_file(tmp_path):
     assert set(files) <= shipped
 
 
+def write_wheel(place, files, platform="linux_x86_64"):
+    """A wheel of this Python with these files, whose names lead to their contents."""
+    python = sysconfig.get_config_var("SOABI").split("-")[1]
+    wheel = place / f"drsn_ops-0.1.0-cp{python.rstrip('t')}-cp{python}-{platform}.whl"
+    tag = wheel.stem.partition("0.1.0-")[2]
+    about = "drsn_ops-0.1.0.dist-info/"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+        archive.writestr(f"{about}METADATA", "Metadata-Version: 2.1\nName: drsn_ops\nVersion: 0.1.0\n")
+        archive.writestr(f"{about}WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n")
+        archive.writestr(f"{about}RECORD", "".join(f"{name},,\n" for name in archive.namelist()))
+    return wheel
+
+
+class TestWheel:
+    @pytest.fixture
+    def tool(self, monkeypatch):
+        """tools/wheel.py"""
+        monkeypatch.syspath_prepend(ROOT / "tools")
+        spec = importlib.util.spec_from_file_location("tools_wheel", ROOT / "tools" / "wheel.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    @pytest.fixture
+    def library(self, tmp_path):
+        """One that calls a function of glibc 2.26 and is linked with PyTorch's and CUDA's."""
+        names = ("torch_cuda", "torch_cpu", "c10_cuda", "cudart")
+        stubs = [link("", tmp_path / f"lib{name}.so", f"-Wl,-soname,lib{name}.so") for name in names]
+        flags = ("-Wl,--no-as-needed", *stubs, f"-Wl,-rpath,{tmp_path}")
+        return link(calls("reallocarray"), tmp_path / "_ops_cuda.so", *flags).read_bytes()
+
+    def test_its_tag_says_which_glibc_it_needs(self, tool, tmp_path, library):
+        pytest.importorskip("auditwheel")
+        files = {"drsn_ops/_ops_cuda.so": library, "drsn_ops/__init__.py": b""}
+        wheel = tool.repair(write_wheel(tmp_path, files), tmp_path)
+        assert "manylinux_2_26_" in wheel.name and tool.glibc(wheel) == "2.26"
+        with zipfile.ZipFile(wheel) as archive:
+            assert {name: archive.read(name) for name in files} == files
+            others = {name for name in archive.namelist() if name[-1] != "/"} - {*files}
+        assert all(name.startswith("drsn_ops-0.1.0.dist-info/") for name in others)
+
+    def test_the_glibc_of_a_tag_that_has_an_older_name_too(self, tool):
+        name = "drsn_ops-0.1.0-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl"
+        assert tool.glibc(Path(name)) == "2.17"
+
+    def test_a_library_that_would_have_to_be_shipped_is_an_error(self, tool, tmp_path):
+        pytest.importorskip("auditwheel")
+        other = link("", tmp_path / "libother.so", "-Wl,-soname,libother.so")
+        library = link("", tmp_path / "_ops_cpu.so", "-Wl,--no-as-needed", other, f"-Wl,-rpath,{tmp_path}")
+        wheel = write_wheel(tmp_path, {"drsn_ops/_ops_cpu.so": library.read_bytes()})
+        with pytest.raises(subprocess.CalledProcessError):
+            tool.repair(wheel, tmp_path / "dist")
+        assert not (tmp_path / "dist").exists()
+
+    def test_its_files(self, tool, tmp_path, monkeypatch):
+        monkeypatch.setattr(tool, "ROOT", tmp_path)
+        names = [
+            "drsn_ops/__init__.py",
+            "drsn_ops/models/__init__.py",
+            "drsn_ops/_C.pyi",
+            "drsn_ops/py.typed",
+        ]
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        names += ["drsn_ops/_ops_cpu.so", f"drsn_ops/_C{sysconfig.get_config_var('EXT_SUFFIX')}"]
+
+        def check(names, platform="manylinux_2_34_x86_64"):
+            tool.check_files(write_wheel(tmp_path, dict.fromkeys(names, ""), platform))
+
+        check([*names, "drsn_ops/", "drsn_ops/_ops_cuda.so"])
+        for name in names:
+            with pytest.raises(SystemExit, match=rf"lacks \['{name}'\], and should not have \[\]"):
+                check([n for n in names if n != name])
+        with pytest.raises(
+            SystemExit, match=r"lacks \[\], and should not have \['drsn_ops.libs/libother.so'\]"
+        ):
+            check([*names, "drsn_ops.libs/libother.so"])
+        with pytest.raises(SystemExit, match="expected the tags of CPython"):
+            check(names, "linux_x86_64")
+
+
 def build_id_note(content):
     return b"\x7fELF" + _library._BUILD_ID_NOTE + content
 
@@ -126,13 +214,25 @@ class TestCudaLibraryThatDoesNotLoad:
     def test_cuda_tensors_take_the_plain_formula_with_one_warning(self, folder, monkeypatch):
         (folder / "_ops_cuda.so").write_bytes(b"garbage")
         monkeypatch.setattr(_library, "cuda_reason", _library._load())
-        with FakeTensorMode(), pytest.warns(RuntimeWarning) as record:
+        modules = make_gate(3, 4, 3).float(), nn.BatchNorm1d(3), drsn_ops.Shrinkage(3)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)  # for the modules, made where there need be no CUDA
+        with mode, torch.no_grad(), pytest.warns(RuntimeWarning) as record:
             x = torch.empty(2, 3, 4, device="cuda")
-            names = operators_of(lambda: (drsn_ops.soft_threshold(x, 0.5), drsn_ops.shrink(x, 0.5)))
-        assert names == []
+            gate, norm, shrinkage = (module.to_empty(device="cuda").eval() for module in modules)
+            calls = [
+                lambda: drsn_ops.soft_threshold(x, 0.5),
+                lambda: drsn_ops.abs_mean(x),
+                lambda: drsn_ops.shrink(x, 0.5),
+                lambda: drsn_ops.gated_shrink(x, gate),
+                lambda: drsn_ops.batch_norm_shrink(x, norm, gate),
+                lambda: shrinkage(x),
+            ]
+            assert [operators_of(call) for call in calls] == [[]] * len(calls)
         (message,) = [str(r.message) for r in record if "drsn_ops" in str(r.message)]
-        assert message.startswith("drsn_ops runs in plain PyTorch operators on cuda: PyTorch ")
-        assert drsn_ops.build_info()["cuda_reason"] == _library.cuda_reason
+        sentence = f"PyTorch {torch.__version__} cannot load the CUDA kernels ({folder / '_ops_cuda.so'}: "
+        assert message.startswith(f"drsn_ops runs in plain PyTorch operators on cuda: {sentence}")
+        reason = drsn_ops.build_info()["cuda_reason"]
+        assert reason.startswith(sentence) and reason.endswith("; install drsn_ops again")
 
 
 @pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="needs the sources")

@@ -4,7 +4,8 @@ python tools/symbols.py LIBRARY...                  fails, and names the symbols
 python tools/symbols.py --record SITE-PACKAGES/torch    writes the list anew, from an installed PyTorch 2.11 with CUDA
 
 The list holds the C functions of the stable ABI in the library that has them. C++ symbols of PyTorch, which change from
-version to version, are not in it; those of the C and C++ runtime carry a version of their own and pass.
+version to version, are not in it; those of the C and C++ runtime carry a version of their own and pass: tools/wheel.py
+lets auditwheel turn them into the wheel's tag.
 """
 
 from __future__ import annotations

@@ -1,15 +1,18 @@
 """Builds the sdist and, from it, the wheel into dist/; checks the wheel's files and the symbols of its libraries.
 
+auditwheel gives the wheel the tag that says which glibc it needs, that of the newest symbol it took where it was built.
+
 python tools/wheel.py                                  sdist and wheel; compiles everything
 python tools/wheel.py --quick                          the wheel alone, from the objects that lie in build/
 python tools/wheel.py --torch 2.11.0 --torch 2.15.0    then the operators' tests with that wheel under each PyTorch
 
-Needs the package `build` and what pyproject.toml names to build with.
+Needs the packages `build` and `auditwheel` and what pyproject.toml names to build with.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -25,8 +28,11 @@ import symbols
 
 ROOT = Path(__file__).parents[1]
 OPERATOR_TESTS = (
-    "soft_threshold shrink gated_shrink batch_norm_shrink library errors properties modules packaging".split()
-)
+    "soft_threshold shrink gated_shrink batch_norm_shrink library errors properties modules packaging "
+    "machinery transforms precision processes"
+).split()
+# those of the installed PyTorch, and CUDA's, which come with it
+NOT_SHIPPED = ("libtorch*.so", "libc10*.so", "libcuda*")
 
 
 def run(*command: str | Path, folder: Path = ROOT) -> None:
@@ -36,18 +42,38 @@ def run(*command: str | Path, folder: Path = ROOT) -> None:
 
 def build(folder: Path, quick: bool) -> Path:
     """Returns the wheel; beside it lies the sdist, unless quick."""
-    for earlier in (ROOT / "build").glob("lib*"):
-        shutil.rmtree(earlier)  # it may hold files that are gone from the tree
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, *["--wheel"] * quick)
-    return max(folder.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", place, *["--wheel"] * quick)
+        (wheel,) = Path(place).glob("*.whl")
+        for sdist in Path(place).glob("*.tar.gz"):
+            shutil.copy(sdist, folder)
+        return repair(wheel, folder)
+
+
+def repair(wheel: Path, folder: Path) -> Path:
+    """The same files in a wheel in the folder whose tag names the oldest glibc that has every symbol that they use."""
+    with tempfile.TemporaryDirectory() as place:
+        excluded = [f"--exclude={name}" for name in NOT_SHIPPED]
+        # no patcher: an error where another library would have to be shipped and ours changed to find it
+        command = ("repair", "--patcher", "none", *excluded, "--wheel-dir", place, wheel)
+        run(sys.executable, "-m", "auditwheel", *command)
+        (tagged,) = Path(place).glob("*.whl")
+        return Path(shutil.copy(tagged, folder))
+
+
+def glibc(wheel: Path) -> str:
+    """The oldest that the tag admits."""
+    return ".".join(re.search(r"manylinux_(\d+)_(\d+)", wheel.name).groups())
 
 
 def check_files(wheel: Path) -> None:
     """The package's Python files, its stubs and its libraries, all of them and nothing else."""
     python = sysconfig.get_config_var("SOABI").split("-")[1]
-    if f"-cp{python.rstrip('t')}-cp{python}-linux_" not in wheel.name:
+    if f"-cp{python.rstrip('t')}-cp{python}-manylinux" not in wheel.name:
         sys.exit(f"{wheel.name}: expected the tags of CPython {python} on Linux, which _C is compiled for")
-    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    files = [n for n in zipfile.ZipFile(wheel).namelist() if not n.endswith("/")]
+    names = {n for n in files if ".dist-info/" not in n}
     kinds = ("*.py", "*.pyi", "py.typed")
     expected = {p.relative_to(ROOT).as_posix() for kind in kinds for p in (ROOT / "drsn_ops").rglob(kind)}
     expected |= {"drsn_ops/_ops_cpu.so", f"drsn_ops/_C{sysconfig.get_config_var('EXT_SUFFIX')}"}
@@ -93,7 +119,9 @@ def main(arguments: Sequence[str]) -> None:
     wheel = build(options.outdir.resolve(), options.quick)
     check_files(wheel)
     check_symbols(wheel)
-    print(f"{wheel}: complete, and PyTorch 2.11 has every symbol that it uses")
+    print(
+        f"{wheel}: complete, for glibc {glibc(wheel)} and newer; PyTorch 2.11 has every symbol that it uses"
+    )
     for version in options.torch:
         test(wheel, version)
 

@@ -1,0 +1,224 @@
+"""What setup.py builds: which CUDA toolkit it takes, what it says where none serves, and what is packed."""
+
+import hashlib
+import importlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+setuptools = pytest.importorskip("setuptools")
+cpp_extension = pytest.importorskip("torch.utils.cpp_extension")
+
+ROOT = Path(__file__).parents[1]
+NVCC = """#!/bin/sh
+case $1 in
+    --version) echo 'Cuda compilation tools, release 13.0, V13.0.88' ;;
+    --list-gpu-arch) printf 'compute_75\\ncompute_80\\ncompute_90\\n' ;;
+    *) exit 1 ;;
+esac
+"""
+
+
+def make_toolkit(place, nvcc=NVCC, libraries=("lib64/libcudart_static.a",), mode=0o755):
+    """A folder with what setup.py looks at in a CUDA toolkit."""
+    for name in ("bin/nvcc", *libraries):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(nvcc)
+    (place / "bin" / "nvcc").chmod(mode)
+    return str(place)
+
+
+@pytest.fixture
+def run_setup(monkeypatch):
+    """Runs setup.py, with setup() replaced, under a PyTorch for this CUDA; returns its names and setup's arguments."""
+
+    def run(cuda="13.0", **environment):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+        # set, so that what setup.py writes there is undone
+        unset = dict.fromkeys(("USE_CUDA", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "DEBUG"), "")
+        for name, value in {**unset, **environment}.items():
+            monkeypatch.setenv(name, value)
+        arguments = {}
+        monkeypatch.setattr(setuptools, "setup", lambda **given: arguments.update(given))
+        names = {"__name__": "setup"}
+        exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), names)
+        names["extensions"] = {extension.name: extension for extension in arguments["ext_modules"]}
+        names.update(arguments)
+        return names
+
+    return run
+
+
+class TestUseCuda:
+    def test_without_it_cuda_is_built_where_it_can_be(self, run_setup, tmp_path):
+        names = run_setup(CUDA_HOME=make_toolkit(tmp_path))
+        assert set(names["extensions"]) == {"drsn_ops._ops_cpu", "drsn_ops._ops_cuda", "drsn_ops._C"}
+        assert (names["CUDA_HOME"], names["CUDA_VERSION"], names["CUDA_REASON"]) == (
+            str(tmp_path),
+            "13.0",
+            None,
+        )
+        assert cpp_extension.CUDA_HOME == str(tmp_path)
+        assert names["CUDA_ARCHS"] == os.environ["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0+PTX"
+        info = dict(names["extensions"]["drsn_ops._C"].define_macros)
+        assert (info["DRSN_CUDA_VERSION"], info["DRSN_CUDA_REASON"]) == ('"13.0"', '""')
+
+    def test_without_it_the_cpu_library_says_why_it_is_alone(self, run_setup, tmp_path):
+        names = run_setup(CUDA_HOME=str(tmp_path))
+        assert set(names["extensions"]) == {"drsn_ops._ops_cpu", "drsn_ops._C"}
+        reason = f"no nvcc in CUDA_HOME ({tmp_path})"
+        assert names["CUDA_REASON"] == reason
+        assert dict(names["extensions"]["drsn_ops._C"].define_macros)["DRSN_CUDA_REASON"] == f'"{reason}"'
+
+    def test_0(self, run_setup, tmp_path):
+        names = run_setup(CUDA_HOME=make_toolkit(tmp_path), USE_CUDA="0")
+        assert set(names["extensions"]) == {"drsn_ops._ops_cpu", "drsn_ops._C"}
+        assert names["CUDA_REASON"] == "USE_CUDA=0"
+
+    def test_1(self, run_setup, tmp_path):
+        with pytest.raises(SystemExit, match=r"^USE_CUDA=1, and the CUDA library cannot be built: no nvcc"):
+            run_setup(CUDA_HOME=str(tmp_path), USE_CUDA="1")
+        assert "drsn_ops._ops_cuda" in run_setup(CUDA_HOME=make_toolkit(tmp_path), USE_CUDA="1")["extensions"]
+
+    @pytest.mark.parametrize("wish", ["2", "yes", "01", " "])
+    def test_another_value(self, run_setup, wish):
+        with pytest.raises(SystemExit, match=rf"^USE_CUDA may be 0 .* 1 .* or not set, and is '{wish}'\.$"):
+            run_setup(USE_CUDA=wish)
+
+    def test_architectures_that_are_asked_for(self, run_setup, tmp_path):
+        names = run_setup(CUDA_HOME=make_toolkit(tmp_path), TORCH_CUDA_ARCH_LIST="8.6 9.0a")
+        assert names["CUDA_ARCHS"] == "8.6;9.0a"
+
+
+class TestToolkits:
+    @pytest.fixture
+    def elsewhere(self, monkeypatch, tmp_path):
+        """The toolkit of PyPI's packages, and the one that PyTorch finds."""
+        pypi = make_toolkit(tmp_path / "site-packages" / "nvidia" / "cu13")
+        make_toolkit(tmp_path / "site-packages" / "nvidia" / "cublas")
+        monkeypatch.syspath_prepend(tmp_path / "site-packages")
+        importlib.invalidate_caches()
+        return pypi, make_toolkit(tmp_path / "found by PyTorch")
+
+    def test_order(self, run_setup, elsewhere):
+        names = run_setup(USE_CUDA="0")
+        pypi, found = elsewhere
+        cpp_extension.CUDA_HOME = found
+        places = names["toolkits"]()
+        assert places[0] == pypi and found in places[1:]
+        assert not any(place.endswith("cublas") for place in places)
+
+    def test_cuda_home_is_taken_alone(self, run_setup, elsewhere, tmp_path):
+        assert run_setup(USE_CUDA="0", CUDA_HOME=str(tmp_path))["toolkits"]() == []
+        home = make_toolkit(tmp_path / "home")
+        assert run_setup(USE_CUDA="0", CUDA_HOME=home)["toolkits"]() == [home]
+
+    def test_the_first_that_fits_is_taken(self, run_setup, tmp_path):
+        names = run_setup(USE_CUDA="0")
+        old = make_toolkit(tmp_path / "old", NVCC.replace("13.0", "12.9"))
+        new = make_toolkit(tmp_path / "new", NVCC.replace("13.0", "13.2"))
+        names["toolkits"] = lambda: [old, new, "not asked"]
+        assert names["find_cuda"]() == (new, None)
+        names["toolkits"] = lambda: [old, old]
+        reason = f"nvcc in {old} is of CUDA 12.9, PyTorch of CUDA 13.0"
+        assert names["find_cuda"]() == (None, f"{reason}; {reason}")
+
+    @pytest.mark.parametrize(
+        "cuda, expected",
+        [
+            ("13.0", "no nvcc found; pip install 'cuda-toolkit[nvcc]' brings one"),
+            ("12.9", "no nvcc found; PyPI has none of CUDA 12.9, NVIDIA's toolkit has"),
+            (None, f"PyTorch {torch.__version__} is built without CUDA"),
+        ],
+    )
+    def test_none(self, run_setup, cuda, expected):
+        names = run_setup(cuda, USE_CUDA="0")
+        names["toolkits"] = lambda: []
+        assert names["find_cuda"]() == (None, expected)
+
+
+class TestMisfit:
+    @pytest.mark.parametrize(
+        "changes, expected",
+        [
+            ({"nvcc": NVCC.replace("13.0", "12.8")}, "nvcc in {} is of CUDA 12.8, PyTorch of CUDA 13.0"),
+            ({"nvcc": "#!/bin/sh\necho 13.0\n"}, "nvcc in {} does not say of which CUDA release it is"),
+            ({"nvcc": "#!/bin/sh\nexit 7\n"}, "nvcc in {} does not run (Command .* returned .* 7.)"),
+            ({"mode": 0o644}, "nvcc in {} does not run (.*Permission denied: '{}/bin/nvcc')"),
+            ({"libraries": ()}, "neither libcudart_static.a nor libcudart.so in lib64 or lib of {}"),
+            # -lcudart does not find it
+            (
+                {"libraries": ["lib/libcudart.so.13"]},
+                "neither libcudart_static.a nor libcudart.so in lib64 or lib of {}",
+            ),
+        ],
+    )
+    def test_the_reason(self, run_setup, tmp_path, changes, expected):
+        names = run_setup(CUDA_HOME=make_toolkit(tmp_path, **changes))
+        pattern = expected.replace("{}", str(tmp_path)).replace("(", r"\(").replace(")", r"\)")
+        assert names["CUDA_HOME"] is None
+        pytest.raises(SystemExit, run_setup, CUDA_HOME=str(tmp_path), USE_CUDA="1").match(pattern)
+
+    @pytest.mark.parametrize(
+        "library", ["lib64/libcudart_static.a", "lib/libcudart_static.a", "lib/libcudart.so"]
+    )
+    def test_the_runtime_that_is_linked(self, run_setup, tmp_path, library):
+        extension = run_setup(CUDA_HOME=make_toolkit(tmp_path, libraries=[library, "lib64/another"]))[
+            "extensions"
+        ]["drsn_ops._ops_cuda"]
+        runtime = "cudart_static" if library.endswith(".a") else "cudart"
+        assert (
+            runtime in extension.libraries and len({"cudart_static", "cudart"} & {*extension.libraries}) == 1
+        )
+        assert str(tmp_path / Path(library).parent) in extension.library_dirs
+
+
+def test_an_older_pytorch(run_setup, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cpu")
+    with pytest.raises(
+        SystemExit, match=r"^drsn_ops needs PyTorch 2.11 or newer, and 2.10.1\+cpu is installed\.$"
+    ):
+        run_setup()
+
+
+def test_every_library_is_linked_with_the_build_id_of_the_schemas(run_setup, tmp_path):
+    names = run_setup(CUDA_HOME=make_toolkit(tmp_path))
+    expected = hashlib.sha1((ROOT / "csrc" / "registration.cpp").read_bytes()).hexdigest()
+    for library in ("drsn_ops._ops_cpu", "drsn_ops._ops_cuda"):
+        assert f"-Wl,--build-id=0x{expected}" in names["extensions"][library].extra_link_args
+
+
+def test_nothing_of_an_earlier_build_is_packed(run_setup, tmp_path, monkeypatch):
+    commands = run_setup(USE_CUDA="0")["cmdclass"]
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "drsn_ops/__init__.py",
+        "lib/drsn_ops/_ops_cuda.so",
+        "lib/drsn_ops/gone.py",
+        "lib/other/kept.py",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    distribution = setuptools.Distribution(
+        {"packages": ["drsn_ops"], "cmdclass": commands, "script_name": "setup.py"}
+    )
+    distribution.get_command_obj("build").build_lib = "lib"
+    distribution.run_command("build")
+    packed = {path.relative_to(tmp_path / "lib").as_posix() for path in (tmp_path / "lib").rglob("*.*")}
+    assert packed == {"drsn_ops/__init__.py", "other/kept.py"}
+
+
+def test_a_cuda_library_of_an_earlier_build_leaves_the_tree(run_setup, tmp_path, monkeypatch):
+    command_class = run_setup(USE_CUDA="0")["cmdclass"]["build_ext"]
+    monkeypatch.chdir(tmp_path)
+    stale = tmp_path / "drsn_ops" / "_ops_cuda.so"
+    stale.parent.mkdir()
+    stale.touch()
+    command = command_class(setuptools.Distribution({"ext_modules": []}))
+    command.extensions = []
+    command.copy_extensions_to_source()
+    assert not stale.exists()
