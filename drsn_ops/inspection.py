@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional, reference
+from .files import replacing
 from .modules import Shrinkage, SoftThreshold
 
 if TYPE_CHECKING:
@@ -91,10 +92,14 @@ class Inspection:
             The path.
 
         Raises:
-            ValueError: a sample, channel or shape of ``clean`` that does not fit, or a folder that is not there.
+            TypeError: a ``clean`` that is no tensor.
+            ValueError: a sample, channel or shape of ``clean`` that does not fit, a block with another batch than x, as
+                where a network cuts its input into windows, or a folder that is not there.
             ImportError: matplotlib is missing; it comes with ``drsn_ops[train]``.
         """
         path = Path(path)
+        if clean is not None and not isinstance(clean, Tensor):
+            raise TypeError(f"clean: got {type(clean).__name__}, expected a tensor or None")
         noisy = self._sample(sample)
         if clean is not None and tuple(clean.shape) not in (tuple(self.x.shape), tuple(noisy.shape)):
             raise ValueError(
@@ -113,8 +118,6 @@ class Inspection:
 
         from matplotlib.figure import Figure
 
-        from .train import replacing
-
         pictures = [_input_picture(noisy, clean), *(_block_picture(b, sample, channel) for b in self.blocks)]
         figure = Figure(figsize=(8, 2.2 * len(pictures)), layout="constrained")
         for part, picture in zip(figure.subfigures(len(pictures), squeeze=False).flat, pictures, strict=True):
@@ -124,7 +127,14 @@ class Inspection:
         return path
 
     def _sample(self, sample: int) -> Tensor:
-        count = min([len(block.x) for block in self.blocks] + [len(self.x) if self.x.dim() else 0])
+        count = len(self.x) if self.x.dim() else 0
+        for block in self.blocks:
+            # its sample of this number need not be one of x's
+            if len(block.x) != count:
+                raise ValueError(
+                    f"model: gives {block.name!r} a batch of {len(block.x)}, expected {count}, that of x, "
+                    "for one sample to be drawn"
+                )
         if not 0 <= sample < count:
             raise ValueError(f"sample: got {sample}, expected 0 to {count - 1}, the samples of x")
         return self.x[sample]

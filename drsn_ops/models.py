@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,16 +32,16 @@ from .rsnet import rsnet34 as rsnet34
 
 
 class ConvolutionalUnit(RSBU):
-    """`RSBU` without its shortcut: the unit of the paper's ConvNet, which has no shrinkage either.
+    """`RSBU` without shrinkage and without its shortcut, ``y = h``: the unit of the paper's ConvNet.
 
-    Args, shapes and errors are those of `RSBU`.
+    Args, shapes and errors are those of `RSBU`, but for the gate's.
     """
 
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, dim: int = 1) -> None:
+        super().__init__(in_channels, out_channels, stride=stride, dim=dim, thresholds=None)
+
     def forward(self, x: Tensor) -> Tensor:
-        require_input(x, self.in_channels, self.dim)
-        h = self.conv1(pad_same(F.relu(self.bn1(x), inplace=True), self.stride))
-        y: Tensor = self.conv2(F.relu(self.bn2(h), inplace=True))
-        return y if self.shrink is None else self.shrink(y)
+        return self.branch(x)
 
 
 class ShrinkageNetwork(nn.Module):
@@ -52,9 +53,7 @@ class ShrinkageNetwork(nn.Module):
         dim: the number of spatial axes: 1, 2 or 3.
         stem: channels and stride of the first convolution.
         units: channels and stride of each unit.
-        unit: the class of the units, `RSBU` or `ConvolutionalUnit`.
-        thresholds: ``"channel-wise"``, ``"channel-shared"``, or None for the plain ResNet.
-        reduction, norm: of the gates, see `Shrinkage`.
+        unit: makes a unit: `ConvolutionalUnit`, or `RSBU` with the args of its gate bound by ``partial``.
         l2: the factor of `penalty`.
         l2_classifier: whether the classifier's kernel counts in `penalty`.
 
@@ -69,10 +68,7 @@ class ShrinkageNetwork(nn.Module):
         dim: int,
         stem: tuple[int, int],
         units: Sequence[tuple[int, int]],
-        unit: type[RSBU] = RSBU,
-        thresholds: str | None,
-        reduction: int = 1,
-        norm: str = "batch",
+        unit: Callable[..., RSBU],
         l2: float = 0.0,
         l2_classifier: bool = True,
     ) -> None:
@@ -88,17 +84,7 @@ class ShrinkageNetwork(nn.Module):
         self.stem = conv3(dim, in_channels, channels, stride)
         self.units = nn.Sequential()
         for out_channels, stride in units:
-            self.units.append(
-                unit(
-                    channels,
-                    out_channels,
-                    stride=stride,
-                    dim=dim,
-                    thresholds=thresholds,
-                    reduction=reduction,
-                    norm=norm,
-                )
-            )
+            self.units.append(unit(channels, out_channels, stride=stride, dim=dim))
             channels = out_channels
         self.bn = BATCH_NORMS[dim](channels)
         self.classifier = nn.Linear(channels, num_classes)
@@ -169,7 +155,12 @@ def as_tflearn(network: ShrinkageNetwork) -> ShrinkageNetwork:
 
 
 def drsn_mnist(
-    in_channels: int = 1, num_classes: int = 10, *, thresholds: str | None = "channel-wise"
+    in_channels: int = 1,
+    num_classes: int = 10,
+    *,
+    thresholds: str | None = "channel-wise",
+    reduction: int = 1,
+    norm: str = "batch",
 ) -> ShrinkageNetwork:
     """The Keras program for MNIST, layer for layer: one unit of 8 channels with stride 2.
 
@@ -201,16 +192,32 @@ def drsn_mnist(
     ``downsample_strides`` is 2 by default; both convolutions of the block and the gate's first layer carry
     ``l2(1e-4)``. A block of several units would subsample in each; only blocks of one unit occur.
 
+    Args:
+        in_channels, num_classes: 1 and 10 in the program.
+        thresholds, reduction, norm: of the gate, see `RSBU`; by default it is the program's. With ``norm="batch"``
+            it does not train on a batch of one.
+
     Shape: (N, in_channels, H, W) to logits (N, num_classes). The program has 28 x 28; any size works.
     """
     network = ShrinkageNetwork(
-        in_channels, num_classes, dim=2, stem=(8, 1), units=[(8, 2)], thresholds=thresholds, l2=1e-4
+        in_channels,
+        num_classes,
+        dim=2,
+        stem=(8, 1),
+        units=[(8, 2)],
+        unit=partial(RSBU, thresholds=thresholds, reduction=reduction, norm=norm),
+        l2=1e-4,
     )
     return as_keras(network)
 
 
 def drsn_cifar10(
-    in_channels: int = 3, num_classes: int = 10, *, thresholds: str | None = "channel-wise"
+    in_channels: int = 3,
+    num_classes: int = 10,
+    *,
+    thresholds: str | None = "channel-wise",
+    reduction: int = 4,
+    norm: str = "batch",
 ) -> ShrinkageNetwork:
     """The TFLearn program for CIFAR-10, layer for layer: three units of 16, 32 and 32 channels.
 
@@ -247,6 +254,11 @@ def drsn_cifar10(
     stride is ``downsample_strides``; the two ``tf.pad`` are the even and the odd case of the channels to add.
     Running variances differ by n / (n - 1): PyTorch's are unbiased, TFLearn's are not.
 
+    Args:
+        in_channels, num_classes: 3 and 10 in the program.
+        thresholds, reduction, norm: of the gates, see `RSBU`; by default they are the program's. With
+            ``norm="batch"`` they do not train on a batch of one.
+
     Shape: (N, in_channels, H, W) to logits (N, num_classes). The program has 32 x 32; any size works.
     """
     network = ShrinkageNetwork(
@@ -255,8 +267,7 @@ def drsn_cifar10(
         dim=2,
         stem=(16, 1),
         units=[(16, 1), (32, 2), (32, 2)],
-        thresholds=thresholds,
-        reduction=4,
+        unit=partial(RSBU, thresholds=thresholds, reduction=reduction, norm=norm),
         l2=0.5e-4,
         l2_classifier=False,
     )
@@ -283,7 +294,8 @@ def drsn(
         thresholds: ``"channel-wise"`` (DRSN-CW), ``"channel-shared"`` (DRSN-CS), or None, the plain ResNet.
         blocks: residual units in all, as many in each stage: 12 in the paper, which also tries 6 and 9.
         widths: channels of each stage. The first unit of a stage has stride 2.
-        reduction, norm: of the gates, see `Shrinkage`.
+        reduction, norm: of the gates, see `Shrinkage`. ``norm="layer"`` leaves nothing of a gate with one hidden
+            feature, which is what a stage has where ``width // reduction`` is 0 or 1.
 
     Initialisation and L2 are those of `drsn_cifar10`, whose library the paper's own program uses.
 
@@ -300,9 +312,7 @@ def drsn(
         dim=dim,
         blocks=blocks,
         widths=widths,
-        thresholds=thresholds,
-        reduction=reduction,
-        norm=norm,
+        unit=partial(RSBU, thresholds=thresholds, reduction=reduction, norm=norm),
     )
 
 
@@ -333,7 +343,6 @@ def convnet(
         blocks=blocks,
         widths=widths,
         unit=ConvolutionalUnit,
-        thresholds=None,
     )
 
 
@@ -344,13 +353,12 @@ def paper_network(
     dim: int,
     blocks: int,
     widths: Sequence[int],
-    unit: type[RSBU] = RSBU,
-    thresholds: str | None,
-    reduction: int = 1,
-    norm: str = "batch",
+    unit: Callable[..., RSBU],
 ) -> ShrinkageNetwork:
     """What `drsn` and `convnet` have in common."""
     require_positive("blocks", blocks)
+    if not isinstance(widths, Sequence):
+        raise ValueError(f"widths: got {widths!r}, expected a sequence of integers, one a stage")
     for width in widths:
         require_positive("widths", width)
     if not widths or blocks % len(widths):
@@ -362,9 +370,6 @@ def paper_network(
         stem=(widths[0], 2),
         units=[(width, 1 if i else 2) for width in widths for i in range(blocks // len(widths))],
         unit=unit,
-        thresholds=thresholds,
-        reduction=reduction,
-        norm=norm,
         l2=0.5e-4,
         l2_classifier=False,
     )

@@ -265,10 +265,15 @@ class RSBU(nn.Module):
         extra = self.out_channels - self.in_channels
         return F.pad(kept, [0, 0] * self.dim + [extra // 2, extra - extra // 2]) if extra else kept
 
-    def forward(self, x: Tensor) -> Tensor:
+    def branch(self, x: Tensor) -> Tensor:
+        """``h``, of the shape of y: what the shrinkage takes."""
         require_input(x, self.in_channels, self.dim)
         h = self.conv1(pad_same(F.relu(self.bn1(x), inplace=True), self.stride))
-        h = self.conv2(F.relu(self.bn2(h), inplace=True))
+        y: Tensor = self.conv2(F.relu(self.bn2(h), inplace=True))
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.branch(x)
         # Under autocast the convolution's result is narrower than x.
         shortcut = self.shortcut(x).to(h.dtype)
         y: Tensor = h + shortcut if self.shrink is None else self.shrink(h, shortcut)

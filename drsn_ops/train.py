@@ -2,7 +2,8 @@
 
 Each data set comes with the recipe of its program. One run has a folder of its own, in which ``checkpoint.pt``
 and ``curve.csv`` are renewed after every epoch; ``curve.png`` is drawn at the end. Each is written beside itself
-and then renamed, so that a run that is cut off leaves whole files.
+and then renamed, so that a run that is cut off leaves whole files. The program for CIFAR-10 saves as often, every 500
+steps of 100 images, and keeps its last ten checkpoints; here only the latest is kept.
 
 ``torchrun --nproc-per-node 2 -m drsn_ops train`` shares every batch out among processes, see `distributed`. The run and
 its files are, to rounding, those of one process, and any number of processes can resume it.
@@ -13,11 +14,9 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import nn
 from . import models
 from .data import Dataset, InputError, Split, augment, load
 from .distributed import Processes, device_of, processes
+from .files import replacing
 from .modules import THRESHOLDS, Shrinkage
 
 FORMAT = "drsn_ops.train 1"
@@ -214,17 +214,6 @@ class Run:
         row = Row(len(self.rows) + 1, self.step, lr, *train, *test, seconds)
         self.rows.append(row)
         return row
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which takes its place once it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(run: Run, folder: Path, checkpoint: Path) -> None:

@@ -68,19 +68,23 @@ def idx(array):
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-@pytest.fixture
-def mnist(tmp_path, random):
+def write_mnist(folder, random):
     """Seven images to train on, gzipped, and three to test, plain."""
     arrays = {}
     for prefix, n in (("train", 7), ("t10k", 3)):
         arrays[prefix] = random.integers(0, 256, (n, 28, 28), np.uint8), random.integers(0, 10, n, np.uint8)
         for kind, array in zip(("images-idx3", "labels-idx1"), arrays[prefix], strict=True):
-            path = tmp_path / f"{prefix}-{kind}-ubyte"
+            path = folder / f"{prefix}-{kind}-ubyte"
             if prefix == "train":
                 path.with_name(path.name + ".gz").write_bytes(gzip.compress(idx(array)))
             else:
                 path.write_bytes(idx(array))
-    return tmp_path, arrays
+    return arrays
+
+
+@pytest.fixture
+def mnist(tmp_path, random):
+    return tmp_path, write_mnist(tmp_path, random)
 
 
 def test_mnist(mnist):
@@ -140,17 +144,21 @@ def test_missing_mnist(mnist):
 NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
 
-@pytest.fixture(params=["", "cifar-10-batches-py"])
-def cifar10(tmp_path, random, request):
+def write_cifar10(folder, random):
     """Four images a batch, pickled as the public files are: protocol 2, names in bytes."""
-    folder = tmp_path / request.param
-    folder.mkdir(exist_ok=True)
     batches = {}
     for name in NAMES:
         data = random.integers(0, 256, (4, 3072), np.uint8)
         batches[name] = {b"data": data, b"labels": random.integers(0, 10, 4).tolist(), b"batch_label": b"one"}
         (folder / name).write_bytes(pickle.dumps(batches[name], 2))
-    return folder, tmp_path, batches
+    return batches
+
+
+@pytest.fixture(params=["", "cifar-10-batches-py"])
+def cifar10(tmp_path, random, request):
+    folder = tmp_path / request.param
+    folder.mkdir(exist_ok=True)
+    return folder, tmp_path, write_cifar10(folder, random)
 
 
 def test_cifar10(cifar10):
@@ -244,3 +252,8 @@ def test_augment_crops_and_flips():
     assert {result.numpy().tobytes() for result in results} == windows
     torch.manual_seed(0)
     assert torch.equal(results, augment(image.repeat(500, 1, 1, 1), padding=1))
+
+
+def test_augment_pads_by_four_as_the_program_does():
+    """One of the 81 windows on a single pixel and its border of four holds the pixel."""
+    assert augment(torch.ones(20_000, 1, 1, 1)).mean().item() == pytest.approx(1 / 81, rel=0.2)

@@ -236,6 +236,24 @@ def test_a_wrong_plot_writes_nothing(options, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("sample", [0, 1])
+def test_a_network_that_cuts_its_input_into_windows_is_not_plotted(sample, tmp_path):
+    """Sample 1 of its blocks is a window of sample 0."""
+    model = nn.Sequential(SoftThreshold(), nn.Unflatten(2, (2, 8)), nn.Flatten(0, 1), Shrinkage(2))
+    inspection = inspect(model, torch.randn(2, 2, 16))
+    message = "model: gives '3' a batch of 4, expected 2, that of x, for one sample to be drawn"
+    with pytest.raises(ValueError, match=message):
+        inspection.plot(tmp_path / "plot.png", sample=sample)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_clean_input_that_is_no_tensor(tmp_path):
+    inspection = inspect(Shrinkage(4), torch.randn(2, 4, 9))
+    with pytest.raises(TypeError, match="clean: got ndarray, expected a tensor or None"):
+        inspection.plot(tmp_path / "plot.png", clean=inspection.x.numpy())
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "model, x, error, message",
     [

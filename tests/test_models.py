@@ -1,6 +1,7 @@
 """The published networks: sizes, initialisation, L2, and the forward pass operation by operation."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from drsn_ops import RSBU, Shrinkage
-from drsn_ops.models import ConvolutionalUnit, convnet, drsn, drsn_cifar10, drsn_mnist
+from drsn_ops.models import ConvolutionalUnit, convnet, drsn, drsn_cifar10, drsn_mnist, rsnet18, rsnet34
+
+CW, CS = "channel-wise", "channel-shared"
+NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": nn.Identity}
 
 
 def parameters(network):
@@ -57,12 +61,61 @@ def test_the_convnet_is_the_resnet_without_shortcuts(dim, device):
     assert all(parameter.grad is not None for parameter in plain.parameters())
 
 
-@pytest.mark.parametrize("thresholds", [None, "channel-wise"])
-def test_a_unit_without_its_shortcut(thresholds):
-    unit, whole = (kind(2, 5, stride=2, thresholds=thresholds).double() for kind in (ConvolutionalUnit, RSBU))
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_a_unit_without_its_shortcut(dim):
+    unit = ConvolutionalUnit(2, 5, stride=2, dim=dim).double()
+    whole = RSBU(2, 5, stride=2, dim=dim, thresholds=None).double()
     unit.load_state_dict(whole.state_dict())
-    x = torch.randn(3, 2, 9, dtype=torch.float64)
+    x = torch.randn(3, 2, *(9,) * dim, dtype=torch.float64)
     torch.testing.assert_close(unit(x), whole(x) - whole.shortcut(x))
+
+
+def widths(*counts):
+    """The channels of the gates of an rsnet with so many blocks a stage."""
+    return [64 << stage for stage, count in enumerate(counts) for _ in range(count)]
+
+
+# what builds a network, its spatial axes, and the channels of its gates
+NETWORKS = [
+    *((partial(drsn, dim=dim, blocks=4, widths=(4, 6)), dim, [4, 4, 6, 6]) for dim in (1, 2, 3)),
+    *((partial(rsnet18, dim=dim), dim, widths(2, 2, 2, 2)) for dim in (1, 2, 3)),
+    *((partial(rsnet34, dim=dim), dim, widths(3, 4, 6, 3)) for dim in (1, 2, 3)),
+    (drsn_mnist, 2, [8]),
+    (drsn_cifar10, 2, [16, 32, 32]),
+]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("reduction", [1, 3])
+@pytest.mark.parametrize("thresholds", [CW, CS, None])
+@pytest.mark.parametrize("build, dim, channels", NETWORKS)
+def test_options_reach_every_gate(build, dim, channels, thresholds, reduction, norm):
+    with torch.device("meta"):
+        network = build(thresholds=thresholds, reduction=reduction, norm=norm)
+    convolutions = [m for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    assert {type(m) for m in convolutions} == {(nn.Conv1d, nn.Conv2d, nn.Conv3d)[dim - 1]}
+    gates = [module for module in network.modules() if isinstance(module, Shrinkage)]
+    assert [gate.channels for gate in gates] == (channels if thresholds else [])
+    for gate in gates:
+        assert (gate.thresholds, gate.reduction, gate.norm) == (thresholds, reduction, norm)
+        assert gate.statistic == {CW: "channel", CS: "sample"}[thresholds]
+        hidden = gate.channels // reduction
+        assert gate.fc[0].weight.shape == (hidden, gate.channels)
+        assert gate.fc[3].weight.shape == (gate.channels if thresholds == CW else 1, hidden)
+        assert type(gate.fc[1]) is NORMS[norm]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 33])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("build", [drsn, convnet])
+def test_any_length(build, dim, length, device):
+    network = build(2, 3, dim=dim, blocks=2, widths=(2, 3)).to(device)
+    sizes = []
+    for module in (network.stem, *network.units):
+        module.register_forward_hook(lambda *args: sizes.append(tuple(args[2].shape[2:])))
+    assert network(torch.randn(2, 2, *(length,) * dim, device=device)).shape == (2, 3)
+    # each halves what it is given, rounded up
+    assert sizes == [(-(-length // step),) * dim for step in (2, 4, 8)]
 
 
 def test_parameters_of_the_programs():
@@ -240,7 +293,14 @@ def test_forward_layer_for_layer(build, units, size, eps):
 def test_other_inputs():
     assert drsn_mnist(in_channels=3, num_classes=4)(torch.rand(2, 3, 8, 9)).shape == (2, 4)
     assert drsn_cifar10(1, 5, thresholds="channel-shared")(torch.rand(2, 1, 7, 5)).shape == (2, 5)
-    assert not any(isinstance(module, Shrinkage) for module in drsn_mnist(thresholds=None).modules())
+
+
+@pytest.mark.parametrize("build, size", [(drsn_mnist, (1, 28, 28)), (drsn_cifar10, (3, 32, 32))])
+def test_a_program_trains_on_a_batch_of_one(build, size):
+    x = torch.rand(1, *size)
+    with pytest.raises(ValueError, match=r"got a batch of 1, .*norm='layer'"):
+        build()(x)
+    F.cross_entropy(build(norm="layer")(x), torch.tensor([3])).backward()
 
 
 ERRORS = [
@@ -249,6 +309,8 @@ ERRORS = [
     (lambda: convnet()(torch.zeros(2, 3, 64)), r"x: got shape \(2, 3, 64\), expected \(N, 1, L1\)"),
     (lambda: drsn(blocks=10), r"blocks: got 10, expected a multiple of the number of widths, 3"),
     (lambda: drsn(blocks=0), r"blocks: got 0, expected an integer of at least 1"),
+    (lambda: drsn(widths=4), r"widths: got 4, expected a sequence of integers, one a stage"),
+    (lambda: convnet(widths=None), r"widths: got None, expected a sequence of integers, one a stage"),
     (lambda: drsn(widths=()), r"blocks: got 12, expected a multiple of the number of widths, 0"),
     (lambda: drsn(widths=(4, 0)), r"widths: got 0, expected an integer of at least 1"),
     (lambda: drsn(dim=0), r"dim: got 0, expected 1, 2 or 3"),

@@ -161,6 +161,18 @@ def test_the_hybrid_has_a_shared_mean_and_a_wide_gate():
     assert {(m.statistic, m.fc[3].out_features) for m in shared} == {("sample", 1)}
 
 
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("statistic", ["channel", "sample"])
+@pytest.mark.parametrize("thresholds", [CW, CS])
+@pytest.mark.parametrize("build", [rsnet18, rsnet34])
+def test_the_statistic_reaches_every_gate(build, thresholds, statistic, dim):
+    with torch.device("meta"):
+        network = build(dim=dim, thresholds=thresholds, statistic=statistic)
+    shrinkages = [module for module in network.modules() if isinstance(module, Shrinkage)]
+    assert len(shrinkages) == sum(BLOCKS[build])
+    assert {(module.thresholds, module.statistic) for module in shrinkages} == {(thresholds, statistic)}
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_fused_block_equals_its_modules(training, device):
     """A hook on the shrinkage sees what it takes and gives; without one the BatchNorm is in the operator too."""
@@ -201,10 +213,15 @@ def test_another_module_in_the_place_of_the_shrinkage_is_called():
     assert not operators_of(block, torch.randn(3, 2, 8))
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3])
-@pytest.mark.parametrize("length", [1, 2, 7, 16])
-def test_any_length(dim, length, device):
-    network = rsnet18(2, 5, dim=dim, reduction=16, norm="layer").to(device).eval()
+@pytest.mark.parametrize(
+    "build, dim, length",
+    [
+        *((rsnet18, dim, length) for dim in (1, 2, 3) for length in (1, 2, 7, 16)),
+        *((rsnet34, 1, length) for length in (1, 2, 7, 33)),
+    ],
+)
+def test_any_length(build, dim, length, device):
+    network = build(2, 5, dim=dim, reduction=16, norm="layer").to(device).eval()
     with torch.no_grad():
         assert network(torch.randn(2, 2, *(length,) * dim, device=device)).shape == (2, 5)
 

@@ -6,12 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from test_data import write_cifar10, write_mnist
 
 import drsn_ops
 from drsn_ops import train
 from drsn_ops.__main__ import main
+from drsn_ops.data import augment
+from drsn_ops.distributed import Processes
+from drsn_ops.files import replacing
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -130,6 +135,59 @@ def test_resume_equals_an_uninterrupted_run(folder):
     assert same(checkpoint("part/checkpoint.pt"), checkpoint("whole/checkpoint.pt"))
 
 
+# a data set, what writes its files, and the images in them: seven or five times four, and three or four
+FILES = [("mnist", write_mnist, 7, 3), ("cifar10", write_cifar10, 20, 4)]
+
+
+@pytest.mark.parametrize("data, write, train_images, test_images", FILES)
+def test_a_run_on_files(data, write, train_images, test_images, folder, capsys):
+    """By its program's recipe, to the last bit the same where it is resumed: with augmentation and momentum too."""
+    files = folder / "files"
+    files.mkdir()
+    write(files, np.random.default_rng(0))
+    flags = ("--data", data, "--data-dir", files, "--batch-size", 5)
+    assert run(*flags, "--epochs", 2, "--output-dir", "whole") == 0
+    out = capsys.readouterr().out
+    recipe = train.RECIPES[data]
+    assert f"{data}: {train_images} training and {test_images} test images, noise {recipe.noise:g} *" in out
+    assert (
+        f"drsn_{data}: thresholds channel-wise" in out and f"learning rate {recipe.lr:g}, batches of 5" in out
+    )
+    steps = -(-train_images // 5)
+    rows = curve(folder / "whole")
+    assert [(row["step"], row["lr"]) for row in rows] == [(str(n * steps), str(recipe.lr)) for n in (1, 2)]
+    assert run(*flags, "--epochs", 1, "--output-dir", "part") == 0
+    assert run("--data-dir", files, "--epochs", 2, "--resume", "part/checkpoint.pt") == 0
+    assert curve(folder / "part") == rows
+    assert same(checkpoint("part/checkpoint.pt"), checkpoint("whole/checkpoint.pt"))
+
+
+@pytest.mark.parametrize("data, write, train_images, test_images", FILES)
+def test_what_the_network_sees(data, write, train_images, test_images, folder):
+    """Images with noise drawn once, as in the programs, less their mean; in training those of CIFAR-10 augmented."""
+    write(folder, np.random.default_rng(0))
+    flags = train_args("--data", data, "--data-dir", str(folder), "--batch-size", "5", "--seed", "1")
+    job, *_ = train.prepare(flags, Processes())
+    clean = train.load(data, folder, noise=0, seed=1)
+    kept = [split.images.clone() for split in (job.data.train, job.data.test)]
+    for images, split in zip(kept, (clean.train, clean.test), strict=True):
+        noise = (images - split.images) / {"mnist": 0.5, "cifar10": 0.1}[data]
+        assert noise.min() > -1e-5 and noise.max() < 1 + 1e-5 and abs(noise.mean() - 0.5) < 0.03
+    mean = kept[0].mean((0, 2, 3), keepdim=True) if data == "cifar10" else 0
+    seen = []
+    job.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for _ in range(2):
+        seen.clear()
+        random = torch.get_rng_state()
+        job.epoch(lambda: None)
+        torch.set_rng_state(random)
+        batches = [kept[0][batch] for batch in torch.randperm(train_images).split(5)]
+        if data == "cifar10":
+            batches = [augment(batch, padding=4) for batch in batches]
+        for actual, images in zip(seen, [*batches, *kept], strict=True):
+            torch.testing.assert_close(actual, images - mean)
+
+
 def test_resume_takes_its_settings_from_the_checkpoint(folder):
     flags = ("--thresholds", "channel-shared", "--lr", 0.01, "--batch-size", 50, "--noise", 0.2, "--seed", 5)
     assert run("--epochs", 2, "--output-dir", "whole", *flags) == 0
@@ -191,7 +249,8 @@ def test_a_remainder_of_one_image_is_left_out(folder):
     assert curve(folder / "runs" / "digits")[0]["step"] == "359"
 
 
-def test_learning_rate_schedule():
+def test_recipe_of_cifar10():
+    assert train.RECIPES["cifar10"].augment and train.RECIPES["cifar10"].decay_steps == 20_000
     settings = train.settings_of(train_args("--data", "cifar10"), None)
     assert (settings.epochs, settings.batch_size, settings.lr, settings.noise) == (100, 100, 0.1, 0.1)
     data = train.load("digits", None, noise=0, seed=0)
@@ -200,6 +259,9 @@ def test_learning_rate_schedule():
     for job.step in (0, 19_999, 20_000, 40_000):
         rates.append(job.learning_rate())
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    job.step, rates = 19_990, []
+    job.train_epoch(lambda: rates.append(job.optimiser.param_groups[0]["lr"]))
+    assert rates == pytest.approx(10 * [0.1] + 5 * [0.01])
     assert isinstance(job.optimiser, torch.optim.SGD) and job.optimiser.defaults["momentum"] == 0.9
 
 
@@ -333,7 +395,7 @@ def test_a_checkpoint_runs_no_code(old, monkeypatch, capsys):
 def test_a_failed_write_leaves_the_old_file(folder):
     path = folder / "kept"
     path.write_text("whole")
-    with pytest.raises(RuntimeError), train.replacing(path) as temporary:
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
         temporary.write_text("ha")
         raise RuntimeError
     assert contents(folder) == {path: b"whole"}
