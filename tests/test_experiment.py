@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,20 @@ import torch
 import drsn_ops
 from drsn_ops import noise
 from drsn_ops.__main__ import main
+from drsn_ops.benchmark import processor
 from drsn_ops.distributed import Processes
 from drsn_ops.experiment import cell, command, report, schedule
-from drsn_ops.experiment.settings import FULL, SMALL, Cell, Result, read_settings
+from drsn_ops.experiment.settings import (
+    FULL,
+    NETWORKS,
+    SMALL,
+    Cell,
+    Result,
+    read_features,
+    read_settings,
+    result_path,
+)
+from drsn_ops.models import RSBU, ConvolutionalUnit
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -62,10 +74,10 @@ def start(*arguments, **options):
 
 
 def results(folder):
-    """What each cell's file says, without the column that no run repeats."""
+    """What each cell's file says, without what no run repeats."""
     files = {path.name: json.loads(path.read_text()) for path in (folder / "cells").glob("*.json")}
     for values in files.values():
-        assert values.pop("seconds") >= 0
+        assert values.pop("seconds") >= 0 and "PyTorch" in values.pop("origin")
     return files
 
 
@@ -101,32 +113,81 @@ def test_a_run(folder, capsys):
     assert len({(r["network"], r["noise"], r["snr"], r["seed"]) for r in rows}) == 16
     assert all((own / name).read_bytes().startswith(PNG) for name in ("accuracy.png", "tsne.png"))
     assert "48 training and 24 test signals of 64 points, 8 classes" in out
-    assert "16 cells, 0 of them done" in out and (own / "table.md").read_text() in out
+    table = (own / "table.md").read_text()
+    assert f"Computed on: {processor()} ({os.cpu_count()} cores), device cpu, workers 1, PyTorch " in table
+    assert f"{torch.__version__}, drsn_ops {drsn_ops.__version__}, {date.today().isoformat()}." in table
+    assert "16 cells, 0 of them done" in out and table in out
     # no bar where there is no terminal
     assert err == ""
 
 
-def test_workers_change_nothing(whole, folder):
-    assert run(*TINY, "--workers", 2, "--output-dir", "two") == 0
-    assert results(folder / "two") == results(whole)
-    for path in (folder / "two" / "cells").glob("*.pt"):
-        theirs = torch.load(whole / "cells" / path.name)
-        assert all(torch.equal(tensor, theirs[name]) for name, tensor in torch.load(path).items())
+def test_workers_change_nothing(whole, folder, monkeypatch):
+    """Two of the cells, trained by two workers."""
+    shutil.copytree(whole, folder / "two")
+    shown = read_settings(whole).shown()
+    for c in shown:
+        for path in (folder / "two" / "cells").glob(f"{c.name}.*"):
+            path.unlink()
+    trained = watch_cells(monkeypatch)
+    monkeypatch.setattr(command, "write_report", lambda *_: [])
+    assert run("--resume", "two", "--workers", 2) == 0
+    assert trained == [] and results(folder / "two") == results(whole)
+    for c in shown:
+        theirs = read_features(whole, c)
+        assert all(torch.equal(t, theirs[name]) for name, t in read_features(folder / "two", c).items())
 
 
 def test_resume_trains_what_is_missing(whole, monkeypatch, capsys):
     before = results(whole)
-    missing = whole / "cells" / "ResNet_gaussian_-5dB_1.json"
+    missing = whole / "cells" / "ResNet_gaussian_-5.0dB_1.json"
     missing.unlink()
     for name in ("accuracy.png", "results.csv"):
         (whole / name).unlink()
-    trained = []
-    inside = schedule.train_cell
-    monkeypatch.setattr(schedule, "train_cell", lambda *args: trained.append(args[1]) or inside(*args))
+    trained = watch_cells(monkeypatch)
     assert run("--resume", whole) == 0
     assert trained == [Cell("ResNet", "gaussian", -5.0, 1)]
     assert results(whole) == before and (whole / "results.csv").exists() and (whole / "accuracy.png").exists()
     assert "16 cells, 15 of them done" in capsys.readouterr().out
+
+
+def test_resume_trains_what_is_damaged(whole, folder, monkeypatch, capsys):
+    """Results that are cut short, of other types, of another cell; features that are missing or cut short."""
+    shutil.copytree(whole, folder / "damaged")
+    shown = read_settings(whole).shown()
+    cut, mistyped, swapped = (
+        Cell("ResNet", "pink", 5.0, 1),
+        *(Cell("ResNet", "gaussian", s, 1) for s in (5.0, -5.0)),
+    )
+    cells = folder / "damaged" / "cells"
+    (cells / f"{shown[0].name}.pt").unlink()
+    os.truncate(cells / f"{shown[1].name}.pt", 500)
+    os.truncate(cells / f"{cut.name}.json", 50)
+    path = cells / f"{mistyped.name}.json"
+    path.write_text(path.read_text().replace('"parameters": 1864', '"parameters": "1864"'))
+    shutil.copy(cells / f"{cut.name.replace('_1', '_0')}.json", cells / f"{swapped.name}.json")
+    trained = watch_cells(monkeypatch)
+    inside, there = command.train_cells, []
+
+    def watched(job, cells, workers):
+        # a process that waits for the others takes a file for a cell that is done
+        there.extend(c for c in cells if result_path(job.folder, c).exists())
+        inside(job, cells, workers)
+
+    monkeypatch.setattr(command, "train_cells", watched)
+    assert run("--resume", "damaged") == 0
+    assert there == []
+    assert sorted(trained) == sorted([*shown, cut, mistyped, swapped])
+    assert results(folder / "damaged") == results(whole)
+    assert "16 cells, 11 of them done" in capsys.readouterr().out
+    assert all(read_features(folder / "damaged", c) for c in shown)
+
+
+def watch_cells(monkeypatch):
+    """The cells that are trained from now on, in this process."""
+    trained = []
+    inside = schedule.train_cell
+    monkeypatch.setattr(schedule, "train_cell", lambda *args: trained.append(args[1]) or inside(*args))
+    return trained
 
 
 def test_interrupt(whole, folder, monkeypatch, capsys):
@@ -211,41 +272,79 @@ def test_torchrun_shares_the_cells(whole, folder):
     )
 
 
-def test_a_process_trains_every_other_cell(folder, monkeypatch):
+def test_a_process_trains_its_share(folder, monkeypatch):
     """Without its fellow, the second of two processes does its half, and leaves the report to the first."""
-    trained = []
-    monkeypatch.setattr(schedule, "train_cell", lambda *args: trained.append(args[1]) or inside(*args))
-    inside = cell.train_cell
-
-    def second(device):
-        return nullcontext(Processes(1, 2))
-
-    monkeypatch.setattr(command, "processes", second)
+    trained = watch_cells(monkeypatch)
+    monkeypatch.setattr(command, "processes", lambda device: nullcontext(Processes(1, 2)))
     assert run(*TINY, "--output-dir", "half") == 0
     cells = read_settings(folder / "half").cells()
-    assert trained == cells[1::2]
+    half = schedule.share(cells, Processes(1, 2))
+    assert trained == half and len(half) == 8
     assert sorted(path.name for path in (folder / "half").iterdir()) == ["cells", "settings.json"]
+    # resumed, it does half of the other half
+    assert run("--resume", "half") == 0
+    assert trained[8:] == schedule.share([c for c in cells if c not in half], Processes(1, 2))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7])
+def test_shares_have_as_many_cells_of_each_network(count):
+    """Whatever is done already: here, all of three networks of the first seed."""
+    left = [c for c in SMALL.cells() if c.seed or c.network == "ConvNet"]
+    shares = [schedule.share(left, Processes(rank, count)) for rank in range(count)]
+    assert sorted(sum(shares, [])) == sorted(left)
+    for name in NETWORKS:
+        counts = [sum(c.network == name for c in own) for own in shares]
+        assert max(counts) - min(counts) <= 1 and min(counts) >= 1
+    assert all([c.seed for c in own] == sorted(c.seed for c in own) for own in shares)
+
+
+def write_recordings(folder, values):
+    """Two classes of four files, each with five windows of 64 points."""
+    random = np.random.default_rng(0)
+    for label in ("good", "bad"):
+        (folder / label).mkdir(parents=True)
+        for i in range(4):
+            np.save(folder / label / f"{i}.npy", values(random.standard_normal(64 * 5)))
+
+
+RECORDED = [*TINY[2:], "--data", "folder", "--noise", "gaussian", "--snr", "5", "--data-dir"]
 
 
 def test_recordings(folder, capsys):
     """The signals of a folder; whole recordings are tested on, which ones is the seed's choice."""
-    for label in ("good", "bad"):
-        (folder / "data" / label).mkdir(parents=True)
-        for i in range(4):
-            np.save(folder / "data" / label / f"{i}.npy", np.random.default_rng(i).standard_normal(64 * 5))
-    flags = TINY[2:] + ["--data", "folder", "--data-dir", "data", "--noise", "gaussian", "--snr", "5"]
-    assert run(*flags, "--output-dir", "own") == 0
+    write_recordings(folder / "data", lambda values: values)
+    assert run(*RECORDED, "data", "--output-dir", "own") == 0
     assert "folder: 30 training and 10 test signals of 64 points, 2 classes" in capsys.readouterr().out
     assert len(results(folder / "own")) == 4
-    assert "here recordings (folder);" in (folder / "own" / "table.md").read_text()
+    assert "here recordings (folder), each window less its mean;" in (folder / "own" / "table.md").read_text()
     own = read_settings(folder / "own")
-    assert own.num_signals is None and Path(own.data_dir).is_absolute()
+    assert own.num_signals is None and own.column is None and Path(own.data_dir).is_absolute()
     tests = [data.x[data.test] for data in (cell.load(own, seed) for seed in range(4))]
     assert any(not tests[0].equal(test) for test in tests)
-    np.save(folder / "data" / "bad" / "3.npy", np.zeros(64 * 5))
-    assert run(*flags, "--output-dir", "other") == 2
-    assert "has a window of 64 points that are all 0" in capsys.readouterr().err
+    # the experiment goes on where its recordings have moved to, and remembers it
+    (folder / "data").rename("moved")
+    (folder / "own" / "cells" / "ResNet_gaussian_+5.0dB_1.json").unlink()
+    assert run("--resume", "own", "--data-dir", "moved") == 0
+    assert len(results(folder / "own")) == 4
+    assert Path(read_settings(folder / "own").data_dir) == folder / "moved"
+    np.save(folder / "moved" / "bad" / "3.npy", np.full(64 * 5, 0.1))
+    capsys.readouterr()
+    assert run(*RECORDED, "moved", "--output-dir", "other") == 2
+    assert "has a window of 64 points that are all the same" in capsys.readouterr().err
     assert not (folder / "other").exists()
+
+
+def test_a_column_of_the_recordings(folder):
+    """The one that was asked for, whose offset is no part of the signal, nor of the power that noise is set by."""
+    write_recordings(folder / "data", lambda values: np.stack([values, 2 * values + 100], 1))
+    loaded = []
+    for column in (0, 1):
+        assert run(*RECORDED, "data", "--column", column, "--networks", "ResNet", "--output-dir", column) == 0
+        own = read_settings(folder / str(column))
+        assert own.column == str(column)
+        loaded.append(cell.load(own, 0).x)
+    torch.testing.assert_close(loaded[1], 2 * loaded[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(loaded[1].mean(-1), torch.zeros(40, 1), rtol=0, atol=1e-4)
 
 
 def test_the_full_preset_is_the_papers():
@@ -263,6 +362,8 @@ def test_the_full_preset_is_the_papers():
 
 def test_names_of_cells_tell_them_apart():
     assert len({c.name for c in FULL.cells()}) == len(FULL.cells())
+    close = replace(SMALL, snr=(0.1, 0.1000001), seeds=1).cells()
+    assert len({c.name for c in close}) == len(close) and len({c.noise_seed for c in close}) == 6
 
 
 def test_every_network_sees_the_same_noise():
@@ -286,15 +387,87 @@ def test_folds_test_every_signal_once(tiny):
     assert cell.load(tiny, tiny.folds).test.equal(parts[0].test)
 
 
+def train(settings, trained):
+    """One cell, on the CPU."""
+    return cell.train_cell(settings, trained, torch.device("cpu"), "here")
+
+
 def test_noise_is_added_once_at_its_ratio(tiny, monkeypatch):
     seen = []
     monkeypatch.setattr(cell, "fit", lambda network, x, labels, settings: seen.append(x))
     for network in ("ConvNet", "ResNet"):
-        cell.train_cell(tiny, Cell(network, "laplacian", -3.0, 1), torch.device("cpu"))
+        train(tiny, Cell(network, "laplacian", -3.0, 1))
     data = cell.load(tiny, 1)
     decibels = noise.snr(data.x[data.train], seen[0])
     torch.testing.assert_close(decibels, torch.full_like(decibels, -3), rtol=0, atol=1e-4)
     assert seen[0].equal(seen[1])
+
+
+def test_the_networks_are_the_papers(tiny):
+    """Table II: what tells the four apart, and the numbers of their parameters."""
+    units = {"ConvNet": ConvolutionalUnit, "ResNet": RSBU, "DRSN-CS": RSBU, "DRSN-CW": RSBU}
+    thresholds = {"ConvNet": None, "ResNet": None, "DRSN-CS": "channel-shared", "DRSN-CW": "channel-wise"}
+    parameters = {"ConvNet": 8416, "ResNet": 8416, "DRSN-CS": 10220, "DRSN-CW": 11552}
+    for name in NETWORKS:
+        network = cell.build(FULL, name, 8)
+        assert sum(p.numel() for p in network.parameters()) == parameters[name]
+        assert len(network.units) == 12
+        for unit in network.units:
+            assert type(unit) is units[name]
+            assert getattr(unit.shrink, "thresholds", None) == thresholds[name]
+
+
+def test_a_cell_is_one_of_its_own_seed_thread_and_algorithms(tiny, monkeypatch):
+    """First parameters are the seed's; one thread trains; cuDNN repeats itself, and is as it was in all else."""
+    cudnn = torch.backends.cudnn
+    first, within = [], []
+
+    def watched(network, *_):
+        first.append(network.units[0].conv1.weight.detach().clone())
+        flags = (cudnn.enabled, cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
+        within.append((torch.get_num_threads(), *flags))
+
+    monkeypatch.setattr(cell, "fit", watched)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for seed, tf32 in ((0, True), (1, False), (0, True)):
+            with cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
+                train(tiny, Cell("ResNet", "gaussian", 0.0, seed))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert within == [(1, True, True, False, tf32) for tf32 in (True, False, True)]
+    assert first[0].equal(first[2]) and not first[0].equal(first[1])
+
+
+def test_accuracies_are_of_their_splits(tiny, monkeypatch):
+    """What a result says of training and test signals, and the features, are those of the network that was trained."""
+    networks, noisy = [], []
+    fit, add = cell.fit, cell.add_noise
+    monkeypatch.setattr(cell, "fit", lambda *args: networks.append(args[0]) or fit(*args))
+    monkeypatch.setattr(
+        cell, "add_noise", lambda *args, **options: noisy.append(add(*args, **options)) or noisy[0]
+    )
+    result, shown = train(tiny, Cell("DRSN-CW", "pink", 5.0, 2))
+    data = cell.load(tiny, 2)
+    with torch.inference_mode():
+        right = networks[0].eval()(noisy[0]).argmax(1) == data.labels
+        logits = networks[0](noisy[0][data.test])
+        torch.testing.assert_close(networks[0].classifier(shown["features"]), logits)
+    shares = [right[split].double().mean().item() for split in (data.train, data.test)]
+    assert [result.train_accuracy, result.test_accuracy] == pytest.approx(shares) and shares[0] != shares[1]
+    assert shown["labels"].equal(data.labels[data.test]) and result.origin == "here"
+
+
+def test_seconds_are_of_the_training_alone(tiny, monkeypatch):
+    cell.load(tiny, 0)
+    inside = cell.add_noise
+    monkeypatch.setattr(
+        cell, "add_noise", lambda *args, **options: time.sleep(0.5) or inside(*args, **options)
+    )
+    monkeypatch.setattr(cell, "fit", lambda *args: time.sleep(0.1))
+    assert 0.1 <= train(tiny, Cell("ResNet", "gaussian", 0.0, 0))[0].seconds < 0.4
 
 
 def test_learning_rates_and_l2(tiny, monkeypatch):
@@ -338,12 +511,12 @@ def test_accuracy_is_that_of_the_network(tiny):
 def test_a_network_learns(tiny):
     """Without noise to speak of, some of the classes are told apart in a few epochs; chance is 1 / 8."""
     learning = replace(tiny, num_signals=288, epochs=10)
-    result, _ = cell.train_cell(learning, Cell("DRSN-CW", "gaussian", 40.0, 0), torch.device("cpu"))
+    result, _ = train(learning, Cell("DRSN-CW", "gaussian", 40.0, 0))
     assert result.train_accuracy > 0.3 and result.test_accuracy > 0.3
 
 
 def made(network, noise, snr, seed, test):
-    return Result(network, noise, snr, seed, 0.5, test, 2.0, 1000)
+    return Result(network, noise, snr, seed, 0.5, test, 2.0, 1000, "one machine" if seed else "another")
 
 
 def test_table_of_known_results():
@@ -354,14 +527,24 @@ def test_table_of_known_results():
         made("ResNet", "pink", 5.0, 0, 0.7),
         made("ResNet", "pink", -5.0, 1, 0.7),
         made("ResNet", "pink", 5.0, 1, 0.9),
-        *(made("DRSN-CW", "pink", snr, seed, 0.25) for snr in (-5.0, 5.0) for seed in (0, 1)),
+        *(made("DRSN-CW", "pink", snr, seed, 0.25 + seed / 4) for snr in (-5.0, 5.0) for seed in (1, 0)),
     ]
     lines = report.table(grid, known).splitlines()
     paper = "91.96 ± 1.05 | 86.25 ± 1.34"
     assert f"| ResNet | 50.00 ± 0.00 | 70.00 ± 14.14 | {paper} | 1000 | 2.0 |" in lines
-    assert "| DRSN-CW | 50.00 ± 0.00 | 25.00 ± 0.00 | 94.84 ± 0.55 | 89.57 ± 0.87 | 1000 | 2.0 |" in lines
-    assert "| pink, -5 dB | 60.00 ± 14.14 | 25.00 ± 0.00 |" in lines
-    assert "| pink, 5 dB | 80.00 ± 14.14 | 25.00 ± 0.00 |" in lines
+    assert "| DRSN-CW | 50.00 ± 0.00 | 37.50 ± 17.68 | 94.84 ± 0.55 | 89.57 ± 0.87 | 1000 | 2.0 |" in lines
+    assert "| pink, -5 dB | 60.00 ± 14.14 | 37.50 ± 17.68 |" in lines
+    assert "| pink, 5 dB | 80.00 ± 14.14 | 37.50 ± 17.68 |" in lines
+    # seed by seed: 0.25 - 0.6 and 0.5 - 0.8
+    after = lines[lines.index("| test, above ResNet | DRSN-CW |") :]
+    assert after[2:] == [
+        "| all | -32.50 ± 3.54 |",
+        "| pink, -5 dB | -22.50 ± 3.54 |",
+        "| pink, 5 dB | -42.50 ± 3.54 |",
+    ]
+    assert "Computed on: another; one machine." in lines
+    # it goes under a heading of the README's
+    assert not any(line.startswith("#") for line in lines)
     assert any("the mean over the seeds (2) ± their standard deviation (n - 1)" in line for line in lines)
 
 
@@ -369,6 +552,8 @@ def test_one_seed_has_no_spread():
     grid = replace(SMALL, networks=("ResNet",), noise=("pink",), snr=(0.0,), seeds=1)
     lines = report.table(grid, [made("ResNet", "pink", 0.0, 0, 0.5)]).splitlines()
     assert "| pink, 0 dB | 50.00 |" in lines
+    assert not any("above ResNet |" in line for line in lines)
+    assert report.percent([-1e-9], "+") == "+0.00" and report.percent([-0.1], "+") == "-10.00"
 
 
 def test_curves_show_mean_and_spread(monkeypatch, tmp_path):
@@ -400,6 +585,45 @@ def test_curves_show_mean_and_spread(monkeypatch, tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
 
 
+def figure_of(monkeypatch, plot, *args):
+    """What a function draws, as a figure of matplotlib's."""
+    from matplotlib.figure import Figure
+
+    figures, inside = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **o: figures.append(self) or inside(self, *a, **o)
+    )
+    plot(*args)
+    return figures[0]
+
+
+def test_curves_are_named(monkeypatch, tmp_path):
+    grid = replace(SMALL, seeds=1)
+    known = [made(*c, 0.5) for c in grid.cells()]
+    figure = figure_of(monkeypatch, report.plot_accuracy, grid, known, tmp_path / "a.png")
+    assert [axes.get_title() for axes in figure.axes] == [f"{name} noise" for name in grid.noise]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == list(NETWORKS)
+
+
+def test_the_features_that_are_shown(whole, monkeypatch, tmp_path):
+    """Those of the first noise, the middle ratio and the first seed, in their classes' colours."""
+    from sklearn.manifold import TSNE
+
+    shown = replace(SMALL, networks=("DRSN-CW",), noise=("pink", "gaussian"), snr=(9.0, -5.0, 0.0)).shown()
+    assert shown == [Cell("DRSN-CW", "pink", 0.0, 0)]
+    given, inside = [], TSNE.fit_transform
+    monkeypatch.setattr(TSNE, "fit_transform", lambda self, x: given.append(x) or inside(self, x))
+    cells = read_settings(whole).shown()
+    figure = figure_of(monkeypatch, report.plot_features, cells, whole, tmp_path / "a.png")
+    assert [axes.get_title() for axes in figure.axes] == ["ResNet", "DRSN-CW"]
+    for axes, x, c in zip(figure.axes, given, cells, strict=True):
+        saved = read_features(whole, c)
+        assert np.array_equal(x, saved["features"].numpy())
+        colours = axes.collections[0].get_array()
+        assert np.array_equal(colours, saved["labels"].numpy()) and len(set(colours.tolist())) == 8
+    assert "pink noise, 5 dB, seed 0" in figure.get_suptitle()
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -418,6 +642,7 @@ BAD = [
     (["--data", "cwru"], "--data cwru needs the folder that holds its files: --data-dir"),
     (["--data", "folder", "--data-dir", "nowhere"], "nowhere: no such folder"),
     (["--data", "folder", "--num-signals", "99", "--data-dir", "old"], "expected none with --data folder"),
+    (["--column", "1"], "--column: got 1, expected none with --data vibration"),
     (["--output-dir", "old"], "--output-dir old: not an empty folder"),
     (["--output-dir", "new", "--resume", "old"], "argument --resume: not allowed with argument --output-dir"),
     (["--resume", "nowhere"], "settings.json: no such file"),
@@ -425,7 +650,9 @@ BAD = [
     (["--resume", "cut"], "settings.json: damaged"),
     (["--resume", "list"], "settings.json: damaged"),
     (["--resume", "later"], "settings.json: not the settings of an experiment of this version"),
-    (["--resume", "swapped"], "ResNet_pink_+5dB_1.json: not the result of this cell"),
+    (["--resume", "mistyped"], "settings.json: not the settings of an experiment of this version"),
+    (["--resume", "unknown"], "settings.json: not the settings of an experiment of this version"),
+    (["--resume", "old", "--lr", "0.1000001"], "old: an experiment of --lr 0.1, not of --lr 0.1000001"),
     (["--resume", "old", "--epochs", "3"], "old: an experiment of --epochs 2, not of --epochs 3"),
     (["--resume", "old", "--snr", "5"], "old: an experiment of --snr 5 -5, not of --snr 5"),
     (
@@ -440,15 +667,14 @@ def old(whole, tmp_path_factory):
     """A folder with a finished experiment, and folders that are none."""
     folder = tmp_path_factory.mktemp("old")
     shutil.copytree(whole, folder / "old")
-    shutil.copytree(whole, folder / "swapped")
-    cells = folder / "swapped" / "cells"
-    shutil.copy(cells / "ResNet_pink_+5dB_0.json", cells / "ResNet_pink_+5dB_1.json")
     saved = (whole / "settings.json").read_text()
     for name, text in {
         "other": "{}",
         "cut": saved[:50],
         "list": "[]",
         "later": saved.replace('"blocks"', '"layers"'),
+        "mistyped": saved.replace('"epochs": 2', '"epochs": "2"'),
+        "unknown": saved.replace('"DRSN-CW"', '"DRSN-XL"'),
     }.items():
         (folder / name).mkdir()
         (folder / name / "settings.json").write_text(text)

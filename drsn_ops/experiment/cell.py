@@ -9,29 +9,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import models, recordings
+from .. import models
 from ..data import InputError
 from ..noise import add_noise
 from ..train import EVALUATION_BATCH, momentum
 from ..vibration import CLASSES, vibration
-from .settings import Cell, Result, Settings
-
-DATA = ("vibration", "cwru", "folder")
-BUILD: dict[str, Callable[..., models.ShrinkageNetwork]] = {
-    "ConvNet": models.convnet,
-    "ResNet": partial(models.drsn, thresholds=None),
-    "DRSN-CS": partial(models.drsn, thresholds="channel-shared"),
-    "DRSN-CW": partial(models.drsn, thresholds="channel-wise"),
-}
+from .settings import NETWORKS, RECORDINGS, Cell, Result, Settings
 
 
 class Data(NamedTuple):
@@ -58,6 +50,8 @@ def load(settings: Settings, seed: int) -> Data:
     Raises:
         InputError: settings that do not go together, or files that cannot be used.
     """
+    if settings.column is not None and settings.data != "folder":
+        raise InputError(f"--column: got {settings.column}, expected none with --data {settings.data}")
     return load_simulated(settings, seed) if settings.data == "vibration" else load_recordings(settings, seed)
 
 
@@ -77,18 +71,25 @@ def load_simulated(settings: Settings, seed: int) -> Data:
 
 
 def load_recordings(settings: Settings, seed: int) -> Data:
-    """Windows of a quarter of the recordings to test on, drawn anew by each seed."""
+    """Windows of a quarter of the recordings to test on, drawn anew by each seed.
+
+    Each window is less its mean: an offset of the sensor tells nothing, yet its power would count as the signal's.
+    """
     if settings.data_dir is None:
         raise InputError(f"--data {settings.data} needs the folder that holds its files: --data-dir")
     if settings.num_signals is not None:
         raise InputError(
             f"--num-signals: got {settings.num_signals}, expected none with --data {settings.data}"
         )
-    read = {"cwru": recordings.cwru, "folder": recordings.folder}[settings.data]
-    train, test, classes, _ = read(settings.data_dir, points=settings.points, seed=seed)
+    chosen = {"column": settings.column} if settings.data == "folder" else {}
+    read = RECORDINGS[settings.data]
+    train, test, classes, _ = read(settings.data_dir, points=settings.points, seed=seed, **chosen)
     x = torch.cat([train.x, test.x])
-    if not x.flatten(1).any(1).all():
-        raise InputError(f"{settings.data_dir}: has a window of {settings.points} points that are all 0")
+    if (x == x[..., :1]).all(-1).any():
+        raise InputError(
+            f"{settings.data_dir}: has a window of {settings.points} points that are all the same"
+        )
+    x -= x.mean(-1, keepdim=True)
     indices = torch.arange(len(x)).split([len(train.x), len(test.x)])
     return Data(x, torch.cat([train.labels, test.labels]), classes, *indices)
 
@@ -96,7 +97,7 @@ def load_recordings(settings: Settings, seed: int) -> Data:
 def build(settings: Settings, network: str, classes: int) -> models.ShrinkageNetwork:
     """A network of this name, with new parameters."""
     try:
-        return BUILD[network](1, classes, blocks=settings.blocks)
+        return NETWORKS[network].build(1, classes, blocks=settings.blocks)
     except ValueError as error:
         raise InputError(f"--{error}") from error
 
@@ -112,11 +113,21 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def train_cell(settings: Settings, cell: Cell, device: torch.device) -> tuple[Result, dict[str, Tensor]]:
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """cuDNN without algorithms that sum in another order each time; else it stays as it is."""
+    cudnn = torch.backends.cudnn
+    # what is not given would be off, cuDNN itself among it
+    with cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
+        yield
+
+
+def train_cell(
+    settings: Settings, cell: Cell, device: torch.device, origin: str
+) -> tuple[Result, dict[str, Tensor]]:
     """Train one cell. Returns its result, and the features and labels of its test signals."""
     data = load(settings, cell.seed)
-    start = time.perf_counter()
-    with one_thread(), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+    with one_thread(), repeatable():
         generator = torch.Generator().manual_seed(cell.noise_seed)
         noisy = add_noise(data.x, cell.snr, cell.noise, generator=generator)
         train, test = (
@@ -124,14 +135,19 @@ def train_cell(settings: Settings, cell: Cell, device: torch.device) -> tuple[Re
         )
         torch.manual_seed(cell.seed)
         network = build(settings, cell.network, len(data.classes)).to(device)
+        start = time.perf_counter()
         fit(network, *train, settings)
+        if device.type == "cuda":  # which still computes what it has been given
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
         features = features_of(network, test[0])
         result = Result(
             *cell,
             accuracy(network, features_of(network, train[0]), train[1]),
             accuracy(network, features, test[1]),
-            time.perf_counter() - start,
+            seconds,
             sum(parameter.numel() for parameter in network.parameters()),
+            origin,
         )
     return result, {"features": features.cpu(), "labels": test[1].cpu()}
 

@@ -15,10 +15,11 @@ from ..data import InputError
 from ..distributed import Processes, device_of, processes
 from ..noise import KINDS
 from ..train import number, run_folder, usable_device
-from .cell import DATA, build, load
+from .cell import build, load
 from .report import write_report
-from .schedule import Job, agree, complete_all, wait_for
+from .schedule import Job, agree, complete_all, origin_of, share, wait_for
 from .settings import (
+    DATA,
     NETWORKS,
     PRESETS,
     Cell,
@@ -27,6 +28,7 @@ from .settings import (
     as_flag,
     read_results,
     read_settings,
+    result_path,
     save_settings,
     settings_of,
 )
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--preset", choices=tuple(PRESETS), help="small: minutes on two cores (default); full: the paper's")
     add("--data", choices=DATA, help="simulated signals, or recordings (default: vibration)")
     add("--data-dir", type=Path, help="folder of the recordings")
+    add("--column", help="which one of a folder's files, a number from 0 or a name, where they have several")
     add("--num-signals", type=number(int, 1), help="how many signals to simulate")
     add("--points", type=number(int, 16), help="points of a signal")
     add("--networks", nargs="+", choices=NETWORKS, metavar="NAME", help=", ".join(NETWORKS))
@@ -49,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=number(int, 2), help="signals a step")
     add("--lr", type=number(float, 0, strict=True), help="learning rate at the start")
     add("--device", default="cpu", help="where to train (default: cpu)")
-    add("--workers", type=number(int, 1), help="processes (default: one a core, or one a GPU)")
+    add(
+        "--workers",
+        type=number(int, 1),
+        help="processes of this program (default: one a core, or one a GPU); torchrun starts several programs",
+    )
     folder = parser.add_mutually_exclusive_group()
     folder.add_argument(
         "--output-dir",
@@ -70,16 +77,20 @@ def requested(args: argparse.Namespace, saved: Settings | None) -> Settings:
     return settings_of(flags, args.preset, saved, args.resume)
 
 
-def prepare(args: argparse.Namespace) -> tuple[Settings, Path]:
-    """The experiment that the flags ask for, and its folder, once nothing speaks against it."""
+def prepare(args: argparse.Namespace) -> tuple[Settings, Path, list[Cell]]:
+    """The experiment that the flags ask for, its folder and what is left to train, once nothing speaks against it."""
     saved = read_settings(args.resume) if args.resume else None
     settings = requested(args, saved)
     data = load(settings, 0)
     networks = {name: build(settings, name, len(data.classes)) for name in settings.networks}
     folder: Path = args.resume or run_folder(args, f"experiment-{args.preset or 'small'}")
-    done = len(read_results(folder, settings.cells()))
-    if saved is None:
+    done = {result.cell for result in read_results(folder, settings)}
+    left = [cell for cell in settings.cells() if cell not in done]
+    if settings != saved:
         save_settings(settings, folder)
+    for cell in left:
+        # damaged, if it is there; now a file means that its cell is done
+        result_path(folder, cell).unlink(missing_ok=True)
     parameters = (f"{name} ({sum(p.numel() for p in n.parameters())})" for name, n in networks.items())
     print(
         f"{settings.data}: {len(data.train)} training and {len(data.test)} test signals of {settings.points} points, "
@@ -87,19 +98,18 @@ def prepare(args: argparse.Namespace) -> tuple[Settings, Path]:
         f"{', '.join(settings.noise)} noise at {as_flag(settings.snr)} dB, {settings.seeds} seeds\n"
         f"{settings.blocks} blocks, parameters: {', '.join(parameters)}\n"
         f"SGD: learning rate {settings.lr:g}, batches of {settings.batch_size}, {settings.epochs} epochs\n"
-        f"{len(settings.cells())} cells, {done} of them done, in {folder}",
+        f"{len(settings.cells())} cells, {len(done)} of them done, in {folder}",
         flush=True,
     )
-    return settings, folder
+    return settings, folder, left
 
 
-def train_share(job: Job, cells: Sequence[Cell], workers: int) -> None:
-    """Train these cells, or what is left of them, with a bar and a line for each."""
+def train_cells(job: Job, cells: Sequence[Cell], workers: int) -> None:
+    """Train these cells, with a bar and a line for each."""
     from tqdm import tqdm
 
-    done = {result.cell for result in read_results(job.folder, cells)}
     # disable=None shows the bar on a terminal only
-    bar = tqdm(total=len(cells), initial=len(done), unit="cell", disable=None, leave=False)
+    bar = tqdm(total=len(cells), unit="cell", disable=None, leave=False)
 
     def report(result: Result) -> None:
         bar.update()
@@ -109,28 +119,28 @@ def train_share(job: Job, cells: Sequence[Cell], workers: int) -> None:
         )
 
     try:
-        complete_all(job, [cell for cell in cells if cell not in done], workers, report)
+        complete_all(job, cells, workers, report)
     finally:
         bar.close()
 
 
 def experiment(args: argparse.Namespace, processes: Processes) -> int:
-    """Train this process's share, and on the leading one report on all of it. Returns the exit status."""
+    """Train this process's share of what is left, and on the leading one report on all. Returns the exit status."""
     device = usable_device(device_of(args.device))
-    settings, folder = agree(lambda: prepare(args))
-    cells = settings.cells()
+    settings, folder, left = agree(lambda: prepare(args))
     workers = args.workers or (torch.get_num_threads() if device.type == "cpu" else 1)
+    job = Job(settings, folder, device, origin_of(device, workers * processes.count))
     try:
-        train_share(Job(settings, folder, device), cells[processes.rank :: processes.count], workers)
+        train_cells(job, share(left, processes), workers)
         if not processes.leads:
             return 0
-        wait_for(cells, folder)
+        wait_for(left, folder)
     except KeyboardInterrupt:
         if processes.leads:
-            done = len(read_results(folder, cells))
-            print(f"interrupted; {done} of {len(cells)} cells are done; to go on: --resume {folder}")
+            done, cells = len(read_results(folder, settings)), len(settings.cells())
+            print(f"interrupted; {done} of {cells} cells are done; to go on: --resume {folder}")
         return 130
-    paths = write_report(settings, read_results(folder, cells), folder)
+    paths = write_report(settings, read_results(folder, settings), folder)
     print((folder / "table.md").read_text())
     print(f"written: {', '.join(map(str, paths))}")
     return 0

@@ -10,15 +10,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from datetime import date
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ..train import replacing
+from .. import __version__
+from ..benchmark import processor
+from ..distributed import Processes
 from .cell import train_cell
-from .settings import Cell, Result, Settings, result_path, save_result
+from .settings import Cell, Result, Settings, result_path, save_features, save_result
 
 T = TypeVar("T")
 
@@ -29,14 +33,30 @@ class Job(NamedTuple):
     settings: Settings
     folder: Path
     device: torch.device
+    origin: str
+
+
+def origin_of(device: torch.device, workers: int) -> str:
+    """Where, with what and when results are computed, and how many processes train at a time."""
+    machine = f"{processor()} ({os.cpu_count()} cores)"
+    if device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(device)}, {machine}"
+    versions = f"PyTorch {torch.__version__}, drsn_ops {__version__}"
+    return f"{machine}, device {device.type}, workers {workers}, {versions}, {date.today().isoformat()}"
+
+
+def share(cells: Sequence[Cell], processes: Processes) -> list[Cell]:
+    """This process's part of the cells: as many of each network as any other's, for some take longer than others."""
+    dealt = sorted(cells, key=attrgetter("network"))[processes.rank :: processes.count]
+    # the data of a seed are loaded once for all of its cells
+    return sorted(dealt, key=attrgetter("seed"))
 
 
 def complete(job: Job, cell: Cell) -> Result:
     """Train one cell and write its files."""
-    result, features = train_cell(job.settings, cell, job.device)
+    result, features = train_cell(job.settings, cell, job.device, job.origin)
     if cell in job.settings.shown():
-        with replacing(result_path(job.folder, cell).with_suffix(".pt")) as path:
-            torch.save(features, path)
+        save_features(features, job.folder, cell)
     save_result(result, job.folder)
     return result
 
