@@ -81,7 +81,8 @@ def _overwrites(x: Tensor, needs_grad: bool) -> bool:
     """Whether a kernel may write into x; ``Tensor.copy_`` knows the rules for leaves, views and overlapping memory."""
     if _tracing() or (needs_grad and (x.requires_grad and x.is_leaf or x._is_view())):
         return False
-    if x.is_inference() and not torch.is_inference_mode_enabled():  # PyTorch's own would write first and then refuse
+    # PyTorch's own operators would write first and then refuse.
+    if x.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError("x: Inplace update to inference tensor outside InferenceMode is not allowed")
     if x.is_neg() or x.is_conj():
         return False

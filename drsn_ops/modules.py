@@ -113,7 +113,7 @@ class Shrinkage(nn.Module):
 
     Shape: x is (N, C) or (N, C, \\*spatial) with up to three spatial axes; residual and y have x's shape and
     dtype: float16, bfloat16, float32 or float64. The gate computes in float32 or wider, also under
-    ``torch.autocast``; in its own parameters' dtype where its modules are called.
+    ``torch.autocast``; where its modules are called, in its own parameters' dtype or in autocast's.
 
     Setting ``use_reference`` to True on an instance makes it compute with `drsn_ops.reference` instead of the
     compiled operators, never in place: for comparisons.

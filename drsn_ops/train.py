@@ -16,7 +16,8 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -214,6 +215,15 @@ class Run:
         row = Row(len(self.rows) + 1, self.step, lr, *train, *test, seconds)
         self.rows.append(row)
         return row
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """cuDNN without algorithms that sum in another order each time; else it stays as it is."""
+    cudnn = torch.backends.cudnn
+    # what is not given would be off, cuDNN itself among it
+    with cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
+        yield
 
 
 def save(run: Run, folder: Path, checkpoint: Path) -> None:
@@ -446,10 +456,7 @@ def run(args: argparse.Namespace) -> int:
     import tqdm  # noqa: F401
 
     try:
-        with (
-            torch.backends.cudnn.flags(deterministic=True, benchmark=False),
-            processes(args.device) as together,
-        ):
+        with repeatable(), processes(args.device) as together:
             with together.agreeing():
                 job = prepare(args, together)
             return train(*job)

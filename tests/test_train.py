@@ -431,3 +431,17 @@ def test_info_needs_no_extra():
     )
     root = Path(drsn_ops.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=root)
+
+
+def test_cudnn_stays_as_it_is_but_for_its_choice_of_algorithms(monkeypatch):
+    seen = []
+
+    def look(*_):
+        cudnn = torch.backends.cudnn
+        seen.append((cudnn.enabled, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic))
+        raise train.InputError("seen")
+
+    monkeypatch.setattr(train, "prepare", look)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+        assert run() == 2
+    assert seen == [(True, True, False, True)]

@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import models
 from ..data import InputError
 from ..noise import add_noise
-from ..train import EVALUATION_BATCH, momentum
+from ..train import EVALUATION_BATCH, momentum, repeatable
 from ..vibration import CLASSES, vibration
 from .settings import NETWORKS, RECORDINGS, Cell, Result, Settings
 
@@ -111,15 +111,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def repeatable() -> Iterator[None]:
-    """cuDNN without algorithms that sum in another order each time; else it stays as it is."""
-    cudnn = torch.backends.cudnn
-    # what is not given would be off, cuDNN itself among it
-    with cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
-        yield
 
 
 def train_cell(
