@@ -6,10 +6,11 @@ loss, and every BatchNorm normalises over all of it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -61,7 +62,7 @@ class Processes:
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Lets no process go on before all have come, nor one whose fellow could not: all raise what one has raised."""
+        """Lets no process go on before all have come, nor one whose fellow could not: what one has raised stops all."""
         error: Exception | None = None
         try:
             yield
@@ -73,7 +74,15 @@ class Processes:
             first = next((message for message in messages if message), None)
             error = error or (first and InputError(first))
         if error:
-            raise error
+            _stop(error, self.leads)
+
+
+def _stop(error: Exception, leads: bool) -> NoReturn:
+    """Raises the error in the leading process and ends the others in silence: it is said once."""
+    if leads:
+        raise error
+    time.sleep(1)  # torchrun ends all when one has ended, and the leader has to speak
+    raise SystemExit(2)
 
 
 @contextmanager
@@ -81,15 +90,23 @@ def processes(device: str) -> Iterator[Processes]:
     """The processes that torchrun's environment variables tell of, joined; without them, this one alone.
 
     Raises:
-        InputError: they cannot be joined.
+        InputError: they cannot be joined, or would share a GPU.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not (size.isdecimal() and int(size) >= 1):
+        raise InputError(f"WORLD_SIZE: got {size!r}, expected the number of processes, as torchrun sets it")
+    count = int(size)
     if count == 1:
         yield Processes()
         return
-    if device == "cuda" and torch.cuda.is_available():
-        torch.cuda.set_device(device_of(device))  # where nccl keeps what it sends
+    if device.startswith("cuda:"):
+        error = InputError(
+            f"--device {device}: got one GPU for {count} processes, expected cuda, each its own"
+        )
+        _stop(error, os.environ.get("RANK", "0") == "0")
     try:
+        if device == "cuda" and torch.cuda.is_available():
+            torch.cuda.set_device(device_of(device))  # where nccl keeps what it sends
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]

@@ -88,6 +88,15 @@ def _check_residual(residual: Tensor | None, x: Tensor, of: str = "x") -> None:
         )
 
 
+def _add(y: Tensor, residual: Tensor, inplace: bool = False) -> Tensor:
+    """The sum with a residual of another type, which comes to the shards of y where there are any."""
+    if _is_sharded(y):
+        from . import sharding
+
+        residual = sharding.place_like(residual, y)
+    return y.add_(residual) if inplace else y + residual
+
+
 def _check_module(name: str, module: nn.Module) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module")
@@ -250,7 +259,7 @@ def shrink(
     fused = residual if residual is not None and residual.dtype == x.dtype else None
     y, mean = _operators(x).shrink(x, gate, fused, statistic == "sample", inplace)
     if residual is not None and fused is None:
-        y = y.add_(residual) if inplace else y + residual
+        y = _add(y, residual, inplace)
     return (y, (gate if isinstance(alpha, Tensor) else alpha) * mean) if return_threshold else y
 
 
@@ -331,7 +340,7 @@ def gated_shrink(
     _check_batch(gate, x, "x")
     if residual is not None and residual.dtype != x.dtype:
         y = gated_shrink(x, gate, statistic=statistic, inplace=inplace)
-        return y.add_(residual) if inplace else y + residual
+        return _add(y, residual, inplace)
     plain = plain_gate(gate, x)
     if plain is not None and x.numel() > 0 and _operators(x).fuses(x, residual, *plain.parameters):
         return gated_autograd.gated_shrink(x, residual, plain, statistic == "sample", inplace)
@@ -393,7 +402,7 @@ def batch_norm_shrink(
     _check_residual(residual, z, "z")
     _check_batch(gate, z, "z", batch_norm)
     if residual is not None and residual.dtype != z.dtype:
-        return batch_norm_shrink(z, batch_norm, gate, statistic=statistic) + residual
+        return _add(batch_norm_shrink(z, batch_norm, gate, statistic=statistic), residual)
     if z.is_contiguous() and z.numel() > 0:
         norm, plain = plain_batch_norm(batch_norm, z), plain_gate(gate, z)
         if norm is not None and plain is not None:

@@ -2,29 +2,35 @@
 
 `functional` calls these functions where x is a DTensor, and those of `autograd` with the same arguments elsewhere. Only
 what is small moves between processes: tau and alpha, to the shards of x that need them, and the means of rows or
-samples that several shards hold parts of. A reduction of x that is pending (Partial) is done first.
+samples that several shards hold parts of. A residual that is placed otherwise comes to x, and a reduction of x that is
+pending (Partial) is done first.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from . import autograd
+from .codes import Layout, is_channels_last
 from .reference import per_row
 
 
-def fuses(x: Tensor) -> bool:
+def fuses(x: Tensor, *others: Tensor | None) -> bool:
     """Never: the modules of a gate are called, and PyTorch shards what they compute."""
     return False
 
 
 def check_companion(name: str, t: Tensor, x: Tensor, of: str) -> None:
-    """Refuses a mix of DTensors and plain tensors, and of meshes."""
+    """Refuses a mix of DTensors and plain tensors, and of meshes; a single number is one that every process has."""
+    if isinstance(x, DTensor) and not isinstance(t, DTensor) and t.numel() == 1:
+        return
     if not isinstance(t, DTensor) or not isinstance(x, DTensor):
         kinds = ("a DTensor", "a plain tensor") if isinstance(t, DTensor) else ("a plain tensor", "a DTensor")
         raise TypeError(f"{name}: got {kinds[0]}, expected {kinds[1]}, as {of} is one")
@@ -32,16 +38,125 @@ def check_companion(name: str, t: Tensor, x: Tensor, of: str) -> None:
         raise ValueError(f"{name}: got a DTensor on {t.device_mesh}, expected {x.device_mesh}, that of {of}")
 
 
+# DTensor's own to_local, from_local and redistribute: of their second derivatives parts are lost in silence, more so
+# in older versions of PyTorch. What follows calls them and knows their derivatives of any order.
+
+
+class Spec(NamedTuple):
+    """What makes a DTensor of shards; ``gradient`` is how the gradient of these shards is placed."""
+
+    mesh: DeviceMesh
+    placements: Sequence[Placement]
+    gradient: Sequence[Placement]
+    shape: Sequence[int]
+    stride: tuple[int, ...]
+
+    @property
+    def of_gradient(self) -> Spec:
+        """The same of the gradient, whose own gradient is placed as the values are."""
+        return self._replace(placements=self.gradient, gradient=self.placements)
+
+
+class ToLocal(autograd.FastFunction):
+    """This process's shard."""
+
+    @staticmethod
+    def forward(ctx: Any, t: DTensor, gradient: Sequence[Placement]) -> Tensor:
+        ctx.spec = Spec(t.device_mesh, t.placements, gradient, t.shape, _stride(t))
+        shard = t.to_local()
+        # to a process outside the mesh PyTorch gives the shape (0,)
+        outside = t.device_mesh.get_coordinate() is None
+        return shard.new_empty([0] * t.dim()) if outside else shard.view_as(shard)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dense = grad.is_contiguous() or is_channels_last(grad)
+        return _global(grad if dense else grad.contiguous(), ctx.spec.of_gradient), None
+
+
+class ToGlobal(autograd.FastFunction):
+    """The DTensor of these shards, which may differ in size."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, spec: Spec) -> DTensor:
+        ctx.spec = spec
+        return _from_local(local, spec)
+
+    @staticmethod
+    def backward(ctx: Any, grad: DTensor) -> tuple[Tensor | None, ...]:
+        return _shard(_place(grad, ctx.spec.gradient), ctx.spec.placements), None
+
+
+class Place(autograd.FastFunction):
+    """``redistribute``; the gradient of a pending reduction is a whole one."""
+
+    @staticmethod
+    def forward(ctx: Any, t: DTensor, placements: Sequence[Placement]) -> DTensor:
+        ctx.gradient = _done(t.placements)
+        return t.redistribute(placements=placements)
+
+    @staticmethod
+    def backward(ctx: Any, grad: DTensor) -> tuple[Tensor | None, ...]:
+        return _place(grad, ctx.gradient), None
+
+
+def _done(placements: Sequence[Placement]) -> list[Placement]:
+    """The placements after all pending reductions."""
+    return [Replicate() if p.is_partial() else p for p in placements]
+
+
+def _shard(t: DTensor, gradient: Sequence[Placement] | None = None) -> Tensor:
+    """This process's shard of t; its gradient is placed as told, or as t."""
+    gradient = t.placements if gradient is None else gradient
+    if torch.compiler.is_compiling():
+        return t.to_local(grad_placements=gradient)
+    shard: Tensor = ToLocal.call(t, gradient)
+    return shard
+
+
+def _from_local(local: Tensor, spec: Spec) -> DTensor:
+    return DTensor.from_local(
+        local, spec.mesh, spec.placements, run_check=False, shape=torch.Size(spec.shape), stride=spec.stride
+    )
+
+
+def _global(local: Tensor, spec: Spec) -> DTensor:
+    """The DTensor of these shards."""
+    t: DTensor = _from_local(local, spec) if torch.compiler.is_compiling() else ToGlobal.call(local, spec)
+    return t
+
+
 def _place(t: DTensor, placements: Sequence[Placement]) -> DTensor:
-    return t if tuple(placements) == t.placements else t.redistribute(placements=placements)
+    if tuple(placements) == tuple(t.placements):
+        return t
+    if torch.compiler.is_compiling():
+        return t.redistribute(placements=placements)
+    placed: DTensor = Place.call(t, placements)
+    return placed
 
 
-def _reduce(x: DTensor) -> DTensor:
-    """x without pending reductions."""
+def place_like(t: Tensor, y: Tensor) -> Tensor:
+    """t, placed as y is: so that y stays where it is when t is added to it."""
+    assert isinstance(y, DTensor)
+    return _place(_shared(t, y), y.placements)
+
+
+def _source(x: DTensor, inplace: bool = False) -> DTensor:
+    """What a result is computed from: all of x, and a copy if x is overwritten while a backward pass keeps it."""
     for p in x.placements:
         if not (type(p) is Shard or p.is_replicate() or p.is_partial()):
             raise ValueError(f"x: got a placement {p}, expected Shard, Replicate or Partial")
-    return _place(x, [Replicate() if p.is_partial() else p for p in x.placements])
+    kept = torch.is_grad_enabled() and (x.is_complex() or not autograd.fuses(x))
+    source: Any = x.clone() if inplace and kept else x
+    return _place(source, _done(x.placements))
+
+
+def _shared(t: Tensor, x: DTensor) -> DTensor:
+    """t, or the DTensor of a plain t, which every process has."""
+    if isinstance(t, DTensor):
+        return t
+    everywhere = [Replicate()] * x.device_mesh.ndim
+    return _global(t, Spec(x.device_mesh, everywhere, everywhere, t.shape, t.stride()))
 
 
 def _local(t: Tensor, x: DTensor, first: int = 0) -> Tensor:
@@ -58,27 +173,18 @@ def _local(t: Tensor, x: DTensor, first: int = 0) -> Tensor:
             needed = Shard(axis)
         placements.append(needed)
         gradient.append(Partial() if p.is_shard() and not needed.is_shard() else needed)
-    assert isinstance(t, DTensor)
-    return _place(t, placements).to_local(grad_placements=gradient)
+    return _shard(_place(_shared(t, x), placements), gradient)
 
 
-def _global(local: Tensor, x: DTensor, placements: Sequence[Placement], like: Tensor) -> DTensor:
-    """The DTensor of these parts with the shape and strides of ``like``; the parts may differ in size."""
-    return DTensor.from_local(
-        local, x.device_mesh, placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
-
-
-def _global_result(local: Tensor, x: DTensor) -> DTensor:
-    """The DTensor of what was computed from x, shard by shard."""
+def _stride(x: DTensor) -> tuple[int, ...]:
+    """The strides of what the kernels compute from x."""
     memory = torch.empty_strided(x.shape, x.stride(), device="meta")
-    return _global(local, x, x.placements, autograd.Layout.of(memory).empty(memory))
+    return Layout.of(memory).empty(memory).stride()
 
 
-def _global_mean(local: Tensor, x: DTensor, placements: Sequence[Placement], per_sample: bool) -> DTensor:
-    """The DTensor of means of x, (N, C) or (N, 1)."""
-    shape = x.shape[0], 1 if per_sample else x.shape[1]
-    return _global(local, x, placements, torch.empty(shape, device="meta"))
+def _result(local: Tensor, x: DTensor) -> DTensor:
+    """The DTensor of what was computed from x, shard by shard."""
+    return _global(local, Spec(x.device_mesh, x.placements, x.placements, x.shape, _stride(x)))
 
 
 def _overwrite(x: DTensor, y: Tensor) -> Tensor:
@@ -92,9 +198,9 @@ def _overwrite(x: DTensor, y: Tensor) -> Tensor:
 
 def soft_threshold(x: DTensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
     """``sign(x) * max(|x| - tau, 0)``; ``value`` is tau where ``tau`` is None."""
-    source = _reduce(x)
+    source = _source(x, inplace)
     threshold = None if tau is None else _local(tau, source, x.dim() - tau.dim())
-    y = _global_result(autograd.soft_threshold(source.to_local(), threshold, value, False), source)
+    y = _result(autograd.soft_threshold(_shard(source), threshold, value, False), source)
     return _overwrite(x, y) if inplace else y
 
 
@@ -103,40 +209,38 @@ def _spread(x: DTensor, per_sample: bool) -> list[bool]:
     return [isinstance(p, Shard) and p.dim >= (1 if per_sample else 2) for p in x.placements]
 
 
+def _mean(local: Tensor, x: DTensor, per_sample: bool) -> DTensor:
+    """The DTensor of these means; of a row or sample that is spread over shards, each has a term."""
+    spread = _spread(x, per_sample)
+    terms = [Partial() if over else p for p, over in zip(x.placements, spread, strict=True)]
+    columns = 1 if per_sample else x.shape[1]
+    spec = Spec(x.device_mesh, terms, _done(terms), (x.shape[0], columns), (columns, 1))
+    return _place(_global(local, spec), _done(terms))
+
+
 def abs_mean(x: DTensor, per_sample: bool) -> DTensor:
     """Mean of ``|x|`` over each row, (N, C), or each sample, (N, 1)."""
-    x = _reduce(x)
-    shard = x.to_local()
+    x = _source(x)
+    shard = _shard(x)
     mean = autograd.abs_mean(shard, per_sample)
-    spread = _spread(x, per_sample)
-    if not any(spread):
-        return _global_mean(mean, x, x.placements, per_sample)
-    first = 1 if per_sample else 2
-    share = math.prod(shard.shape[first:]) / max(math.prod(x.shape[first:]), 1)
-    terms = [Partial() if over else p for p, over in zip(x.placements, spread, strict=True)]
-    whole = _reduce(_global_mean(mean * share, x, terms, per_sample))
-    # To what was made of parts the gradient comes back whole; to what was summed up it need not.
-    return _global_mean(whole.to_local(), x, whole.placements, per_sample)
+    if any(_spread(x, per_sample)):
+        first = 1 if per_sample else 2
+        mean = mean * (math.prod(shard.shape[first:]) / max(math.prod(x.shape[first:]), 1))
+    return _mean(mean, x, per_sample)
 
 
 def shrink(
     x: DTensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, inplace: bool
 ) -> tuple[Tensor, Tensor]:
     """``(soft_threshold(x, alpha * mean) + residual, mean)``; alpha, (N or 1, C or 1), is plain if it was a number."""
-    source = _reduce(x)
-    if not isinstance(alpha, DTensor):
-        alpha = DTensor.from_local(alpha, x.device_mesh, [Replicate()] * x.device_mesh.ndim, run_check=False)
+    source = _source(x, inplace)
     y: Tensor
     if any(_spread(source, per_sample)):
         mean = abs_mean(source, per_sample)
-        y = soft_threshold(source, per_row(alpha * mean, x), 0.0, False)
-        y = y if residual is None else y + residual
+        y = soft_threshold(source, per_row(_shared(alpha, x) * mean, x), 0.0, False)
+        y = y if residual is None else y + place_like(residual, y)
     else:
-        shards = (
-            source.to_local(),
-            _local(alpha, source),
-            residual if residual is None else _local(residual, source),
-        )
-        y, means = autograd.shrink(*shards, per_sample, False)
-        y, mean = _global_result(y, source), _global_mean(means, source, source.placements, per_sample)
+        addend = None if residual is None else _local(residual, source)
+        y, means = autograd.shrink(_shard(source), _local(alpha, source), addend, per_sample, False)
+        y, mean = _result(y, source), _mean(means, source, per_sample)
     return (_overwrite(x, y) if inplace else y), mean

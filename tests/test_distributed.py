@@ -1,4 +1,4 @@
-"""Two processes: DTensors, DistributedDataParallel, FSDP2, and the training program under torchrun."""
+"""Several processes: DTensors, DistributedDataParallel, FSDP2, and the training program under torchrun."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 import traceback
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -25,13 +25,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import drsn_ops
-from drsn_ops import distributed, train
+from drsn_ops import autograd, distributed, train
 from drsn_ops.__main__ import main
 
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
 
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -39,44 +39,60 @@ ROOT = str(Path(drsn_ops.__file__).parents[1])
 CHECKS = {}
 
 
-def check(function):
-    """A function for both processes to run; a test is made of each."""
-    CHECKS[function.__name__] = function
+def register(count, function):
+    """A function for so many processes to run; a test is made of each."""
+    CHECKS[function.__name__] = count, function
     return function
 
 
-def work(rank, folder):
-    """One process: every check in turn, until one fails. What came of it is left in files."""
+check = partial(register, 2)
+check_of_four = partial(register, 4)
+
+
+def work(rank, folder, count):
+    """One process: every check in turn. What came of it is left in files."""
     torch.set_num_threads(1)
-    # the other process may have to wait where the machine is busy
+    # the other processes may have to wait where the machine is busy
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
-        world_size=2,
+        world_size=count,
         timeout=timedelta(seconds=300),
     )
-    for name, function in CHECKS.items():
+    for name, (processes, function) in CHECKS.items():
+        if processes != count:
+            continue
         torch.manual_seed(0)
         outcome = folder / f"{name}.{rank}"
         try:
             function()
         except BaseException:
             outcome.write_text(traceback.format_exc())
-            raise
-        outcome.write_text("")
+            deadline = time.monotonic() + 20
+            while not all((folder / f"{name}.{other}").exists() for other in range(count)):
+                if time.monotonic() > deadline:  # the others wait for what this process will not send
+                    raise
+                time.sleep(0.05)
+        else:
+            outcome.write_text("")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """A folder with the outcomes of all checks: they share two processes, which take seconds to start."""
-    folder = tmp_path_factory.mktemp("outcomes")
-    try:
-        multiprocessing.spawn(work, (folder,), nprocs=2)
-    except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException):
-        pass  # the tests say what it was
-    return folder
+    """Makes a folder with the outcomes of all checks: they share their processes, which take seconds to start."""
+
+    @cache
+    def folder_of(count):
+        folder = tmp_path_factory.mktemp("outcomes")
+        try:
+            multiprocessing.spawn(work, (folder, count), nprocs=count)
+        except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException):
+            pass  # the tests say what it was
+        return folder
+
+    return folder_of
 
 
 def mesh_of(*shape):
@@ -92,7 +108,7 @@ def scatter(t, mesh, *placements):
     return DTensor.from_local(local, mesh, placements, shape=t.shape, stride=t.stride())
 
 
-def assert_equal_to_plain(function, mesh, placements, **tensors):
+def assert_equal_to_plain(function, mesh, placements, atol=None, rtol=None, **tensors):
     """Values, gradients and placements of ``function`` of DTensors: x placed as told, the others replicated."""
     plain = {name: leaf(t) for name, t in tensors.items()}
     expected = function(**plain)
@@ -103,10 +119,12 @@ def assert_equal_to_plain(function, mesh, placements, **tensors):
     sharded["x"] = leaf(scatter(tensors["x"], mesh, *placements))
     y = function(**sharded)
     assert y.shape == expected.shape and y.stride() == expected.stride()
-    torch.testing.assert_close(y.full_tensor(), expected)
+    torch.testing.assert_close(y.full_tensor(), expected, atol=atol, rtol=rtol)
     found = torch.autograd.grad(y, list(sharded.values()), scatter(weight, mesh, *y.placements))
     for name, actual, wanted in zip(tensors, found, gradients, strict=True):
-        torch.testing.assert_close(actual.full_tensor(), wanted, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            actual.full_tensor(), wanted, atol=atol, rtol=rtol, msg=lambda m, name=name: f"{name}: {m}"
+        )
     return y, dict(zip(tensors, found, strict=True))
 
 
@@ -156,6 +174,53 @@ def shrink_of_shards():
                 assert_equal_to_plain(partial(shrink, alpha=0.7), mesh, [placement], x=x)
 
 
+def second_derivatives(function, **tensors):
+    """Of a number that is no sum over shards, and whose gradient is placed otherwise than the result."""
+    y = function(**tensors)
+    inputs = list(tensors.values())
+    first = torch.autograd.grad(y.pow(3).sum() + y.sum().square(), inputs, create_graph=True)
+    return torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+
+
+@check
+def second_derivatives_of_shards():
+    mesh, (n, c, length) = mesh_of(), (3, 4, 5)
+    x, tau, alpha = make_features((n, c, length)), torch.rand(c, 1).double(), torch.rand(n, c).double()
+    for statistic in ("channel", "sample"):
+        shrink = partial(drsn_ops.shrink, statistic=statistic)
+        for function, tensors in (
+            (drsn_ops.soft_threshold, {"x": x, "tau": tau}),
+            (partial(drsn_ops.abs_mean, statistic=statistic), {"x": x}),
+            (shrink, {"x": x, "alpha": alpha, "residual": x.flip(0)}),
+            (partial(shrink, alpha=0.7), {"x": x}),
+        ):
+            expected = second_derivatives(function, **{name: leaf(t) for name, t in tensors.items()})
+            for placement in PLACEMENTS:
+                sharded = {name: leaf(scatter(t, mesh, Replicate())) for name, t in tensors.items()}
+                sharded["x"] = leaf(scatter(x, mesh, placement))
+                for actual, wanted in zip(second_derivatives(function, **sharded), expected, strict=True):
+                    torch.testing.assert_close(actual.full_tensor(), wanted)
+
+
+@check
+def complex_shards():
+    mesh, x, tau = mesh_of(), torch.randn(5, 3, 7, dtype=torch.complex128), torch.rand(3, 1).double()
+    for placement in PLACEMENTS:
+        assert_equal_to_plain(drsn_ops.soft_threshold, mesh, [placement], x=x, tau=tau)
+
+
+@check
+def narrow_shards():
+    """Statistics stay in float32, and thresholds may be in it; a gradient that has two ways to x is rounded twice."""
+    mesh, x = mesh_of(), make_features((5, 3, 7)).bfloat16()
+    shrink = partial(assert_equal_to_plain, drsn_ops.shrink, atol=0.02, rtol=0.02)
+    for placement in (Replicate(), Shard(0), Shard(1), Shard(2)):
+        assert_equal_to_plain(drsn_ops.soft_threshold, mesh, [placement], x=x, tau=torch.rand(3, 1))
+        y, _ = shrink(mesh, [placement], x=x, alpha=torch.rand(5, 3), residual=x.flip(0))
+        assert y.dtype == torch.bfloat16
+        assert drsn_ops.abs_mean(scatter(x, mesh, placement)).dtype == torch.float32
+
+
 @check
 def thresholds_of_shards():
     """What return_threshold adds is differentiable and placed as PyTorch would."""
@@ -189,6 +254,31 @@ def shards_on_two_mesh_dimensions():
         ):
             assert_equal_to_plain(drsn_ops.soft_threshold, mesh, placements, x=x, tau=tau)
             assert_equal_to_plain(drsn_ops.shrink, mesh, placements, x=x, alpha=alpha)
+
+
+@check_of_four
+def uneven_shards_on_two_mesh_dimensions():
+    """Also of one axis twice, and with parts of a row in four processes."""
+    mesh = mesh_of(2, 2)
+    x, tau, alpha = make_features((5, 3, 7)), torch.rand(3, 1).double(), torch.rand(5, 3).double()
+    for placements in (
+        [Shard(0), Shard(1)],
+        [Shard(2), Shard(1)],
+        [Shard(0), Shard(0)],
+        [Shard(2), Shard(2)],
+        [Partial(), Shard(2)],
+    ):
+        assert_equal_to_plain(drsn_ops.soft_threshold, mesh, placements, x=x, tau=tau)
+        for statistic in ("channel", "sample"):
+            shrink = partial(drsn_ops.shrink, statistic=statistic)
+            assert_equal_to_plain(shrink, mesh, placements, x=x, alpha=alpha, residual=x.flip(0))
+            sharded = leaf(scatter(x, mesh, *placements))
+            for actual, wanted in zip(
+                second_derivatives(partial(shrink, alpha=0.7), x=sharded),
+                second_derivatives(partial(shrink, alpha=0.7), x=leaf(x)),
+                strict=True,
+            ):
+                torch.testing.assert_close(actual.full_tensor(), wanted)
 
 
 @check
@@ -268,13 +358,55 @@ def other_operands_follow_x():
     mesh, shape = mesh_of(), (4, 6, 9)
     x, alpha, residual = make_features(shape), torch.rand(4, 6).double(), make_features(shape)
     expected = drsn_ops.shrink(x, alpha, residual=residual)
-    for placement in (Shard(0), Shard(1), Replicate(), Partial()):
-        operands = [leaf(scatter(t, mesh, placement)) for t in (alpha, residual)]
-        y = drsn_ops.shrink(scatter(x, mesh, Shard(0)), operands[0], residual=operands[1])
-        assert y.placements == (Shard(0),)
-        torch.testing.assert_close(y.full_tensor(), expected)
-        y.sum().backward()
-        torch.testing.assert_close(operands[1].grad.full_tensor(), torch.ones_like(x))
+    for of_x in (Shard(0), Shard(2), Replicate()):
+        for placement in (Shard(0), Shard(1), Replicate(), Partial()):
+            operands = [leaf(scatter(t, mesh, placement)) for t in (alpha, residual)]
+            y = drsn_ops.shrink(scatter(x, mesh, of_x), operands[0], residual=operands[1])
+            assert y.placements == (of_x,)
+            torch.testing.assert_close(y.full_tensor(), expected)
+            y.sum().backward()
+            torch.testing.assert_close(operands[1].grad.full_tensor(), torch.ones_like(x))
+            operands[1].grad.add_(1)  # it has memory of its own
+            if not placement.is_partial():  # of a residual of a wider type, too
+                y = drsn_ops.shrink(scatter(x.float(), mesh, of_x), 0.5, residual=operands[1])
+                assert y.dtype == torch.float64 and y.placements == (of_x,)
+
+
+@check
+def a_number_may_be_a_plain_tensor():
+    """Every process has it, and its gradient, like PyTorch's ``x - tau``; so a module need not be distributed."""
+    mesh, x = mesh_of(), make_features((5, 3, 7))
+    for shape in ((), (1,)):
+        alone, tau = (leaf(torch.full(shape, 0.3, dtype=torch.float64)) for _ in range(2))
+        drsn_ops.soft_threshold(x, alone).square().sum().backward()
+        drsn_ops.soft_threshold(scatter(x, mesh, Shard(0)), tau).square().sum().backward()
+        assert not isinstance(tau.grad, DTensor)
+        torch.testing.assert_close(tau.grad, alone.grad)
+    module = drsn_ops.SoftThreshold(init=0.3).double()
+    torch.testing.assert_close(module(scatter(x, mesh, Shard(2))).full_tensor(), module(x))
+
+
+@check
+def a_process_outside_the_mesh():
+    """It has nothing, and goes along."""
+    mesh, x = DeviceMesh("cpu", [0]), make_features((4, 3, 7))
+    for placement in (Shard(0), Shard(2)):
+        sharded = leaf(distribute_tensor(x, mesh, [placement]))
+        results = [
+            drsn_ops.soft_threshold(sharded, 0.3),
+            drsn_ops.abs_mean(sharded),
+            drsn_ops.shrink(sharded, 0.5, residual=sharded),
+        ]
+        expected = [
+            drsn_ops.soft_threshold(x, 0.3),
+            drsn_ops.abs_mean(x),
+            drsn_ops.shrink(x, 0.5, residual=x),
+        ]
+        for actual, wanted in zip(results, expected, strict=True):
+            assert actual.shape == wanted.shape
+            local = actual.to_local()
+            torch.testing.assert_close(local, wanted if dist.get_rank() == 0 else wanted.new_empty(0))
+            actual.sum().backward()
 
 
 @check
@@ -295,6 +427,30 @@ def in_place_on_shards():
         torch.testing.assert_close(copy.full_tensor(), drsn_ops.soft_threshold(drsn_ops.shrink(x, 0.5), 0.1))
         with pytest.raises(RuntimeError, match="leaf"):
             drsn_ops.soft_threshold(start, 0.1, inplace=True)
+
+
+@check
+def in_place_where_x_is_kept():
+    """The backward pass of complex numbers and of the plain formulas is that of x before it was overwritten."""
+
+    def gradient(function, start):
+        function(start.clone(), 0.5, inplace=True).abs().square().sum().backward()
+        return start.grad
+
+    mesh, x = mesh_of(), make_features((5, 3, 7))
+    z = torch.complex(x, x.flip(0))
+    serves = autograd.serves
+    for function, t, kernels in (
+        (drsn_ops.soft_threshold, z, serves),
+        (drsn_ops.soft_threshold, x, lambda x: False),
+        (drsn_ops.shrink, x, lambda x: False),
+    ):
+        expected = gradient(function, leaf(t))
+        for placement in (Shard(0), Shard(2), Replicate()):
+            autograd.serves = kernels
+            actual = gradient(function, leaf(scatter(t, mesh, placement)))
+            autograd.serves = serves
+            torch.testing.assert_close(actual.full_tensor(), expected)
 
 
 @check
@@ -355,6 +511,42 @@ def the_module_on_shards():
                         torch.testing.assert_close(a.grad.full_tensor(), b.grad)
 
 
+class Normalised(nn.Module):
+    """`batch_norm_shrink` with a BatchNorm in its gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.shrink = drsn_ops.Shrinkage(4)
+
+    def forward(self, z):
+        return drsn_ops.batch_norm_shrink(z, self.norm, self.shrink.fc, residual=z)
+
+
+@check
+def batch_norms_on_shards():
+    """They normalise over all shards, in training too; each threshold of a SoftThreshold is a channel's."""
+    mesh, x = mesh_of(), make_features((6, 4, 9))
+    for make, placements in (
+        (Normalised, (Shard(0),)),  # PyTorch's BatchNorm forgets to follow where channels are sharded
+        (partial(drsn_ops.Shrinkage, 4), (Shard(0), Shard(1))),
+        (partial(drsn_ops.SoftThreshold, 4, 0.3), (Shard(0), Shard(1))),
+    ):
+        start = randomise(make().double())
+        for training in (True, False):
+            for placement in placements:
+                plain, module = (copy.deepcopy(start).train(training) for _ in range(2))
+                distribute_module(module, mesh)
+                source, sharded = leaf(x), leaf(scatter(x, mesh, placement))
+                plain(source).square().sum().backward()
+                module(sharded).square().sum().backward()
+                torch.testing.assert_close(sharded.grad.full_tensor(), source.grad)
+                for a, b in zip(module.parameters(), plain.parameters(), strict=True):
+                    torch.testing.assert_close(a.grad.full_tensor(), b.grad)
+                for a, b in zip(module.buffers(), plain.buffers(), strict=True):
+                    torch.testing.assert_close(a.full_tensor(), b)
+
+
 @check
 def compiled_shards():
     """torch.compile takes calls on shards in one graph, with what they send to each other."""
@@ -368,12 +560,12 @@ def compiled_shards():
 
 
 class Denoiser(nn.Module):
-    """Convolutions and a fused gate, with no statistics that couple samples."""
+    """Convolutions and a fused gate, by default with no statistics that couple samples."""
 
-    def __init__(self):
+    def __init__(self, norm="layer"):
         super().__init__()
         self.first = nn.Conv1d(2, 6, 3, padding=1)
-        self.shrink = drsn_ops.Shrinkage(6, norm="layer")
+        self.shrink = drsn_ops.Shrinkage(6, norm=norm)
         self.threshold = drsn_ops.SoftThreshold(6)
         self.last = nn.Linear(6, 3)
 
@@ -382,9 +574,9 @@ class Denoiser(nn.Module):
         return self.last(self.threshold(self.shrink(h, h)).mean(-1))
 
 
-def denoiser():
+def denoiser(norm="layer"):
     torch.manual_seed(1)
-    return Denoiser().double()
+    return Denoiser(norm).double()
 
 
 def trained(network, x, y):
@@ -420,18 +612,50 @@ def distributed_data_parallel():
     assert "gated_shrink_" in operators_of(network, x)
 
 
-def fully_sharded(network):
+def fully_sharded(network, **options):
     from torch.distributed.fsdp import fully_shard
 
     mesh = mesh_of()
-    fully_shard(network.shrink, mesh=mesh)
-    return fully_shard(network, mesh=mesh)
+    fully_shard(network.shrink, mesh=mesh, **options)
+    return fully_shard(network, mesh=mesh, **options)
 
 
 @check
 def fully_sharded_data_parallel():
     network, x = assert_trains_like_one_process(fully_sharded)
     assert "gated_shrink_" in operators_of(network, x)
+
+
+@check
+def data_parallel_with_the_statistics_of_a_share():
+    """The default gate, whose BatchNorm sees this process's samples: the fused operator is what its modules are."""
+    x, y = torch.randn(4, 2, 21, dtype=torch.float64), torch.randint(0, 3, (4,))
+    x += dist.get_rank()
+    for wrap in (nn.parallel.DistributedDataParallel, fully_sharded):
+        fused, modules = denoiser("batch"), denoiser("batch")
+        modules.shrink.use_reference = True
+        actual, expected = (trained(wrap(network), x, y) for network in (fused, modules))
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(fused.shrink.fc[1].running_var, modules.shrink.fc[1].running_var)
+        assert "gated_shrink_" in operators_of(fused, x) and not operators_of(
+            modules.shrink, x[:, :1].expand(4, 6, 21)
+        )
+
+
+@check
+def fully_sharded_in_mixed_precision():
+    """Parameters and activations in bfloat16, gradients and the optimiser in float32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    x, y = torch.randn(4, 2, 21), torch.randint(0, 3, (4,))
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    fused, modules = denoiser().float(), denoiser().float()
+    modules.shrink.use_reference = True
+    actual, expected = (
+        trained(fully_sharded(network, mp_policy=policy), x, y) for network in (fused, modules)
+    )
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0.005)
+    assert fused.shrink.fc[0].weight.dtype == torch.float32
 
 
 @check
@@ -525,12 +749,8 @@ def sync_batch_norm_in_evaluation():
         torch.testing.assert_close(converted(x), plain(x))
 
 
-@check
-def gradients_of_a_share():
-    """One step on an uneven share, the last of an epoch, with the L2 term: gradients are those of the whole batch."""
-    settings = train.Settings("digits", "channel-wise", "drsn_ops", 1, 1437, 1e-3, 0.5, 0)
-    data = train.load("digits", None, noise=0.5, seed=0)
-    data = train.Dataset(*(train.Split(s.images.double(), s.labels) for s in data[:2]), data.mean.double())
+def assert_gradients_of_a_share(settings, data):
+    """One step on an uneven share, with the L2 term: gradients are those of the whole batch."""
 
     def job(*processes):
         run = train.Run(settings, data, torch.device("cpu"), *processes)
@@ -547,21 +767,44 @@ def gradients_of_a_share():
 
 
 @check
+def gradients_of_a_share_of_digits():
+    settings = train.Settings("digits", "channel-wise", "drsn_ops", 1, 1437, 1e-3, 0.5, 0)
+    data = train.load("digits", None, noise=0.5, seed=0)
+    data = train.Dataset(*(train.Split(s.images.double(), s.labels) for s in data[:2]), data.mean.double())
+    assert_gradients_of_a_share(settings, data)
+
+
+@check
+def gradients_of_a_share_of_augmented_images():
+    """The recipe for CIFAR-10: its network, with SGD, on images that are shifted and mirrored at random."""
+    settings = train.Settings("cifar10", "channel-shared", "drsn_ops", 1, 7, 0.1, 0.1, 0)
+    split = train.Split(torch.rand(7, 3, 32, 32, dtype=torch.float64), torch.randint(0, 10, (7,)))
+    assert_gradients_of_a_share(settings, train.Dataset(split, split, split.images.mean(0)))
+
+
+@check
 def an_error_of_one_process_stops_all():
     together = distributed.Processes(dist.get_rank(), 2)
-    with pytest.raises(train.InputError, match="^files: not here$"), together.agreeing():
-        if not together.leads:
-            raise train.InputError("files: not here")
+    for culprit in range(2):
+        with pytest.raises((train.InputError, SystemExit)) as error, together.agreeing():
+            if together.rank == culprit:
+                raise train.InputError("files: not here")
+        # the one that leads says what it was
+        assert str(error.value) == ("files: not here" if together.leads else "2")
     with together.agreeing():
         pass
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_of_two_processes(outcomes, name):
-    for rank in range(2):
-        outcome = outcomes / f"{name}.{rank}"
+def test_of_processes(outcomes, name):
+    if name.startswith("gradients_of_a_share"):
+        pytest.importorskip("sklearn")
+    count, _ = CHECKS[name]
+    for rank in range(count):
+        outcome = outcomes(count) / f"{name}.{rank}"
         assert outcome.exists(), f"process {rank} did not come to it: another check failed or never ended"
-        assert outcome.read_text() == ""
+        failure = outcome.read_text()
+        assert not failure, failure
 
 
 # The program, in float64: there what another order of sums changes stays far below what a wrong one would.
@@ -755,6 +998,54 @@ def test_processes_that_cannot_be_joined(alone_in, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert err.startswith("drsn_ops train: WORLD_SIZE is 2, but the processes cannot be joined: ")
     assert err.count("\n") == 1 and not any(alone_in.iterdir())
+
+
+@pytest.mark.parametrize("size", ["abc", "0", ""])
+def test_a_number_of_processes_that_is_none(alone_in, monkeypatch, capsys, size):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert main(["train", "--epochs", "1"]) == 2
+    assert capsys.readouterr().err == (
+        f"drsn_ops train: WORLD_SIZE: got {size!r}, expected the number of processes, as torchrun sets it\n"
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_gpu_for_all_processes(alone_in, monkeypatch, capsys, rank):
+    """Refused, and said once."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    if rank:
+        with pytest.raises(SystemExit, match="^2$"):
+            main(["train", "--device", "cuda:0"])
+    else:
+        assert main(["train", "--device", "cuda:0"]) == 2
+    assert (
+        capsys.readouterr().err == ""
+        if rank
+        else ("drsn_ops train: --device cuda:0: got one GPU for 2 processes, expected cuda, each its own\n")
+    )
+
+
+def test_more_processes_than_gpus(alone_in, monkeypatch, capsys):
+    def set_device(device):
+        assert device == "cuda:1"
+        raise RuntimeError("CUDA error: invalid device ordinal\nmore words")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert main(["train", "--device", "cuda"]) == 2
+    err = capsys.readouterr().err
+    assert (
+        err.endswith("processes cannot be joined: CUDA error: invalid device ordinal\n")
+        and err.count("\n") == 1
+    )
+
+
+def test_an_error_is_said_once(alone_in):
+    code, _, err = finish("-m", "drsn_ops", "train", "--resume", "nothing.pt", folder=alone_in)
+    assert code != 0 and err.count("drsn_ops train: ") == 1
 
 
 def test_shares_are_even_and_whole():
