@@ -76,8 +76,7 @@ def measure_the_host(args: argparse.Namespace) -> int:
 
 
 def make_report(args: argparse.Namespace) -> int:
-    recorded = [*sorted(RESULTS.glob("*.json")), *sorted(RESULTS.glob("*/table.md"))]
-    for path in args.results or recorded:
+    for path in args.results or recorded():
         try:
             made, rows = with_results(args.readme.read_text(), path)
             write_whole(args.readme, made)
@@ -89,6 +88,14 @@ def make_report(args: argparse.Namespace) -> int:
             report.plot(rows, path.with_suffix(".png"))
             print(f"{path.with_suffix('.png')} from {path}")
     return 0
+
+
+def recorded() -> list[Path]:
+    """All results; of several machines' the newest are the last, which stay in the README."""
+    measured = sorted(
+        RESULTS.glob("*.json"), key=lambda path: (json.loads(path.read_text())[0]["date"], path)
+    )
+    return [*measured, *sorted(RESULTS.glob("*/table.md"))]
 
 
 def with_results(readme: str, path: Path) -> tuple[str, list[Row]]:

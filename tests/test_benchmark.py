@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 import pytest
 import torch
 
+from benchmarks import __main__ as command
 from benchmarks import host, report
 from benchmarks.grid import cpu_cases, cuda_cases
 from benchmarks.rows import environment, kept_for_backward, peak_bytes, rows_of, slug
@@ -318,3 +320,27 @@ def test_the_cost_of_a_call(monkeypatch):
 
 def test_the_import_is_timed_in_a_process_of_its_own():
     assert host.import_time() > 0
+
+
+def test_of_several_machines_the_newest_results_stay(tmp_path, monkeypatch):
+    """Whatever the files are called; an experiment's table goes between the marks of its folder's name."""
+    for machine, day in (("a", "2001-02-04"), ("b", "2001-02-03")):
+        row = {
+            **environment("cpu"),
+            "call": "a call",
+            "p50_us": 1.0,
+            "machine": f"machine {machine}",
+            "date": day,
+        }
+        (tmp_path / f"{machine}-host.json").write_text(json.dumps([row]))
+    (tmp_path / "experiment-small").mkdir()
+    (tmp_path / "experiment-small" / "table.md").write_text("| a table |\n")
+    readme = tmp_path / "README.md"
+    marks = ("host:cpu", "experiment-small")
+    readme.write_text("".join(f"<!-- {mark} -->\n<!-- /{mark} -->\n" for mark in marks))
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "report", "--readme", str(readme)])
+    assert command.main() == 0
+    made = readme.read_text()
+    assert "machine a" in made and "machine b" not in made
+    assert "<!-- experiment-small -->\n| a table |\n<!-- /experiment-small -->" in made
