@@ -2,7 +2,7 @@
 
 Environment: USE_CUDA=0 leaves CUDA out, USE_CUDA=1 makes a missing condition an error; CUDA_HOME, MAX_JOBS,
 TORCH_CUDA_ARCH_LIST, CXX and CC as for every PyTorch extension; DEBUG=1: no optimisation, and symbols. Without
-CUDA_HOME the compiler of PyPI's cuda-toolkit[nvcc], of CUDA 13 or newer, comes first, then the nvcc that PyTorch finds.
+CUDA_HOME the compiler of PyPI's cuda-toolkit[nvcc,cccl], CUDA 13 or newer, is first, then the nvcc that PyTorch finds.
 """
 
 import glob
@@ -110,7 +110,7 @@ def find_cuda():
         return None, f"no nvcc in CUDA_HOME ({os.environ['CUDA_HOME']})"
     if major(torch.version.cuda) < 13:  # the packages of CUDA 12 have ptxas and no nvcc
         return None, f"no nvcc found; PyPI has none of CUDA {torch.version.cuda}, NVIDIA's toolkit has"
-    return None, "no nvcc found; pip install 'cuda-toolkit[nvcc]' brings one"
+    return None, "no nvcc found; pip install 'cuda-toolkit[nvcc,cccl]' brings one"
 
 
 def cuda_library_dirs(toolkit):
