@@ -34,6 +34,7 @@ from drsn_ops.experiment.settings import (
     result_path,
 )
 from drsn_ops.models import RSBU, ConvolutionalUnit
+from drsn_ops.vibration import CLASSES
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -613,8 +614,9 @@ def test_the_features_that_are_shown(whole, monkeypatch, tmp_path):
     assert shown == [Cell("DRSN-CW", "pink", 0.0, 0)]
     given, inside = [], TSNE.fit_transform
     monkeypatch.setattr(TSNE, "fit_transform", lambda self, x: given.append(x) or inside(self, x))
-    cells = read_settings(whole).shown()
-    figure = figure_of(monkeypatch, report.plot_features, cells, whole, tmp_path / "a.png")
+    own = read_settings(whole)
+    cells = own.shown()
+    figure = figure_of(monkeypatch, report.plot_features, own, whole, tmp_path / "a.png")
     assert [axes.get_title() for axes in figure.axes] == ["ResNet", "DRSN-CW"]
     for axes, x, c in zip(figure.axes, given, cells, strict=True):
         saved = read_features(whole, c)
@@ -622,6 +624,11 @@ def test_the_features_that_are_shown(whole, monkeypatch, tmp_path):
         colours = axes.collections[0].get_array()
         assert np.array_equal(colours, saved["labels"].numpy()) and len(set(colours.tolist())) == 8
     assert "pink noise, 5 dB, seed 0" in figure.get_suptitle()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(CLASSES)
+    points = figure.axes[0].collections[0]
+    for label, handle in enumerate(legend.legend_handles):
+        assert handle.get_markerfacecolor() == pytest.approx(points.to_rgba(label))
 
 
 def contents(folder):

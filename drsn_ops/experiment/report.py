@@ -11,7 +11,8 @@ from statistics import fmean, stdev
 import torch
 
 from ..files import replacing
-from .settings import NETWORKS, Cell, Result, Settings, as_flag, features_path
+from .cell import load
+from .settings import NETWORKS, Result, Settings, as_flag, features_path
 
 PLAIN = "ResNet"  # what shrinkage is compared with
 
@@ -21,7 +22,7 @@ def write_report(settings: Settings, results: Sequence[Result], folder: Path) ->
     writers: dict[str, Callable[[Path], object]] = {
         "results.csv": lambda path: write_csv(results, path),
         "accuracy.png": lambda path: plot_accuracy(settings, results, path),
-        "tsne.png": lambda path: plot_features(settings.shown(), folder, path),
+        "tsne.png": lambda path: plot_features(settings, folder, path),
         "table.md": lambda path: path.write_text(table(settings, results)),
     }
     for name, write in writers.items():
@@ -142,7 +143,7 @@ def plot_accuracy(settings: Settings, results: Sequence[Result], path: Path) -> 
     figure.savefig(path, format="png", dpi=120)
 
 
-def plot_features(cells: Sequence[Cell], folder: Path, path: Path) -> None:
+def plot_features(settings: Settings, folder: Path, path: Path) -> None:
     """The test signals' features, before the classifier, in two dimensions by t-SNE: a panel a network.
 
     Source: L. van der Maaten, G. Hinton, Visualizing Data using t-SNE, J. Mach. Learn. Res. 9, 2008, 2579-2605.
@@ -150,14 +151,18 @@ def plot_features(cells: Sequence[Cell], folder: Path, path: Path) -> None:
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
 
-    figure = Figure(figsize=(3.6 * len(cells), 4), layout="constrained")
+    cells, classes = settings.shown(), load(settings, 0).classes
+    figure = Figure(figsize=(3.6 * len(cells), 4.4), layout="constrained")
     for axes, cell in zip(figure.subplots(1, len(cells), squeeze=False)[0], cells, strict=True):
         seen = torch.load(features_path(folder, cell), weights_only=True)
         # the method's usual 30 neighbours need more signals than that
         neighbours = min(30.0, (len(seen["labels"]) - 1) / 3)
         x, y = TSNE(perplexity=neighbours, random_state=0).fit_transform(seen["features"].numpy()).T
-        axes.scatter(x, y, s=6, c=seen["labels"], cmap="tab10", vmin=0, vmax=9)
+        points = axes.scatter(x, y, s=6, c=seen["labels"], cmap="tab10", vmin=0, vmax=9)
         axes.set(title=cell.network, xticks=[], yticks=[])
+    # of one split, and so of the same classes in every panel
+    names = [classes[label] for label in seen["labels"].unique()]
+    figure.legend(points.legend_elements(num=None)[0], names, loc="outside lower center", ncols=len(names))
     figure.suptitle(
         f"features of the test signals, {cells[0].noise} noise, {as_flag(cells[0].snr)} dB, seed {cells[0].seed}"
     )
