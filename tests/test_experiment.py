@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import assert_refused
 
 import drsn_ops
 from drsn_ops import noise
@@ -54,14 +55,6 @@ def folder(tmp_path, monkeypatch):
 
 def run(*flags):
     return main(["experiment", *map(str, flags)])
-
-
-def status_of(*flags):
-    """The exit status, whether argparse leaves or main returns."""
-    try:
-        return run(*flags)
-    except SystemExit as leaving:
-        return leaving.code
 
 
 def start(*arguments, **options):
@@ -631,10 +624,6 @@ def test_the_features_that_are_shown(whole, monkeypatch, tmp_path):
         assert handle.get_markerfacecolor() == pytest.approx(points.to_rgba(label))
 
 
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 BAD = [
     (["--seeds", "0"], "argument --seeds: must be an integer of at least 1, got '0'"),
     (["--snr", "loud"], "argument --snr: must be a number of at least -100, got 'loud'"),
@@ -691,10 +680,4 @@ def old(whole, tmp_path_factory):
 @pytest.mark.parametrize("flags, message", BAD, ids=[" ".join(flags) for flags, _ in BAD])
 def test_errors(old, flags, message, monkeypatch, capsys):
     monkeypatch.chdir(old)
-    before = contents(old)
-    capsys.readouterr()
-    assert status_of(*flags) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.endswith("\n")
-    assert message in err
-    assert contents(old) == before and not (old / "runs").exists()
+    assert_refused(run, flags, message, old, capsys)

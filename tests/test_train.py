@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import assert_refused, contents, status_of
 from test_data import write_cifar10, write_mnist
 
 import drsn_ops
@@ -37,14 +38,6 @@ def run(*flags):
     return main(["train", *map(str, flags)])
 
 
-def status_of(*flags):
-    """The exit status, whether argparse leaves or main returns."""
-    try:
-        return run(*flags)
-    except SystemExit as leaving:
-        return leaving.code
-
-
 def curve(folder):
     """The rows of a curve, without the column that no run repeats."""
     with (folder / "curve.csv").open() as file:
@@ -52,10 +45,6 @@ def curve(folder):
     for row in rows:
         assert float(row.pop("seconds")) >= 0
     return rows
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def same(a, b):
@@ -371,13 +360,7 @@ def old(tmp_path_factory):
 @pytest.mark.parametrize("flags, message", BAD, ids=[" ".join(flags) for flags, _ in BAD])
 def test_errors(old, flags, message, monkeypatch, capsys):
     monkeypatch.chdir(old)
-    before = contents(old)
-    capsys.readouterr()
-    assert status_of(*flags) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.endswith("\n")
-    assert message in err
-    assert contents(old) == before and not (old / "runs").exists()
+    assert_refused(run, flags, message, old, capsys)
 
 
 def test_a_checkpoint_runs_no_code(old, monkeypatch, capsys):
@@ -387,7 +370,7 @@ def test_a_checkpoint_runs_no_code(old, monkeypatch, capsys):
 
     monkeypatch.chdir(old)
     torch.save({"format": train.FORMAT, "settings": Harmful()}, old / "harmful.pt")
-    assert status_of("--resume", "harmful.pt") == 2
+    assert status_of(run, "--resume", "harmful.pt") == 2
     (old / "harmful.pt").unlink()
     assert not (old / "harmed").exists()
 
