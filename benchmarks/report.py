@@ -164,18 +164,14 @@ def step_lines(rows: list[Row]) -> list[str]:
 
 
 def compiled_lines(rows: list[Row]) -> list[str]:
-    """Compiled steps with our operators beside the eager ones."""
-    times = {
-        (row["network"], row["dtype"], row["variant"], row["provider"], row["mode"]): row["p50_us"]
-        for row in rows
-        if row["what"] == "step" and row["provider"] in ("drsn_ops", "batch_norm_shrink")
-    }
-    words = [
-        f"{ratio(time, times.get((network, dtype, variant, provider, 'eager')))} ({NETWORKS[network]}, {variant}, "
-        f"{WAYS[provider]}{'' if dtype == 'float32' else f', {dtype}'})"
-        for (network, dtype, variant, provider, mode), time in times.items()
-        if mode == "compile"
-    ]
+    """Compiled steps with our operators beside the eager ones of the same rounds."""
+    words = []
+    for row in rows:
+        ours = row["provider"] in ("drsn_ops", "batch_norm_shrink")
+        if row["what"] == "step" and row["mode"] == "compile" and ours and row.get("eager_ratio_p50"):
+            narrow = "" if row["dtype"] == "float32" else f", {row['dtype']}"
+            which = f"{NETWORKS[row['network']]}, {row['variant']}, {WAYS[row['provider']]}{narrow}"
+            words.append(f"{row['eager_ratio_p50']:.2f} ({which})")
     return (
         [f"A compiled step, times the eager step with the same operators: {', '.join(words)}.\n"]
         if words

@@ -124,18 +124,26 @@ def interleave(samples: Sequence[Sampler], rounds: int) -> list[list[float]]:
     return times
 
 
+def in_rounds(times: list[float], others: list[float]) -> list[float]:
+    """The percentiles of the ratio that times have to others of the same rounds."""
+    return percentiles([mine / other for mine, other in zip(times, others, strict=True)])
+
+
 def row(
-    times: list[float], peak: int | None, base: tuple[list[float], int | None] | None, **what: object
+    times: list[float],
+    peak: int | None,
+    base: tuple[list[float], int | None] | None,
+    eager: list[float] | None = None,
+    **what: object,
 ) -> Row:
-    """Times in microseconds, and their ratios to those of the same rounds of ``base``."""
-    ratios: list[float] | list[None] = [None] * 3
-    if base:
-        ratios = percentiles([mine / other for mine, other in zip(times, base[0], strict=True)])
+    """Times in microseconds, and their ratios to those of the same rounds of ``base`` and of the eager twin."""
+    ratios: list[float] | list[None] = in_rounds(times, base[0]) if base else [None] * 3
     return {
         **what,
         "samples": len(times),
         **{f"{p}_us": 1e6 * time for p, time in zip(("p20", "p50", "p80"), percentiles(times), strict=True)},
         **{f"ratio_{p}": ratio for p, ratio in zip(("p20", "p50", "p80"), ratios, strict=True)},
+        "eager_ratio_p50": in_rounds(times, eager)[1] if eager else None,
         "peak_bytes": peak,
         "peak_ratio": peak / base[1] if base and base[1] and peak else None,
     }
@@ -148,26 +156,29 @@ def step_sampler(step: Step, timer: str) -> Sampler:
     return graph_sampler(runner, refresh=False) if timer == "graph" else event_sampler(runner)
 
 
-def step_rows(network: str, dtype: torch.dtype, mode: str, device: str, rounds: int) -> list[Row]:
-    """Every variant of a network in one mode."""
+def step_rows(network: str, dtype: torch.dtype, modes: Sequence[str], device: str, rounds: int) -> list[Row]:
+    """Every variant of a network in every mode, all of them in turn."""
     torch.compiler.reset()
-    timer = "host" if device == "cpu" else "graph" if mode == "graph" else "events"
     shape = SHAPES[network]
-    entries = []
-    for variant, provider in variants(network):
-        step = Step(build(network, variant, provider), shape, dtype, mode, device)
-        sample = warm(f"{network}, {variant}, {provider}, {mode}", mode, step_sampler, step, timer)
-        if sample:
-            entries.append((variant, provider, step, sample))
-    times = interleave([entry[-1] for entry in entries], rounds)
+    entries: dict[tuple[str, str, str], tuple[Step, Sampler, str]] = {}
+    for mode in modes:
+        timer = "host" if device == "cpu" else "graph" if mode == "graph" else "events"
+        for variant, provider in variants(network):
+            step = Step(build(network, variant, provider), shape, dtype, mode, device)
+            sample = warm(f"{network}, {variant}, {provider}, {mode}", mode, step_sampler, step, timer)
+            if sample:
+                entries[mode, variant, provider] = step, sample, timer
+    times = dict(zip(entries, interleave([sample for _, sample, _ in entries.values()], rounds), strict=True))
     # A captured graph has its memory already.
-    peaks = [None if mode not in ("eager", "compile") else step.peak_bytes() for _, _, step, _ in entries]
-    base = (times[0], peaks[0]) if entries and entries[0][0] == "ResNet" else None
+    measured = ("eager", "compile")
+    peaks = {key: step.peak_bytes() if key[0] in measured else None for key, (step, _, _) in entries.items()}
+    plain = {mode: (mode, *variants(network)[0]) for mode in modes}
     return [
         row(
-            times[index],
-            peaks[index],
-            base,
+            times[mode, variant, provider],
+            peaks[mode, variant, provider],
+            (times[plain[mode]], peaks[plain[mode]]) if plain[mode] in entries else None,
+            times["eager", variant, provider],
             what="step",
             network=network,
             shape=list(shape),
@@ -177,7 +188,7 @@ def step_rows(network: str, dtype: torch.dtype, mode: str, device: str, rounds: 
             timer=timer,
             dtype=str(dtype).removeprefix("torch."),
         )
-        for index, (variant, provider, _, _) in enumerate(entries)
+        for (mode, variant, provider), (_, _, timer) in entries.items()
     ]
 
 
@@ -237,9 +248,8 @@ def measure_tax(device: str, rounds: int, compile_modes: Sequence[str]) -> list[
     rows: list[Row] = []
     for network in SHAPES:
         for dtype in STEP_DTYPES[device]:
-            for mode in steps:
-                print(f"step, {network}, {dtype}, {mode}", file=sys.stderr)
-                rows += step_rows(network, dtype, mode, device, rounds * ROUNDS[network])
+            print(f"step, {network}, {dtype}, {', '.join(steps)}", file=sys.stderr)
+            rows += step_rows(network, dtype, steps, device, rounds * ROUNDS[network])
     cases = [("call", CALL_SHAPE), *(("evaluation", shape) for shape in EVALUATED[device])]
     for what, shape in cases:
         for timer in TIMERS[device]:

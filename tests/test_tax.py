@@ -15,7 +15,7 @@ from drsn_ops import Shrinkage, benchmark
 
 KEYS = set(
     "what network shape variant provider mode timer dtype samples p20_us p50_us p80_us ratio_p20 ratio_p50 "
-    "ratio_p80 peak_bytes peak_ratio machine gpu driver cuda torch threads simd commit date".split()
+    "ratio_p80 eager_ratio_p50 peak_bytes peak_ratio machine gpu driver cuda torch threads simd commit date".split()
 )
 SHAPES = {"paper": (2, 1, 64), "resnet18": (2, 1, 64)}
 EVALUATED = ((2, 3, 64), (4, 3, 64))
@@ -48,7 +48,9 @@ def test_every_row_says_everything(rows):
         assert 0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"]
         assert row["samples"] == 5 * tax.ROUNDS.get(row["network"], 1) and row["threads"] == 1
         is_step = row["what"] == "step"
-        assert all((row[key] is not None) == is_step for key in ("ratio_p50", "peak_ratio", "network"))
+        steps_alone = ("ratio_p50", "eager_ratio_p50", "peak_ratio", "network")
+        assert all((row[key] is not None) == is_step for key in steps_alone)
+        assert row["eager_ratio_p50"] == (1 if is_step else None)
 
 
 def test_every_contestant_takes_part(rows):
@@ -162,7 +164,8 @@ def made_up(rows):
             row["peak_bytes"] = 62e6
         row["date"] = "2001-02-03"
     steps = [row for row in changed if row["what"] == "step"]
-    changed += [{**row, "mode": "compile", "ratio_p50": 1.2} for row in steps if row["network"] == "paper"]
+    paper = [row for row in steps if row["network"] == "paper"]
+    changed += [{**row, "mode": "compile", "ratio_p50": 1.2, "eager_ratio_p50": 0.9} for row in paper]
     modules = [row for row in changed if row["provider"] == "tidy"]
     return changed + [{**row, "mode": "compile/default", "p50_us": 175.0} for row in modules]
 
@@ -188,6 +191,10 @@ def test_the_report_is_made_from_the_rows(rows, tmp_path, monkeypatch, capsys):
     ):
         assert made.count(f"\n{line}\n") == 1, line
     assert "on 2x3x32, forward + backward: 0.100 ms; the fastest eager formula takes 4.50 times that;" in made
+    beside_eager = ", ".join(
+        f"0.90 (the paper's network, {name}, `Shrinkage`)" for name in ("DRSN-CW", "DRSN-CS")
+    )
+    assert f"\nA compiled step, times the eager step with the same operators: {beside_eager}.\n" in made
     assert not list(tmp_path.glob("*.png"))
     assert command.main() == 0 and readme.read_text() == made
 
