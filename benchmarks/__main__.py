@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch
 
 from drsn_ops.benchmark import COMPILE_MODES, add_machine_arguments, measure, use_machine
+from drsn_ops.files import replacing
 
 from . import host, report, tax
 from .grid import cpu_cases, cuda_cases
@@ -21,11 +21,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replaces a file in one step, so that an interrupted run leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with replacing(path) as whole:
+        whole.write_text(text)
 
 
 def deliver(rows: list[Row], path: Path, record: bool) -> None:

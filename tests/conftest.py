@@ -20,6 +20,16 @@ def seed():
 
 
 @pytest.fixture
+def alone_in(tmp_path, monkeypatch):
+    """A folder to train in with one thread: on data this small a second one mostly waits."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def no_caches():
     """Nothing that an earlier compilation, by an earlier version of the package too, has left behind."""
     torch._dynamo.reset()

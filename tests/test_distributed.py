@@ -924,16 +924,6 @@ def test_a_run_goes_on_with_another_number_of_processes(runs, name):
     assert_same_run(folder / name, folder / "whole")
 
 
-@pytest.fixture
-def alone_in(tmp_path, monkeypatch):
-    """A folder to train in, with the threads that the processes of the others have."""
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
-
-
 def assert_can_go_on(folder):
     """A run that was cut off left whole files, and nothing else; from them it goes on."""
     run = folder / "runs" / "digits"

@@ -48,13 +48,9 @@ PNG = b"\x89PNG"
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def folder(alone_in):
     # as many workers as threads is the default, and in a worker nothing that a test has patched is
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return alone_in
 
 
 def run(*flags):

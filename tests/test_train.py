@@ -25,13 +25,8 @@ pytest.importorskip("tqdm")
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # on images this small a second thread mostly waits
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+def folder(alone_in):
+    return alone_in
 
 
 def run(*flags):
