@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test bench lint format kernels wheel clean
+.PHONY: demo test emulate bench lint format kernels wheel clean
 
 demo: $(VENV)/installed
 	$(PY) -m drsn_ops train
@@ -22,12 +22,17 @@ lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 format: $(VENV)/installed
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
+	find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
+
+# the CUDA kernels, compiled as C++, in the tests made for them; no GPU and no nvcc is needed
+emulate: $(VENV)/installed
+	$(MAKE) -C tests/emulator
+	$(PY) -m pytest tests/test_kernels.py --device emulated -k "not 100000 and not 1000003"
 
 # every .cu for every architecture, where an nvcc is found; no GPU is needed
 kernels:

@@ -44,7 +44,9 @@ HEADERS = glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", 
 CXX_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
 CXX_FLAGS += ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 CXX_FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
-NVCC_FLAGS = ["-O0", "-g", "-G"] if DEBUG else ["-O3", "-lineinfo"]
+# -O2 is for the host's code, device code has levels of its own. A profiler's lines: NVCC_APPEND_FLAGS=-lineinfo, which
+# doubles the library.
+NVCC_FLAGS = ["-O0", "-g", "-G"] if DEBUG else ["-O2"]
 NVCC_FLAGS += ["-Xcompiler", "-fvisibility=hidden", "--compress-mode=size"]
 
 
@@ -119,7 +121,7 @@ def cuda_library_dirs(toolkit):
 
 def default_cuda_archs(toolkit):
     known = nvcc_says(toolkit, "--list-gpu-arch").split()
-    archs = [a for a in ("8.0", "9.0", "10.0", "12.0") if "compute_" + a.replace(".", "") in known]
+    archs = [a for a in ("7.5", "8.0", "9.0", "10.0", "12.0") if "compute_" + a.replace(".", "") in known]
     return ";".join(archs) + "+PTX"  # the last one as PTX too, for the GPUs to come
 
 
@@ -148,7 +150,8 @@ def link_flags():
     # The build ID says which schemas a library has: _library.py loads no kernels of others.
     with open(SCHEMAS, "rb") as file:
         build_id = hashlib.sha1(file.read()).hexdigest()
-    return ["-Wl,--exclude-libs,ALL", f"-Wl,--build-id=0x{build_id}"]
+    strip = [] if DEBUG else ["-s"]
+    return ["-Wl,--exclude-libs,ALL", f"-Wl,--build-id=0x{build_id}", *strip]
 
 
 def operators(name, sources, libraries, include_paths, **options):

@@ -22,6 +22,9 @@
 
 #include "params.h"
 
+// Weak, since PyTorch has it from 2.13 on: what the C call that failed last had to say.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 namespace drsn {
 
 using torch::headeronly::ScalarType;
@@ -55,14 +58,26 @@ inline Shape strides_for(const Shape& shape, bool channels_last) {
   return strides;
 }
 
+[[noreturn]] inline void fail_to_allocate(const Shape& shape, bool cuda) {
+  std::string message = cuda ? "CUDA out of memory" : "out of memory";
+  message += ": drsn_ops asked PyTorch for a tensor of shape (";
+  for (size_t axis = 0; axis < shape.size(); ++axis) message += (axis ? ", " : "") + std::to_string(shape[axis]);
+  message += ")";
+  if (torch_exception_get_what_without_backtrace) {
+    message += std::string(". ") + torch_exception_get_what_without_backtrace();
+  }
+  throw std::runtime_error(message);
+}
+
 // The C shim: torch::stable::empty_like and new_empty go through the dispatcher and cost a microsecond more.
 inline Tensor empty(const Shape& shape, ScalarType dtype, const Tensor& like, bool channels_last = false) {
   const Shape strides = strides_for(shape, channels_last);
   const auto device = like.device();
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
-                                                         int32_t(dtype), int32_t(device.type()), device.index(),
-                                                         &handle));
+  if (aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), int32_t(dtype),
+                               int32_t(device.type()), device.index(), &handle) != AOTI_TORCH_SUCCESS) {
+    fail_to_allocate(shape, device.is_cuda());
+  }
   return Tensor(handle);
 }
 

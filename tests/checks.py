@@ -117,9 +117,9 @@ def make_gate(channels, hidden, outputs, norm="batch", *, linear_bias=True, **op
 
 
 def make_features(shape, device="cpu"):
-    """Float64 normal numbers with a magnitude of each row's own, so that a batch has statistics."""
-    rows = torch.rand(*shape[:2], *[1] * (len(shape) - 2), dtype=torch.float64, device=device) + 0.5
-    return torch.randn(shape, dtype=torch.float64, device=device) * rows
+    """Float64 normal numbers, the same on every device, with a magnitude of each row's own: a batch has statistics."""
+    rows = torch.rand(*shape[:2], *[1] * (len(shape) - 2), dtype=torch.float64) + 0.5
+    return (torch.randn(shape, dtype=torch.float64) * rows).to(device)
 
 
 def make_calls(device="cpu"):

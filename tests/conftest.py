@@ -1,16 +1,37 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
+BUILD = Path(__file__).parent.parent / "build"
+
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", help="where the operators run: cpu (the default) or cuda")
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where the operators run: cpu (the default), cuda, or emulated: the CUDA kernels on the CPU",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--device") == "emulated":
+        # Before the package loads its own: the first library that defines the operators stays.
+        folder = os.environ.get("DRSN_OPS_EMULATOR", "emulator")
+        torch.ops.load_library(BUILD / folder / "_ops_cuda.so")
 
 
 @pytest.fixture(scope="session")
 def device(request):
-    device = torch.device(request.config.getoption("--device"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("--device cuda: PyTorch sees no CUDA device")
+    name = request.config.getoption("--device")
+    device = torch.device("cpu" if name == "emulated" else name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("--device cuda: PyTorch sees no CUDA device")
+        # convolutions that repeat to the bit, in the type of their tensors
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 
@@ -39,8 +60,11 @@ def no_caches():
 
 
 def pytest_collection_modifyitems(config, items):
-    if torch.cuda.is_available():
-        return
+    device = config.getoption("--device")
+    if device == "emulated":
+        others = [item for item in items if "device" not in item.fixturenames or "cuda" in item.keywords]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
     for item in items:
-        if "cuda" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and PyTorch sees none"))
+        if "cuda" in item.keywords and not device.startswith("cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs --device cuda"))

@@ -110,18 +110,24 @@ def test_narrow_types(device, dtype, wide_modules, train, shape):
     modules = make(shape, "batch", device, train=train)
     for module in modules:
         module.to(torch.float32 if wide_modules else dtype)
+    compare_rounded(shape, dtype, modules)
+
+
+def compare_rounded(shape, dtype, modules, statistic="channel"):
+    """Value, every gradient and the buffers, up to the rounding of the type, against the modules in float64."""
+    device = modules[1][0].weight.device
     exact = tuple(copy.deepcopy(m).double() for m in modules)
     z = make_features(shape, device).to(dtype).double()
     for _ in range(3):  # keep the normalised elements away from their thresholds, by moving z
         x = copy.deepcopy(exact[0])(z).detach()
-        mean = reference.abs_mean(x)
-        tau = reference.per_row(copy.deepcopy(exact[1])(mean).detach() * mean, x)
+        alpha = copy.deepcopy(exact[1])(reference.abs_mean(x)).detach()
+        tau = reference.per_row(alpha * reference.abs_mean(x, statistic=statistic), x)
         z = torch.where(away_from_kink(x, tau) == x, z, z * 1.1).to(dtype).double()
     z, exact_z = leaf(z.to(dtype)), leaf(z)
     residual, grad = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
     assert fused(drsn_ops.batch_norm_shrink, z, *copy.deepcopy(modules))
-    y = drsn_ops.batch_norm_shrink(z, *modules, residual=residual)
-    expected = reference.batch_norm_shrink(exact_z, *exact, residual=residual.double())
+    y = drsn_ops.batch_norm_shrink(z, *modules, statistic=statistic, residual=residual)
+    expected = reference.batch_norm_shrink(exact_z, *exact, statistic=statistic, residual=residual.double())
     assert y.dtype == dtype
     assert_close(y, expected, terms=8 * expected.abs().max().item())
     found = torch.autograd.grad(y, (z, *modules[0].parameters(), *modules[1].parameters()), grad)

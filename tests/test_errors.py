@@ -153,3 +153,10 @@ RAW = [
 def test_the_registered_operators_check_what_would_crash_them(call, message):
     with pytest.raises((ValueError, RuntimeError), match=message):
         call()
+
+
+def test_no_memory_says_so():
+    with pytest.raises(
+        RuntimeError, match=r"out of memory: drsn_ops asked PyTorch for a tensor of shape \(\d+\)"
+    ):
+        drsn_ops.soft_threshold(torch.ones(1).expand(2**46), 0.5)

@@ -114,15 +114,22 @@ def test_narrow_types(device, dtype, wide_gate, norm, train, shape):
     gate.to(torch.float32 if wide_gate else dtype)
     if norm == "rms":
         gate[1].eps = torch.finfo(torch.float32).eps
+    compare_rounded(shape, dtype, gate)
+
+
+def compare_rounded(shape, dtype, gate, statistic="channel", layout="contiguous"):
+    """Value, every gradient and the buffers, up to the rounding of the type, against the modules in float64."""
+    device = gate[0].weight.device
     exact = copy.deepcopy(gate).double()
     x = make_features(shape, device)
     for _ in range(3):
-        tau = copy.deepcopy(exact)(reference.abs_mean(x)).detach() * reference.abs_mean(x)
+        alpha = copy.deepcopy(exact)(reference.abs_mean(x)).detach()
+        tau = alpha * reference.abs_mean(x, statistic=statistic)
         x = away_from_kink(x, reference.per_row(tau, x)).to(dtype).double()
-    x, exact_x = leaf(x.to(dtype)), leaf(x)
-    residual, grad = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
-    y = drsn_ops.gated_shrink(x, gate, residual=residual)
-    expected = reference.gated_shrink(exact_x, exact, residual=residual.double())
+    x, exact_x = leaf(lay_out(x.to(dtype), layout)), leaf(x)
+    residual, grad = (lay_out(torch.randn(shape, device=device).to(dtype), layout) for _ in range(2))
+    y = drsn_ops.gated_shrink(x, gate, statistic=statistic, residual=residual)
+    expected = reference.gated_shrink(exact_x, exact, statistic=statistic, residual=residual.double())
     assert y.dtype == dtype and fused(drsn_ops.gated_shrink, x, copy.deepcopy(gate))
     assert_close(y, expected, terms=8 * expected.abs().max().item())
     found = torch.autograd.grad(y, (x, *gate.parameters()), grad)
@@ -135,7 +142,7 @@ def test_narrow_types(device, dtype, wide_gate, norm, train, shape):
         if a.is_floating_point():
             assert_close(a, b, terms=8.0)
         else:
-            assert a == b == (1 if train else 0)
+            assert a == b == (1 if gate.training else 0)
 
 
 @pytest.mark.parametrize("momentum", [None, 0.0, 0.3, 1.0, 1])
@@ -201,7 +208,7 @@ def test_eval_then_train_then_backward(device):
 @pytest.mark.parametrize("call", [
     lambda x, gate: drsn_ops.gated_shrink(x, gate),
     lambda x, gate: drsn_ops.gated_shrink(x, gate, inplace=True),
-    lambda x, gate: drsn_ops.batch_norm_shrink(x, nn.BatchNorm1d(3).double(), gate),
+    lambda x, gate: drsn_ops.batch_norm_shrink(x, nn.BatchNorm1d(3).to(x), gate),
 ])  # fmt: skip
 @pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize("train", [False, True])
@@ -354,7 +361,7 @@ class Subclass(nn.Linear):
 
 
 def subclassed(gate, seen):
-    layer = Subclass(4, 5, dtype=torch.float64)
+    layer = Subclass(4, 5, dtype=torch.float64, device=gate[0].weight.device)
     layer.load_state_dict(gate[0].state_dict())
     layer.seen = seen
     gate[0] = layer

@@ -160,9 +160,11 @@ if child == 0:
     signal.alarm(120)
     torch.set_num_threads(1)
     os._exit(0 if torch.equal(step(), expected) else 1)
-raise SystemExit(os.waitpid(child, 0)[1])
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    # where there is a GPU, autograd has a thread for it, and refuses to run in the child
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, env=environment)
 
 
 def add_one(module):

@@ -25,18 +25,21 @@ if [[ ${#kernels[@]} == 0 ]]; then
 fi
 
 # the flags of setup.py and of PyTorch's BuildExtension, with the oldest C++ that either passes
-flags=(-O3 -std=c++17 -lineinfo -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall)
+flags=(-O2 -std=c++17 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall)
 flags+=(-D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ -D__CUDA_NO_BFLOAT16_CONVERSIONS__)
 flags+=(-D__CUDA_NO_HALF2_OPERATORS__ --expt-relaxed-constexpr --compress-mode=size)
 flags+=(-Xptxas -v,--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error)
 known=$("$nvcc" --list-gpu-arch)
-for arch in 80 90 100 120; do
+newest=
+for arch in 75 80 90 100 120; do
     if [[ $known == *compute_$arch* ]]; then
         flags+=("-gencode=arch=compute_$arch,code=sm_$arch")
+        newest=$arch
     else
         echo "This nvcc does not know sm_$arch: left out."
     fi
 done
+flags+=("-gencode=arch=compute_$newest,code=compute_$newest") # PTX, for the GPUs to come
 
 out=build/kernels
 rm -rf "$out"
@@ -76,7 +79,7 @@ for name in torch_cpu torch_cuda; do
     $cxx -shared -x c++ /dev/null -Wl,-soname,lib$name.so -o "$out/lib$name.so"
 done
 $cxx -shared "$out"/*.o -o "$out/_ops_cuda.so" -Wl,--no-as-needed -L"$out" -ltorch_cuda -ltorch_cpu -Wl,--as-needed \
-    -L"$home/lib64" -Wl,--exclude-libs,ALL -lcudart_static -lrt -ldl -lpthread \
+    -L"$home/lib64" -s -Wl,--exclude-libs,ALL -lcudart_static -lrt -ldl -lpthread \
     -Wl,--build-id=0x"$(sha1sum < csrc/registration.cpp | cut -d ' ' -f 1)"
 "$python" tools/symbols.py "$out/_ops_cuda.so"
 echo "linked $out/_ops_cuda.so; PyTorch 2.11 has every symbol that it uses"

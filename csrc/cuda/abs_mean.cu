@@ -54,9 +54,10 @@ bool needs_code_pass(const AbsMean& op) {
   return op.code != nullptr && op.rows.channels_last && !op.per_sample && op.rows.channels % 8 != 0;
 }
 
-// Rows of a sample are summed one by one where each has its own segment of code.
+// Rows of a sample are summed one by one where each would have its own segment of code, so that the mean has the same
+// bits with a code and without.
 Reduction reduction_of(const AbsMean& op) {
-  const bool whole = op.per_sample && (op.rows.channels_last || op.code == nullptr);
+  const bool whole = op.per_sample && op.rows.channels_last;
   return Reduction(whole ? sample_axes(op.rows) : row_axes(op.rows, op.per_sample));
 }
 

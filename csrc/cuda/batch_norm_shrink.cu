@@ -265,11 +265,11 @@ struct NormRowSums {
   }
 };
 
-// The gradients of a channel's weight and bias, a block each.
+// The gradients of a channel's weight and bias, a block each, and in `means` both divided by the numbers of a channel.
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     input_gradients(const __grid_constant__ Rows rows, const acc_t* row_sums, const acc_t* share, acc_t* dweight,
-                    acc_t* dbias, acc_t* sums) {
+                    acc_t* dbias, acc_t* means) {
   const int64_t c = blockIdx.x, channels = rows.channels;
   const int64_t count = rows.samples * channels;
   acc_t weight = 0, bias = 0;
@@ -281,26 +281,26 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   weight = block_sum(weight);
   bias = block_sum(bias);
   if (threadIdx.x > 0) return;
-  sums[c] = weight;
-  sums[channels + c] = bias;
+  const acc_t numbers = acc_t(rows.samples) * acc_t(rows.length);
+  means[c] = weight / numbers;
+  means[channels + c] = bias / numbers;
   if (dweight != nullptr) dweight[c] = weight;
   if (dbias != nullptr) dbias[c] = bias;
 }
 
-// dz. `sums` are the gradients of weight and bias where they come back through the batch's statistics, else null.
+// dz. `means` are those of input_gradients where they come back through the batch's statistics, else null.
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     input_norm_backward(const __grid_constant__ GatedShrinkBackward op, const __grid_constant__ RowWalk walk,
                         const __grid_constant__ InputNorm<Accumulator<scalar_t>> input,
                         const __grid_constant__ Thresholds<Accumulator<scalar_t>> thresholds,
-                        const Accumulator<scalar_t>* share, const Accumulator<scalar_t>* sums) {
+                        const Accumulator<scalar_t>* share, const Accumulator<scalar_t>* means) {
   using acc_t = Accumulator<scalar_t>;
   constexpr int kSlots = kElementwiseSlots<V>;
   const scalar_t* grad = static_cast<const scalar_t*>(op.grad);
   const scalar_t* z = static_cast<const scalar_t*>(op.z);
   scalar_t* dz = static_cast<scalar_t*>(op.dx);
   const int64_t channels = op.rows.channels;
-  const acc_t count = acc_t(op.rows.samples) * acc_t(op.rows.length);
   // Last part first: the end of grad and z is what the sums before this kernel left in the cache.
   const int64_t base = (int64_t(gridDim.x) - 1 - blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
 
@@ -321,8 +321,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     const auto channel = input.channel(p.c);
     const acc_t tau = thresholds.at(p.n, p.c, channels);
     const acc_t v = share[p.n * channels + p.c];
-    const acc_t dweight = sums == nullptr ? acc_t(0) : sums[p.c] / count;
-    const acc_t dbias = sums == nullptr ? acc_t(0) : sums[channels + p.c] / count;
+    const acc_t dweight = means == nullptr ? acc_t(0) : means[p.c];
+    const acc_t dbias = means == nullptr ? acc_t(0) : means[channels + p.c];
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {

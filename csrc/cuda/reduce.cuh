@@ -57,8 +57,9 @@ struct Targets {
   }
 };
 
-template <int V>
-constexpr int kUnroll = V == 1 ? 4 : 2;  // loads in flight a thread
+// Items in flight a thread.
+template <class Op>
+constexpr int kUnroll = Op::kVector == 1 && sizeof(typename Op::Item) <= 16 ? 4 : 2;
 
 template <class Op>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   using scalar_t = typename Op::scalar_t;
   using acc_t = Accumulator<scalar_t>;
   constexpr int V = Op::kVector;
-  constexpr int kLoads = kUnroll<V>;
+  constexpr int kLoads = kUnroll<Op>;
   const int lanes = 1 << shape.lane_bits;
   const int lane = threadIdx.x & (lanes - 1);
   const int64_t group = int64_t(blockIdx.x) * (kThreads >> shape.lane_bits) + (threadIdx.x >> shape.lane_bits);
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   using scalar_t = typename Op::scalar_t;
   using acc_t = Accumulator<scalar_t>;
   constexpr int V = Op::kVector;
-  constexpr int kLoads = kUnroll<V>;
+  constexpr int kLoads = kUnroll<Op>;
   __shared__ acc_t shared[V][kThreads];
   const int column = threadIdx.x % shape.columns;
   const int line = threadIdx.x / shape.columns;

@@ -1,0 +1,25 @@
+// Gives the dispatcher the emulated CUDA kernels as those of the CPU: csrc/cuda/register.cpp with the host's memory, no
+// streams and no devices.
+#include "../../csrc/gated_operators.h"
+
+namespace torch::stable::accelerator {
+struct NoDeviceGuard {
+  explicit NoDeviceGuard(DeviceIndex) {}
+};
+}  // namespace torch::stable::accelerator
+
+static AOTITorchError no_stream(int32_t, void** stream) {
+  *stream = nullptr;
+  return AOTI_TORCH_SUCCESS;
+}
+
+#define CUDA CPU
+#define DeviceGuard NoDeviceGuard
+#define aoti_torch_get_current_cuda_stream no_stream
+#include "../../csrc/cuda/register.cpp"
+
+namespace {
+std::string cpu_simd() { return "default"; }
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CompositeExplicitAutograd, m) { m.impl("cpu_simd", TORCH_BOX(&cpu_simd)); }

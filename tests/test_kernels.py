@@ -1,0 +1,165 @@
+"""The operators by what chooses a kernel on a GPU: lengths and numbers of rows, layouts, alignment, types.
+
+``sanitizer`` marks what is small enough for compute-sanitizer; together these launch every kernel but one.
+"""
+
+import pytest
+import torch
+from checks import REAL, assert_close, away_from_kink, lay_out, leaf, make_gate
+from test_batch_norm_shrink import compare_rounded as compare_batch_norm_shrink
+from test_batch_norm_shrink import make as make_batch_norm_shrink
+from test_gated_shrink import compare_rounded as compare_gated_shrink
+from test_shrink import STATISTICS
+from test_shrink import compare as compare_shrink
+from test_shrink import make as make_shrink
+from test_soft_threshold import compare as compare_soft_threshold
+
+import drsn_ops
+from drsn_ops import reference
+from drsn_ops.reference import accumulator
+
+LENGTHS = (1, 7, 49, 784, 1023, 4097, 65_536, 1_000_003)
+# Rows of whole vectors and others, short enough for the registers of a block and not.
+ROWS = {
+    "short": ((2, 3, 64), "contiguous"),
+    "short, odd": ((2, 3, 7, 7), "contiguous"),
+    "long": ((1, 2, 33_000), "contiguous"),
+    "long, odd": ((1, 2, 8_201), "contiguous"),
+    "channels last": ((2, 8, 5, 5), "channels_last"),
+    "channels last, odd": ((2, 3, 5, 5), "channels_last"),
+}
+
+
+def compare(shape, layout, dtype, device, statistics=STATISTICS):
+    """soft_threshold, abs_mean and shrink with their gradients."""
+    grad, residual = (lay_out(torch.randn(shape, device=device).to(dtype), layout) for _ in range(2))
+    for statistic in statistics:
+        x, alpha = make_shrink(shape, statistic, "row", dtype, device)
+        compare_shrink(lay_out(x, layout), alpha, statistic, grad, residual)
+        compare_abs_mean(lay_out(x, layout), statistic)
+    tau = torch.rand(shape[1], *[1] * (len(shape) - 2), device=device)
+    x = away_from_kink(torch.randn(shape, device=device), tau).to(dtype)
+    compare_soft_threshold(lay_out(x, layout), tau, grad)
+
+
+def compare_abs_mean(x, statistic):
+    x, wide_x = leaf(x), leaf(x.double())
+    mean, expected = (f(t, statistic=statistic) for f, t in
+                      ((drsn_ops.abs_mean, x), (reference.abs_mean, wide_x)))  # fmt: skip
+    assert_close(mean, expected)
+    assert torch.equal(drsn_ops.abs_mean(x.detach(), statistic=statistic), mean)
+    grad = torch.randn_like(mean)
+    (found,) = torch.autograd.grad(mean, x, grad)
+    (wanted,) = torch.autograd.grad(expected, wide_x, grad.double())
+    assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_lengths_of_rows(device, length, dtype):
+    compare((1, 2, length) if length > 10_000 else (2, 3, length), "contiguous", dtype, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, length", [(1, 1), (1, 4097), (100_000, 1), (100_000, 7), (100_000, 49)])
+def test_numbers_of_rows(device, rows, length, dtype):
+    samples = max(rows // 1000, 1)
+    compare((samples, rows // samples, length), "contiguous", dtype, device)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("channels", [3, 8, 64, 100])
+def test_channels_last(device, channels, dtype):
+    compare((3, channels, 9, 7), "channels_last", dtype, device)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("length", [pytest.param(64, marks=pytest.mark.sanitizer), 65, 40_000])
+@pytest.mark.parametrize("offset", [1, 3])
+def test_memory_that_starts_between_two_vectors(device, offset, length, dtype):
+    x, alpha = make_shrink((2, 3, length), "channel", "row", dtype, device)
+    memory = x.new_empty(offset + x.numel())
+    memory[offset:] = x.flatten()
+    moved = memory[offset:].view(x.shape)
+    compare_shrink(moved, alpha, "channel", torch.randn_like(x), None)
+    compare_soft_threshold(moved, torch.full((3, 1), 1e-3, device=device), torch.randn_like(x))
+    compare_abs_mean(moved, "channel")
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("rows", ROWS)
+def test_first_derivatives(device, rows, dtype):
+    compare(*ROWS[rows], dtype, device)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("rows", ROWS)
+def test_second_derivatives(device, rows, dtype):
+    """Along one direction, by the inputs and by the gradient that comes in, whose share is the tangent."""
+    shape, layout = ROWS[rows]
+    x, alpha = make_shrink(shape, "channel", "row", dtype, device)
+    x = lay_out(x, layout)
+    tau = torch.full((shape[1],) + (1,) * (len(shape) - 2), 1e-3, device=device)
+
+    def second(function, *inputs):
+        inputs = [leaf(t) for t in inputs]
+        y = function(*inputs)
+        generator = torch.Generator(device).manual_seed(0)
+        grad, *directions = (
+            torch.randn(t.shape, generator=generator, device=device).to(t.dtype) for t in (y, *inputs)
+        )
+        grad = leaf(lay_out(grad, layout))
+        first = torch.autograd.grad(y, inputs, grad, create_graph=True)
+        along = sum((a.double() * b.double()).sum() for a, b in zip(first, directions, strict=True))
+        return torch.autograd.grad(along, [grad, *inputs], materialize_grads=True)
+
+    for name, inputs in (("soft_threshold", (x, tau)), ("abs_mean", (x,)), ("shrink", (x, alpha))):
+        found = second(getattr(drsn_ops, name), *inputs)
+        wanted = second(getattr(reference, name), *(t.double() for t in inputs))
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=0.02, atol=0.02 * b.abs().max().item())
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_complex_numbers(device, layout, dtype):
+    x = leaf(lay_out(torch.randn(2, 3, 5, 5, dtype=dtype, device=device), layout))
+    tau = leaf(torch.rand(3, 1, 1, dtype=accumulator(dtype), device=device))
+    wide_x, wide_tau = leaf(x.to(torch.complex128)), leaf(tau.double())
+    y, expected = drsn_ops.soft_threshold(x, tau), reference.soft_threshold(wide_x, wide_tau)
+    assert_close(y, expected)
+    grad = torch.randn_like(y)
+    found = torch.autograd.grad(y, (x, tau), grad)
+    wanted = torch.autograd.grad(expected, (wide_x, wide_tau), grad.to(torch.complex128))
+    for a, b in zip(found, wanted, strict=True):
+        assert_close(a, b, terms=grad.abs().sum().item())
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("rows", [name for name in ROWS if "long" not in name])
+@pytest.mark.parametrize("norm, statistic", [("batch", "channel"), ("layer", "sample"), ("none", "channel")])
+def test_gates(device, rows, dtype, norm, statistic):
+    shape, layout = ROWS[rows]
+    gate = make_gate(shape[1], 5, shape[1], norm).to(device, accumulator(dtype))
+    compare_gated_shrink((6, *shape[1:]), dtype, gate, statistic, layout)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", ["batch", "rms"])
+def test_gates_of_more_samples_than_one_sum_takes(device, norm, dtype):
+    gate = make_gate(3, 5, 3, norm).to(device, dtype)
+    compare_gated_shrink((600, 3, 8), dtype, gate)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("length, statistic", [(64, "channel"), (49, "sample"), (4104, "sample")])
+def test_a_batch_norm_before_it(device, length, statistic, dtype):
+    modules = make_batch_norm_shrink((6, 3, length), device=device)
+    modules = tuple(module.to(accumulator(dtype)) for module in modules)
+    compare_batch_norm_shrink((6, 3, length), dtype, modules, statistic)
