@@ -10,12 +10,21 @@ from pathlib import Path
 
 import torch
 
-from drsn_ops.benchmark import COMPILE_MODES, add_machine_arguments, measure, use_machine
+from drsn_ops.benchmark import (
+    COMPILE_MODES,
+    Case,
+    add_machine_arguments,
+    compile_ahead,
+    measure,
+    positive,
+    takes_part,
+    use_machine,
+)
 from drsn_ops.files import replacing
 
 from . import host, report, tax
-from .grid import cpu_cases, cuda_cases
-from .rows import Row, environment, rows_of, slug
+from .grid import cpu_cases, cuda_cases, modes_of
+from .rows import Row, environment, labels, rows_of, slug
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,14 +35,17 @@ def write_whole(path: Path, text: str) -> None:
         whole.write_text(text)
 
 
+def as_text(rows: list[Row]) -> str:
+    return "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+
+
 def deliver(rows: list[Row], path: Path, record: bool) -> None:
     """Writes the rows to the file, or prints them."""
-    text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
     if record:
-        write_whole(path, text)
+        write_whole(path, as_text(rows))
         print(path)
     else:
-        print(text, end="")
+        print(as_text(rows), end="")
 
 
 def compile_modes(args: argparse.Namespace) -> tuple[str, ...]:
@@ -44,17 +56,43 @@ def measure_all(args: argparse.Namespace) -> int:
     if not use_machine(args):
         return 2
     around = environment(args.device)
+    path = RESULTS / f"{slug(around)}.json"
     cases = (cuda_cases if args.device == "cuda" else cpu_cases)(args.quick)
-    modes = compile_modes(args)
-    rows: list[Row] = []
-    for number, case in enumerate(cases, 1):
-        print(f"{number}/{len(cases)} {case}", file=sys.stderr)
+    modes = {case: modes_of(case, compile_modes(args)) for case in cases}
+    rows = measured_before(path, around) if args.resume else []
+    missing = [case for case in cases if not is_among(rows, case, modes[case])]
+    if args.jobs > 1:
+        compile_ahead([case for case in missing if modes[case]], compile_modes(args), args.jobs)
+    for number, case in enumerate(missing, 1):
+        print(f"{number}/{len(missing)} {case}", file=sys.stderr)
         try:
-            rows += rows_of(case, measure(case, modes), around)
+            measured = rows_of(case, measure(case, modes[case]), around)
         except torch.OutOfMemoryError as error:
             print(f"left out: {str(error).partition('. ')[0]}", file=sys.stderr)
-    deliver(rows, RESULTS / f"{slug(around)}.json", args.record)
+            continue
+        rows = [row for row in rows if not is_among([row], case)] + measured
+        if args.record:  # each time: a run that is cut short can be resumed
+            write_whole(path, as_text(rows))
+    deliver(rows, path, args.record)
     return 0
+
+
+def measured_before(path: Path, around: Row) -> list[Row]:
+    """The rows of a file that were measured on this machine, with these versions, at this commit."""
+    try:
+        rows = json.loads(path.read_text())
+    except FileNotFoundError:
+        return []
+    fixed = [name for name in around if name != "date"]
+    return [row for row in rows if all(row[name] == around[name] for name in fixed)]
+
+
+def is_among(rows: list[Row], case: Case, modes: tuple[str, ...] = ()) -> bool:
+    """Whether there are rows of the case, and of every mode of torch.compile that it is compared with."""
+    names = {row["provider"] for row in rows if all(row[key] == value for key, value in labels(case).items())}
+    return bool(names) and all(
+        any(name.endswith(f"/{mode}") for name in names) for mode in takes_part(case, modes)
+    )
 
 
 def measure_the_tax(args: argparse.Namespace) -> int:
@@ -117,6 +155,14 @@ def add_arguments(parser: argparse.ArgumentParser, quick: str, file: str) -> Non
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add_arguments(parser, "the cases of the README's table, one compile mode", "<machine>.json")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what the file has from this machine and commit, measure the rest",
+    )
+    parser.add_argument(
+        "--jobs", type=positive, default=1, help="first fill torch.compile's cache, in so many processes"
+    )
     parser.set_defaults(job=measure_all)
     jobs = parser.add_subparsers(metavar="tax, host, report")
     taxer = jobs.add_parser("tax", help="measure what shrinkage adds to a ResNet's training step instead")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
 import torch
 
 from drsn_ops.benchmark import DIRECTIONS, Case
@@ -10,6 +13,14 @@ from drsn_ops.benchmark import DIRECTIONS, Case
 SIZES = ((64, 4, 1024), (64, 16, 1024), (128, 16, 2048))
 LARGE = ((256, 32, 784), (128, 64, 1024), (256, 64, 1024), (512, 64, 2048), (512, 256, 4096))
 ODD = ((128, 16, 32, 32), (256, 32, 28, 28), (256, 2048, 7, 7), (64, 256, 56, 56), (64, 16, 1001))
+# Rows whose length no vector divides, and beside each rows of about the same length that vectors do divide.
+TWINS = (
+    ((512, 512, 7, 7), (512, 512, 6, 8)),
+    ((512, 64, 28, 29), (512, 64, 28, 28)),
+    ((512, 64, 1001), (512, 64, 1000)),
+)
+TABLE = (*SIZES, LARGE[1], LARGE[3])  # on CUDA what the README's table shows
+WIDE = ((64, 8, 224, 224), (128, 64, 112, 112), (64, 256, 56, 56))  # contiguous and channels_last
 TRAINING = ("forward", "backward", "forward+backward")
 BOTH_ENDS = ("inference in place", "forward+backward")
 
@@ -36,39 +47,55 @@ def cpu_cases(quick: bool) -> list[Case]:
     return cases
 
 
+# On CUDA torch.compile takes part at these sizes, from launches that decide to 6.4 GB moved.
+COMPARED = {
+    torch.float32: (*SIZES, *LARGE, *ODD[:4]),
+    torch.bfloat16: (SIZES[1], LARGE[1], (512, 64, 32, 32), LARGE[3]),
+}
+
+
 def cuda_cases(quick: bool) -> list[Case]:
-    def case(
+    """What the README's table and the limits beneath it are made of comes first."""
+
+    def cases(
         operator: str,
-        direction: str,
-        shape: tuple[int, ...],
-        dtype: torch.dtype = torch.float32,
+        directions: Iterable[str],
+        shapes: Iterable[tuple[int, ...]],
+        dtypes: Iterable[torch.dtype] = (torch.float32,),
         layout: str = "contiguous",
         timer: str = "graph",
-    ) -> Case:
-        return Case(operator, direction, shape, dtype, layout, "cuda", timer)
+    ) -> list[Case]:
+        made = itertools.product(shapes, dtypes, directions)
+        return [Case(operator, way, shape, dtype, layout, "cuda", timer) for shape, dtype, way in made]
 
-    cases = [case("shrink", direction, shape) for shape in SIZES for direction in DIRECTIONS]
+    forwards = ("inference", *TRAINING)
+    found = cases("shrink+residual", forwards, TABLE)
     # Where launches decide, the time that includes waiting for the host is what a user meets.
-    cases += [case("shrink", direction, SIZES[0], timer="events") for direction in DIRECTIONS]
+    found += cases("shrink+residual", forwards, SIZES[:1], timer="events")
     if quick:
-        return cases
-    operators = ("soft_threshold", "shrink", "shrink+residual")
-    for shape in (*SIZES, *LARGE, *ODD):
-        cases += [case(operator, direction, shape) for operator in operators for direction in DIRECTIONS]
-    for dtype in (torch.bfloat16, torch.float16, torch.float64):
-        cases += [
-            case(operator, direction, shape, dtype)
-            for operator in operators
-            for shape in (SIZES[1], LARGE[1], LARGE[3])
-            for direction in DIRECTIONS
-        ]
-    cases += [case("abs_mean", d, shape) for shape in (SIZES[1], LARGE[3]) for d in ("inference", *TRAINING)]
-    # The rows of odd lengths and the twins whose rows are aligned.
-    for shape in ((256, 2048, 8, 8), (256, 32, 32, 32), (512, 64, 1001), (512, 64, 1000)):
-        cases += [case("shrink", direction, shape) for direction in DIRECTIONS]
-    cases += [
-        case("shrink", direction, shape, layout="channels_last")
-        for shape in (ODD[0], ODD[3])
-        for direction in DIRECTIONS
-    ]
-    return list(dict.fromkeys(cases))
+        return found
+    for dtype, shapes in COMPARED.items():
+        found += cases("shrink+residual", forwards, shapes, [dtype])
+    found += cases("soft_threshold", forwards, (SIZES[1], LARGE[3]))
+    found += cases("soft_threshold", ("inference", "backward"), COMPARED[torch.float32])
+    found += cases("shrink", ("inference in place", *TRAINING), (SIZES[1], LARGE[1], LARGE[3]))
+    for operator in ("soft_threshold", "shrink+residual"):
+        found += cases(
+            operator, ("inference", "backward"), (LARGE[1], LARGE[3]), (torch.float16, torch.float64)
+        )
+    found += cases("abs_mean", ("inference", "forward", "backward"), (SIZES[1], LARGE[3]))
+    odd_rows = [shape for pair in TWINS for shape in pair]
+    found += cases("shrink+residual", ("inference", "forward", "backward"), odd_rows)
+    for layout in ("contiguous", "channels_last"):
+        found += cases("shrink+residual", ("inference", "forward", "backward"), WIDE, layout=layout)
+    return list(dict.fromkeys(found))
+
+
+def modes_of(case: Case, modes: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the modes of torch.compile those that a case is compared with."""
+    compared = case.device == "cpu" or (
+        case.operator == "shrink+residual"
+        and case.layout == "contiguous"
+        and case.shape in COMPARED.get(case.dtype, ())
+    )
+    return modes if compared else ()

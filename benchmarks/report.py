@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from .grid import LARGE, SIZES
+from .grid import SIZES, TABLE, TWINS
 from .rows import Row
 
 MISSING = "–"
 PEERS = {"the fastest eager formula": "eager/", "the best torch.compile": "compile/"}
+ONE_WAY = ("inference", "inference in place", "forward", "backward")
+WORDS = {
+    "inference": "no gradient",
+    "inference in place": "no gradient, in place",
+    "forward": "forward",
+    "backward": "backward",
+    "forward+backward": "forward + backward",
+}
 NETWORKS = {"paper": "the paper's network", "resnet18": "18 layers"}
 WAYS = {
     "drsn_ops": "`Shrinkage`",
@@ -67,10 +77,9 @@ def bytes_kept(rows: list[Row], provider: str, key: str) -> tuple[float, float] 
 def cpu_table(rows: list[Row]) -> str:
     megabytes = [f"{4 * np.prod(size) / 1e6:.1f} MB" for size in SIZES]
     lines = [line("float32 x of", *megabytes), line("---", *("---:" for _ in SIZES))]
-    directions = {"inference in place": "no gradient, in place", "forward+backward": "forward + backward"}
-    for direction, words in directions.items():
+    for direction in ("inference in place", "forward+backward"):
         cases = [select(rows, operator="shrink", direction=direction, shape=list(size)) for size in SIZES]
-        lines.append(times_line(f"`shrink`, {words}", cases))
+        lines.append(times_line(f"`shrink`, {WORDS[direction]}", cases))
         for peer, prefix in PEERS.items():
             ratios = [ratio(fastest(case, prefix), fastest(case, "drsn_ops")) for case in cases]
             lines.append(line(f"{peer} takes, times that", *ratios))
@@ -112,18 +121,71 @@ def small_lines(rows: list[Row]) -> list[str]:
 
 
 def cuda_table(rows: list[Row]) -> str:
-    """The part of the copy's speed, and the peers' times over ours, in float32."""
-    header = ("operator", "direction", "shape", "timer", "MB moved", "copy's time / ours", *PEERS)
+    """The part of the copy's speed, and the peers' times over ours, in float32; and the slowest cases."""
+    header = ("`shrink` with a residual", "float32 x of", "MB moved", "copy's time / ours", *PEERS)
     lines = [line(*header), line(*("---" for _ in header))]
-    shapes = [list(size) for size in (*SIZES, LARGE[1], LARGE[3])]
     for row in rows:
         case = select(rows, **{key: row[key] for key in ("operator", "direction", "shape", "timer")})
-        shown = row["operator"] in ("soft_threshold", "shrink") and row["shape"] in shapes
+        shown = row["operator"] == "shrink+residual" and tuple(row["shape"]) in TABLE
         if shown and row is case.get("drsn_ops"):
             peers = [ratio(fastest(case, prefix), row["p50_us"]) for prefix in PEERS.values()]
-            where = (row["operator"], row["direction"], "x".join(map(str, row["shape"])), row["timer"])
-            lines.append(line(*where, f"{row['bytes'] / 1e6:.1f}", f"{row['fraction']:.2f}", *peers))
-    return "\n".join(lines) + "\n"
+            what = WORDS[row["direction"]] + (", with the host" if row["timer"] == "events" else "")
+            moved = f"{row['bytes'] / 1e6:.1f}"
+            lines.append(
+                line(what, "x".join(map(str, row["shape"])), moved, f"{row['fraction']:.2f}", *peers)
+            )
+    return "\n".join([*lines, "", *slowest_lines(rows)]) + "\n"
+
+
+def is_plain(
+    row: Row, *directions: str, operator: str = "shrink", least: float = 256e6, most: float = math.inf
+) -> bool:
+    """Float32 in contiguous memory, in one of these directions, with or without a residual, so many bytes moved."""
+    found = row["operator"].startswith(operator) and row["direction"] in directions
+    return (
+        found and (row["dtype"], row["layout"]) == ("float32", "contiguous") and least <= row["bytes"] <= most
+    )
+
+
+KINDS: dict[str, Callable[[Row], bool]] = {
+    "`soft_threshold`, 256 MB and more": lambda row: is_plain(row, *ONE_WAY, operator="soft_threshold"),
+    "`shrink` without gradient, 256 MB and more": lambda row: is_plain(row, *ONE_WAY[:2]),
+    "the same, 24 to 100 MB": lambda row: is_plain(row, *ONE_WAY[:2], least=24e6, most=100e6),
+    "`shrink`, forward with the code, 256 MB and more": lambda row: is_plain(row, "forward"),
+    "`shrink`, backward, 256 MB and more": lambda row: is_plain(row, "backward"),
+    "float64, 256 MB and more": lambda row: row["dtype"] == "float64" and row["bytes"] >= 256e6,
+    "float16 and bfloat16, 256 MB and more": lambda row: (
+        row["dtype"] in ("float16", "bfloat16") and row["bytes"] >= 256e6
+    ),
+}
+
+
+def slowest_lines(rows: list[Row]) -> list[str]:
+    """Of each kind of case the one with the smallest part of the copy's speed, or of that of its twin."""
+    ours = [row for row in rows if row["provider"] == "drsn_ops" and row["timer"] == "graph"]
+    parts = {
+        what: [row["fraction"] for row in ours if row["direction"] in ONE_WAY and belongs(row)]
+        for what, belongs in KINDS.items()
+    }
+    part_of = {
+        (row["operator"], row["direction"], tuple(row["shape"]), row["layout"]): row["fraction"]
+        for row in ours
+        if row["dtype"] == "float32"
+    }
+    twins: dict[str, list[float]] = {"rows that no vector divides": [], "channels_last": []}
+    for (operator, direction, shape, layout), part in part_of.items():
+        if layout == "channels_last":
+            twins[layout].append(part / part_of[operator, direction, shape, "contiguous"])
+        elif shape in dict(TWINS):
+            twins["rows that no vector divides"].append(
+                part / part_of[operator, direction, dict(TWINS)[shape], layout]
+            )
+    parts |= {
+        f"{what}, as a part of that of the aligned, contiguous twins": found for what, found in twins.items()
+    }
+    header = ("all cases", "how many", "copy's time / ours, of the slowest")
+    found = [line(what, str(len(part)), f"{min(part):.2f}") for what, part in parts.items() if part]
+    return [line(*header), line(*("---" for _ in header)), *found] if found else []
 
 
 def tax_table(rows: list[Row]) -> str:
@@ -255,19 +317,21 @@ def fill(readme: str, marker: str, text: str) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """The part of the copy's speed over the size of x, a line a provider, for shrink in float32."""
+    """The part of the copy's speed over the size of x, a line a provider, in float32."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    directions = ("inference in place", "forward", "backward", "forward+backward")
+    # on a GPU the operator that torch.compile is compared with at every size
+    operator, first = ("shrink+residual", "inference") if rows[0]["gpu"] else ("shrink", "inference in place")
+    directions = (first, "forward", "backward", "forward+backward")
     figure, axes = pyplot.subplots(1, len(directions), figsize=(16, 4), sharey=True, layout="constrained")
     for axis, direction in zip(axes, directions, strict=True):
         curves: dict[str, dict[float, float]] = {}
         shapes = [row["shape"] for row in rows if row["provider"] == "drsn_ops" and row["shape"] != [1, 4, 4]]
         for shape in shapes:
-            case = select(rows, operator="shrink", direction=direction, shape=shape)
+            case = select(rows, operator=operator, direction=direction, shape=shape)
             for name, row in case.items():
                 curve = "torch.compile, the best" if name.startswith("compile/") else name
                 if curve != "copy":
@@ -276,7 +340,7 @@ def plot(rows: list[Row], path: Path) -> None:
                     points[size] = max(points.get(size, 0.0), row["fraction"])
         for name, points in curves.items():
             axis.plot(*zip(*sorted(points.items()), strict=True), marker="o", label=name)
-        axis.set(xscale="log", xlabel="x, MB", title=f"shrink, {direction}", ylim=(0, None))
+        axis.set(xscale="log", xlabel="x, MB", title=f"{operator}, {direction}", ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("time of a copy of the same bytes / time")
     axes[-1].legend()

@@ -95,6 +95,18 @@ def slug(around: Row) -> str:
     return re.sub(r"[^a-z0-9]+", "-", (around["gpu"] or around["machine"]).lower()).strip("-")
 
 
+def labels(case: Case) -> Row:
+    """What tells the rows of a case from those of another."""
+    return {
+        "operator": case.operator,
+        "direction": case.direction,
+        "shape": list(case.shape),
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "layout": case.layout,
+        "timer": case.timer,
+    }
+
+
 def rows_of(case: Case, results: list[tuple[Runner, list[float]]], around: Row) -> list[Row]:
     """A row a provider from what ``measure`` returned; times in microseconds, a call."""
     times = {runner.name: [1e6 * point for point in percentiles(samples)] for runner, samples in results}
@@ -108,13 +120,8 @@ def rows_of(case: Case, results: list[tuple[Runner, list[float]]], around: Row) 
             saved, kept = kept_for_backward(runner) if case.trains else (0, 0)
         rows.append(
             {
-                "operator": case.operator,
-                "direction": case.direction,
-                "shape": list(case.shape),
-                "dtype": str(case.dtype).removeprefix("torch."),
-                "layout": case.layout,
+                **labels(case),
                 "provider": runner.name,
-                "timer": case.timer,
                 "samples": len(samples),
                 "p20_us": p20,
                 "p50_us": p50,

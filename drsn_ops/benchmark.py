@@ -15,13 +15,16 @@ CUDA it is past three times the L2.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import itertools
 import math
+import multiprocessing
 import platform
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,6 +187,13 @@ def in_place(provider: Provider) -> Provider:
     return lambda x, threshold, residual: x.copy_(provider(x, threshold, residual))
 
 
+def takes_part(case: Case, modes: Iterable[str]) -> list[str]:
+    """The modes of torch.compile that can be timed in a case."""
+    # It needs a GPU, and a forward whose backward is not the next thing to run leaves its fast path.
+    left_out = case.device == "cpu" or case.direction in ("forward", "backward")
+    return [mode for mode in modes if mode != "reduce-overhead" or not left_out]
+
+
 def providers(case: Case, modes: Iterable[str]) -> Iterator[tuple[str, Provider]]:
     """drsn_ops, the eager formulas, and torch.compile of each formula in each of the modes."""
     # A captured graph runs one backward many times, so a compiled one may not write over its arguments.
@@ -194,10 +204,7 @@ def providers(case: Case, modes: Iterable[str]) -> Iterator[tuple[str, Provider]
     ]  # the tidy mean again
     for name in names:
         yield f"eager/{name}", eager(case, name, case.inplace)
-    for mode in modes:
-        # It needs a GPU, and a forward whose backward is not the next thing to run leaves its fast path.
-        if mode == "reduce-overhead" and (case.device == "cpu" or case.direction in ("forward", "backward")):
-            continue
+    for mode in takes_part(case, modes):
         for name in names:
             fresh = eager(case, name, inplace=False)
             function = in_place(fresh) if case.inplace else fresh
@@ -214,8 +221,8 @@ def pool_size(device: str, size: int) -> int:
 class Inputs:
     """A pool of x and residual, one threshold and one gradient, for every provider of a case."""
 
-    def __init__(self, case: Case) -> None:
-        self.count = pool_size(case.device, case.numel * case.dtype.itemsize)
+    def __init__(self, case: Case, count: int | None = None) -> None:
+        self.count = count or pool_size(case.device, case.numel * case.dtype.itemsize)
         generator = torch.Generator(case.device).manual_seed(0)
         formats = {("channels_last", 4): torch.channels_last, ("channels_last", 5): torch.channels_last_3d}
         layout = formats.get((case.layout, len(case.shape)), torch.contiguous_format)
@@ -423,6 +430,27 @@ def measure(
     for group in [everyone] if case.device == "cpu" else [[one] for one in everyone]:
         time_together(group)
     return results
+
+
+def compile_case(case: Case, modes: tuple[str, ...]) -> None:
+    """Runs what torch.compile makes of a case once, which leaves it in the compiler's cache on disk."""
+    torch.compiler.reset()
+    inputs = Inputs(case, 1)
+    for name, function in providers(case, modes):
+        if name.startswith("compile/"):
+            try:
+                contender = Contender(case, name, function, inputs)
+                contender.call(0, contender.fresh(0))
+            except RuntimeError as error:  # measure() will say so again where it has not gone away
+                print(f"{case}: {name}: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
+
+
+def compile_ahead(cases: Sequence[Case], modes: tuple[str, ...], jobs: int) -> None:
+    """``compile_case`` in several processes, so that ``measure`` need not wait for one compilation after the other."""
+    fresh = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=fresh) as pool:
+        for _ in pool.map(compile_case, cases, itertools.repeat(modes)):
+            pass
 
 
 def processor() -> str:

@@ -62,9 +62,11 @@ def no_caches():
 def pytest_collection_modifyitems(config, items):
     device = config.getoption("--device")
     if device == "emulated":
-        others = [item for item in items if "device" not in item.fixturenames or "cuda" in item.keywords]
+        others = [
+            item for item in items if "device" not in item.fixturenames or item.get_closest_marker("cuda")
+        ]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
     for item in items:
-        if "cuda" in item.keywords and not device.startswith("cuda"):
+        if item.get_closest_marker("cuda") and not device.startswith("cuda"):
             item.add_marker(pytest.mark.skip(reason="needs --device cuda"))

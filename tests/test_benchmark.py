@@ -11,8 +11,8 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import host, report
-from benchmarks.grid import cpu_cases, cuda_cases
-from benchmarks.rows import environment, kept_for_backward, peak_bytes, rows_of, slug
+from benchmarks.grid import cpu_cases, cuda_cases, modes_of
+from benchmarks.rows import environment, kept_for_backward, labels, peak_bytes, rows_of, slug
 from drsn_ops import benchmark, reference
 from drsn_ops.benchmark import DIRECTIONS, OPERATORS, Case, Contender, Inputs, bytes_moved, measure, providers
 
@@ -227,16 +227,48 @@ def test_the_report_is_made_from_the_rows(rows):
     assert report.insert(made, changed) == made
 
 
-def test_a_gpu_has_a_table_of_its_own(rows):
-    gpu = [{**row, "gpu": "GPU", "driver": "1", "cuda": "2"} for row in rows]
-    made = report.insert("<!-- benchmark:cuda --><!-- /benchmark:cuda -->", gpu)
+@pytest.fixture
+def gpu_rows(rows):
+    """A row of each provider in every case of the whole grid for a GPU, with times made up."""
+    made = []
+    for case in cuda_cases(quick=False):
+        times = {"copy": 8.0, "drsn_ops": 10.0, "eager/tidy": 50.0, "eager/naive": 90.0, "eager/strong": 40.0}
+        if modes_of(case, ("default",)):
+            times["compile/tidy/default"] = 15.0
+        for name, p50 in times.items():
+            if name == "drsn_ops" and case.layout == "channels_last":
+                p50 = 12.5
+            if name == "drsn_ops" and case.shape == (512, 64, 1001) and case.direction == "backward":
+                p50 = 16.0
+            row = {**rows[0], **labels(case), "provider": name, "p50_us": p50, "fraction": 8.0 / p50}
+            made.append({**row, "bytes": bytes_moved(case), "gpu": "GPU", "driver": "1", "cuda": "2"})
+    return made
+
+
+def test_a_gpu_has_tables_of_its_own(gpu_rows):
+    made = report.insert("<!-- benchmark:cuda --><!-- /benchmark:cuda -->", gpu_rows)
     assert "GPU, driver 1, CUDA 2" in made
-    assert made.count("\n| shrink | forward+backward |") == len(SIZES)
-    assert slug(gpu[0]) == "gpu"
+    assert "| no gradient | 512x64x2048 | 805.6 | 0.80 | 4.00 | 1.50 |\n" in made
+    assert "| backward, with the host | 64x4x1024 | 2.2 | 0.80 | 4.00 | 1.50 |\n" in made
+    assert "| `shrink`, backward, 256 MB and more | 7 | 0.50 |\n" in made
+    assert (
+        "| rows that no vector divides, as a part of that of the aligned, contiguous twins | 9 | 0.62 |\n"
+        in made
+    )
+    assert "| channels_last, as a part of that of the aligned, contiguous twins | 9 | 0.80 |\n" in made
+    assert all(f"| {what} | " in made for what in report.KINDS)
+    assert slug(gpu_rows[0]) == "gpu"
 
 
-def test_the_plot_is_a_file(rows, tmp_path):
-    report.plot(rows, tmp_path / "plot.png")
+def test_a_gpu_that_was_measured_in_part_has_a_part_of_the_tables(gpu_rows):
+    quick = {str(labels(case)) for case in cuda_cases(quick=True)}
+    part = [row for row in gpu_rows if str({key: row[key] for key in labels(cuda_cases(True)[0])}) in quick]
+    assert "512x64x2048" in report.cuda_table(part)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_plot_is_a_file(rows, gpu_rows, device, tmp_path):
+    report.plot(rows if device == "cpu" else gpu_rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -344,3 +376,66 @@ def test_of_several_machines_the_newest_results_stay(tmp_path, monkeypatch):
     made = readme.read_text()
     assert "machine a" in made and "machine b" not in made
     assert "<!-- experiment-small -->\n| a table |\n<!-- /experiment-small -->" in made
+
+
+def small_grid(quick):
+    return [Case("shrink", direction, (2, 3, 16)) for direction in ("forward", "backward")]
+
+
+def run_benchmarks(monkeypatch, folder, *arguments):
+    monkeypatch.setattr(command, "RESULTS", folder)
+    monkeypatch.setattr(command, "cpu_cases", small_grid)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--record", "--no-compile", "--threads", "1", *arguments])
+    assert command.main() == 0
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_what_was_measured_before_a_run_was_cut_short_is_there(monkeypatch, tmp_path, threads):
+    def cut_short(case, modes):
+        if case.direction == "backward":
+            raise KeyboardInterrupt
+        return measure(case, modes, rounds=1, seconds=0.0)
+
+    monkeypatch.setattr(command, "measure", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmarks(monkeypatch, tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    first = json.loads(path.read_text())
+    assert {row["direction"] for row in first} == {"forward"}
+
+    measured = []
+    monkeypatch.setattr(
+        command, "measure", lambda case, modes: measured.append(case) or measure(case, modes, rounds=1)
+    )
+    resumed = run_benchmarks(monkeypatch, tmp_path, "--resume")
+    assert [case.direction for case in measured] == ["backward"]
+    assert resumed[: len(first)] == first and len(resumed) == 2 * len(first)
+
+    path.write_text(json.dumps([{**row, "commit": "another"} for row in resumed]))
+    again = run_benchmarks(monkeypatch, tmp_path, "--resume")
+    assert len(measured) == 3 and {row["commit"] for row in again} == {first[0]["commit"]}
+
+
+def test_a_case_without_one_of_its_modes_is_not_done():
+    case = Case("shrink", "inference", (2, 3), device="cuda", timer="graph")
+    rows = [{**labels(case), "provider": name} for name in ("drsn_ops", "compile/tidy/default")]
+    assert command.is_among(rows, case) and command.is_among(rows, case, ("default",))
+    assert not command.is_among(rows, case, ("default", "reduce-overhead"))
+    on_cpu = Case("shrink", "inference", (2, 3))
+    rows = [{**labels(on_cpu), "provider": "compile/tidy/default"}, *rows]
+    assert not command.is_among([{**rows[0], "dtype": "float16"}], on_cpu)
+
+
+def test_compiling_ahead_leaves_the_compilers_cache_filled(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    case = Case("soft_threshold", "inference", (2, 3, 16))
+    benchmark.compile_ahead([case], ("default",), 1)
+    assert any(tmp_path.rglob("*.so")) or any(tmp_path.rglob("fxgraph/*"))
