@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .grid import SIZES, TABLE, TWINS
-from .rows import Row
+from .rows import Row, slug
 
 MISSING = "–"
 PEERS = {"the fastest eager formula": "eager/", "the best torch.compile": "compile/"}
@@ -134,7 +134,8 @@ def cuda_table(rows: list[Row]) -> str:
             lines.append(
                 line(what, "x".join(map(str, row["shape"])), moved, f"{row['fraction']:.2f}", *peers)
             )
-    return "\n".join([*lines, "", *slowest_lines(rows)]) + "\n"
+    picture = f"![the copy's time / time, over the size of x](benchmarks/results/{slug(rows[0])}.png)"
+    return "\n".join([*lines, "", *slowest_lines(rows), "", picture]) + "\n"
 
 
 def is_plain(
