@@ -8,7 +8,9 @@ using drsn::Tensor;
 
 cudaStream_t stream_of(const Tensor& t) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  if (aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) != AOTI_TORCH_SUCCESS) {
+    throw std::runtime_error("drsn_ops: PyTorch has no current stream for the device of the tensor");
+  }
   return static_cast<cudaStream_t>(stream);
 }
 
