@@ -59,12 +59,16 @@ inline Shape strides_for(const Shape& shape, bool channels_last) {
 }
 
 [[noreturn]] inline void fail_to_allocate(const Shape& shape, bool cuda) {
-  std::string message = cuda ? "CUDA out of memory" : "out of memory";
+  std::string message(cuda ? "CUDA out of memory" : "out of memory");
   message += ": drsn_ops asked PyTorch for a tensor of shape (";
-  for (size_t axis = 0; axis < shape.size(); ++axis) message += (axis ? ", " : "") + std::to_string(shape[axis]);
+  for (size_t axis = 0; axis < shape.size(); ++axis) {
+    if (axis > 0) message += ", ";
+    message += std::to_string(shape[axis]);
+  }
   message += ")";
   if (torch_exception_get_what_without_backtrace) {
-    message += std::string(". ") + torch_exception_get_what_without_backtrace();
+    message += ". ";
+    message += torch_exception_get_what_without_backtrace();
   }
   throw std::runtime_error(message);
 }

@@ -61,12 +61,18 @@ def no_caches():
 
 def pytest_collection_modifyitems(config, items):
     device = config.getoption("--device")
-    if device == "emulated":
+
+    def on_the_gpu_alone(item):
+        return item.get_closest_marker("cuda") is not None
+
+    if device != "cpu":  # the others would do again what they do without the option
         others = [
-            item for item in items if "device" not in item.fixturenames or item.get_closest_marker("cuda")
+            item
+            for item in items
+            if "device" not in item.fixturenames or (device == "emulated" and on_the_gpu_alone(item))
         ]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
     for item in items:
-        if item.get_closest_marker("cuda") and not device.startswith("cuda"):
+        if on_the_gpu_alone(item) and not device.startswith("cuda"):
             item.add_marker(pytest.mark.skip(reason="needs --device cuda"))

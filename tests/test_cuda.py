@@ -152,15 +152,15 @@ def test_threads_with_streams_of_their_own(device, name):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("name", STEPS)
-def test_tensors_of_a_device_that_is_not_the_current_one(name):
-    other = torch.device("cuda", 1 - torch.cuda.current_device())
+def test_tensors_of_a_device_that_is_not_the_current_one(device, name):
+    current = torch.device("cuda", torch.cuda.current_device())
     results = []
-    for device in (other, torch.device("cuda", torch.cuda.current_device())):
-        function, inputs = make_steps(device)[name]
+    for place in (torch.device("cuda", 1 - current.index), current):
+        function, inputs = make_steps(place)[name]
         inputs = [leaf(t) for t in inputs]
         y = function(*inputs)
         (dx,) = torch.autograd.grad(y.square().sum(), inputs[0])
-        assert y.device == dx.device == device
+        assert y.device == dx.device == place
         results.append((y.detach().cpu(), dx.cpu()))
     assert same(*results)
 

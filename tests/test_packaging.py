@@ -52,6 +52,10 @@ class TestSymbols:
         result = subprocess.run([*SYMBOLS, library], capture_output=True, text=True)
         assert result.returncode == 1 and symbol in result.stderr
 
+    def test_a_symbol_of_the_runtime_without_a_version_passes(self, tmp_path):
+        library = link(calls("_ZNSt6thread4joinEv"), tmp_path / "library.so")
+        subprocess.run([*SYMBOLS, library], check=True)
+
     def test_a_symbol_of_a_library_that_is_not_linked(self, tmp_path):
         """The CPU library loads without libtorch_cuda.so, so it may take nothing from there."""
         code = calls("aoti_torch_get_current_cuda_stream")

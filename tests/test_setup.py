@@ -63,7 +63,7 @@ class TestUseCuda:
             None,
         )
         assert cpp_extension.CUDA_HOME == str(tmp_path)
-        assert names["CUDA_ARCHS"] == os.environ["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0+PTX"
+        assert names["CUDA_ARCHS"] == os.environ["TORCH_CUDA_ARCH_LIST"] == "7.5;8.0;9.0+PTX"
         info = dict(names["extensions"]["drsn_ops._C"].define_macros)
         assert (info["DRSN_CUDA_VERSION"], info["DRSN_CUDA_REASON"]) == ('"13.0"', '""')
 

@@ -18,10 +18,17 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("drsn_ops: ") + cudaGetErrorString(error));
 }
 
-// From the caching allocator, on the current stream: no call of the driver, and capture-safe.
-Tensor scratch(int64_t bytes, const Tensor& like) {
-  return drsn::empty({bytes}, torch::headeronly::ScalarType::Byte, like);
-}
+// Memory from the caching allocator, on the current stream: no call of the driver, and capture-safe. None for 0 bytes.
+class Scratch {
+ public:
+  Scratch(int64_t bytes, const Tensor& like) {
+    if (bytes > 0) memory_ = drsn::empty({bytes}, torch::headeronly::ScalarType::Byte, like);
+  }
+  void* data() const { return memory_ ? memory_->mutable_data_ptr() : nullptr; }
+
+ private:
+  std::optional<Tensor> memory_;
+};
 
 struct Cuda {
   struct Guard {
@@ -34,36 +41,36 @@ struct Cuda {
     check(drsn::cuda::soft_threshold(p, stream_of(t)));
   }
   static void soft_threshold_backward(const drsn::SoftThresholdBackward& p, const Tensor& t) {
-    const Tensor memory = scratch(drsn::cuda::soft_threshold_backward_workspace(p), t);
-    check(drsn::cuda::soft_threshold_backward(p, memory.mutable_data_ptr(), stream_of(t)));
+    const Scratch memory(drsn::cuda::soft_threshold_backward_workspace(p), t);
+    check(drsn::cuda::soft_threshold_backward(p, memory.data(), stream_of(t)));
   }
   static void soft_threshold_tangent(const drsn::SoftThresholdTangent& p, const Tensor& t) {
     check(drsn::cuda::soft_threshold_tangent(p, stream_of(t)));
   }
   static void abs_mean(const drsn::AbsMean& p, const Tensor& t) {
-    const Tensor memory = scratch(drsn::cuda::abs_mean_workspace(p), t);
-    check(drsn::cuda::abs_mean(p, memory.mutable_data_ptr(), stream_of(t)));
+    const Scratch memory(drsn::cuda::abs_mean_workspace(p), t);
+    check(drsn::cuda::abs_mean(p, memory.data(), stream_of(t)));
   }
   static void shrink(const drsn::Shrink& p, const Tensor& t) {
-    const Tensor memory = scratch(drsn::cuda::shrink_workspace(p), t);
-    check(drsn::cuda::shrink(p, memory.mutable_data_ptr(), stream_of(t)));
+    const Scratch memory(drsn::cuda::shrink_workspace(p), t);
+    check(drsn::cuda::shrink(p, memory.data(), stream_of(t)));
   }
   static void shrink_backward(const drsn::ShrinkBackward& p, const Tensor& t) {
-    const Tensor memory = scratch(drsn::cuda::shrink_backward_workspace(p), t);
-    check(drsn::cuda::shrink_backward(p, memory.mutable_data_ptr(), stream_of(t)));
+    const Scratch memory(drsn::cuda::shrink_backward_workspace(p), t);
+    check(drsn::cuda::shrink_backward(p, memory.data(), stream_of(t)));
   }
   static void gated_shrink(const drsn::GatedShrink& p, const Tensor& t) {
-    const Tensor memory = scratch(drsn::cuda::gated_shrink_workspace(p), t);
-    check(drsn::cuda::gated_shrink(p, memory.mutable_data_ptr(), stream_of(t)));
+    const Scratch memory(drsn::cuda::gated_shrink_workspace(p), t);
+    check(drsn::cuda::gated_shrink(p, memory.data(), stream_of(t)));
   }
   static void gated_shrink_backward(const drsn::GatedShrinkBackward& p, const Tensor& t) {
-    const Tensor memory = scratch(drsn::cuda::gated_shrink_backward_workspace(p), t);
-    check(drsn::cuda::gated_shrink_backward(p, memory.mutable_data_ptr(), stream_of(t)));
+    const Scratch memory(drsn::cuda::gated_shrink_backward_workspace(p), t);
+    check(drsn::cuda::gated_shrink_backward(p, memory.data(), stream_of(t)));
   }
   static void combine(const drsn::Combine& p, const Tensor& t) { check(drsn::cuda::combine(p, stream_of(t))); }
   static void row_sums(const drsn::RowSums& p, const Tensor& t) {
-    const Tensor memory = scratch(drsn::cuda::row_sums_workspace(p), t);
-    check(drsn::cuda::row_sums(p, memory.mutable_data_ptr(), stream_of(t)));
+    const Scratch memory(drsn::cuda::row_sums_workspace(p), t);
+    check(drsn::cuda::row_sums(p, memory.data(), stream_of(t)));
   }
 };
 
