@@ -53,7 +53,7 @@ class TestSymbols:
         assert result.returncode == 1 and symbol in result.stderr
 
     def test_a_symbol_of_the_runtime_without_a_version_passes(self, tmp_path):
-        library = link(calls("_ZNSt6thread4joinEv"), tmp_path / "library.so")
+        library = link(calls("_ZNSt4drsn4joinEv"), tmp_path / "library.so")
         subprocess.run([*SYMBOLS, library], check=True)
 
     def test_a_symbol_of_a_library_that_is_not_linked(self, tmp_path):
