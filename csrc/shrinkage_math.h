@@ -37,17 +37,27 @@ DRSN_INLINE A relu(A v) {
   return v <= A(0) ? A(0) : v;
 }
 
+// |x|; of the signs of -0 and NaN, which differ by backend, nothing comes of it.
+template <class A>
+DRSN_INLINE A magnitude_of(A x) {
+#if defined(__CUDA_ARCH__)
+  return fabs(x);
+#else
+  return x < A(0) ? -x : x;
+#endif
+}
+
 // sign(x) * max(|x| - tau, 0) for tau >= 0; NaN in either propagates.
 template <class A>
 DRSN_INLINE A soft_threshold(A x, A tau) {
-  const A magnitude = relu((x < A(0) ? -x : x) - tau);
+  const A magnitude = relu(magnitude_of(x) - tau);
   return x < A(0) ? -magnitude : magnitude;
 }
 
 // The bits of one element, plane p at bit p; `tau` >= 0 or NaN. This is the code of shrink.
 template <class A>
 DRSN_INLINE unsigned element_code(A x, A tau) {
-  const A magnitude = x < A(0) ? -x : x;
+  const A magnitude = magnitude_of(x);
   return unsigned(x < A(0)) << kNegative | unsigned(magnitude > A(0)) << kNonzero |
          unsigned(magnitude > tau) << kActive;
 }

@@ -10,26 +10,25 @@ struct AbsSum {
   static constexpr int kVector = V;
   static constexpr int kSums = 1;
   using acc_t = Accumulator<scalar_t>;
-  using Item = Vector<scalar_t, V>;
+  using Item = Packed<scalar_t, V>;
 
   const scalar_t* x;
   uint8_t* code;  // or null
   int64_t plane_bytes;
 
-  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int64_t left) const {
+  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int left) const {
     return cuda::load<V>(left, x + element);
   }
   template <int W>
-  __device__ __forceinline__ void add(int64_t outer, int64_t inside, int64_t, int64_t left, const Item& item,
+  __device__ __forceinline__ void add(int64_t outer, int64_t inside, int64_t, int left, const Item& packed,
                                       acc_t (&sums)[kSums][W]) const {
-    unsigned word = 0;
+    const Vector<scalar_t, V> item = unpack(packed);
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const acc_t v = widen(item.value[j]);
-      sums[0][j % W] += v < acc_t(0) ? -v : v;
-      word |= spread(element_code(v, acc_t(0)), j);
-    }
+    for (int j = 0; j < V; ++j) sums[0][j % W] += magnitude_of(acc_t(widen(item.value[j])));
     if (code != nullptr) {
+      unsigned word = 0;
+#pragma unroll
+      for (int j = 0; j < V; ++j) word |= spread(element_code(acc_t(widen(item.value[j])), acc_t(0)), j);
       uint8_t* segment = code + outer * kAbsMeanPlanes * plane_bytes;
       store_code<V>(left > 0, segment, plane_bytes, kAbsMeanPlanes, inside, word);
     }

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   const OnChipPlace at(plan, rows, pieces.of_row, V);  // n is the row of z, c the piece
   const int64_t begin = at.c * pieces.length;
   const int length = int(min(pieces.length, pieces.row_length - begin));
-  Vector<scalar_t, V> held[kOnChipSlots<V>];
+  Packed<scalar_t, V> held[kOnChipSlots<V>];
   // Pieces of a block may differ in length: the loop's bound is that of the longest.
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
@@ -61,8 +61,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     if (i * at.step >= pieces.length) break;
 #pragma unroll
-    for (int j = 0; j < V; ++j) sum += acc_t(widen(held[i].value[j]));
-    forget_widened(held[i]);
+    for (int j = 0; j < V; ++j) sum += acc_t(widen(unpack(held[i]).value[j]));
   }
   const acc_t mean = group_sum(sum, 1 << plan.lane_bits) / acc_t(length);
 #pragma unroll
@@ -71,7 +70,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
     const bool inside = at.exists && at.position + i * at.step < length;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t distance = acc_t(widen(held[i].value[j])) - mean;
+      const acc_t distance = acc_t(widen(unpack(held[i]).value[j])) - mean;
       squares += inside ? distance * distance : acc_t(0);
     }
   }
@@ -133,7 +132,7 @@ struct NormAbsSum {
   static constexpr int kVector = V;
   static constexpr int kSums = 1;
   using acc_t = Accumulator<scalar_t>;
-  using Item = Vector<scalar_t, V>;
+  using Item = Packed<scalar_t, V>;
 
   const scalar_t* z;
   InputNorm<acc_t> input;
@@ -149,7 +148,7 @@ struct NormAbsSum {
     const auto channel = input.channel(row - channels.divide(row) * channels.value);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t x = channel.x(widen(item.value[j]));
+      const acc_t x = channel.x(widen(unpack(item).value[j]));
       sums[0][j % W] += x < acc_t(0) ? -x : x;
     }
   }
@@ -185,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const int64_t base = (int64_t(gridDim.x) - 1 - blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
 
   RowWalk::Place place[kSlots];
-  Vector<scalar_t, V> values[kSlots], added[kSlots];
+  Packed<scalar_t, V> values[kSlots], added[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     const RowWalk::Place p = walk.locate(base + i * kThreads, V);
@@ -203,8 +202,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t x = channel.x(widen(values[i].value[j]));
-      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau) + acc_t(widen(added[i].value[j])));
+      const acc_t x = channel.x(widen(unpack(values[i]).value[j]));
+      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau) + acc_t(widen(unpack(added[i]).value[j])));
     }
     store<V>(V, y + p.segment * walk.length + p.position, result);
   }
@@ -234,7 +233,7 @@ struct NormRowSums {
   static constexpr int kSums = kRowSums;
   using acc_t = Accumulator<scalar_t>;
   struct Item {
-    Vector<scalar_t, V> g, z;
+    Packed<scalar_t, V> g, z;
   };
 
   const scalar_t *grad, *z;
@@ -255,7 +254,7 @@ struct NormRowSums {
     const acc_t tau = thresholds.at(n, c, channels.value);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const Element<acc_t> e(channel, tau, widen(item.z.value[j]), widen(item.g.value[j]));
+      const Element<acc_t> e(channel, tau, widen(unpack(item.z).value[j]), widen(unpack(item.g).value[j]));
       sums[kPassedAlong][j % W] += e.passed * e.sign;
       sums[kPassed][j % W] += e.passed;
       sums[kPassedXhat][j % W] += e.passed * e.xhat;
@@ -305,7 +304,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const int64_t base = (int64_t(gridDim.x) - 1 - blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
 
   RowWalk::Place place[kSlots];
-  Vector<scalar_t, V> g[kSlots], values[kSlots];
+  Packed<scalar_t, V> g[kSlots], values[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     const RowWalk::Place p = walk.locate(base + i * kThreads, V);
@@ -326,7 +325,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const Element<acc_t> e(channel, tau, widen(values[i].value[j]), widen(g[i].value[j]));
+      const Element<acc_t> e(channel, tau, widen(unpack(values[i]).value[j]), widen(unpack(g[i]).value[j]));
       const acc_t dx = e.passed + e.sign * v;
       result.value[j] = narrow<scalar_t>(channel.scale * (dx - (dbias + e.xhat * dweight)));
     }

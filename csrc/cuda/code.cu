@@ -12,8 +12,8 @@ struct GradientSum {
   static constexpr int kSums = 2;
   using acc_t = Accumulator<scalar_t>;
   struct Item {
-    Vector<scalar_t, V> g;
-    unsigned word;
+    Packed<scalar_t, V> g;
+    CodeBytes bytes;
   };
 
   const scalar_t* grad;
@@ -21,25 +21,33 @@ struct GradientSum {
   CodeView code;
   int nonzero_plane, active_plane;
 
-  __device__ __forceinline__ Item load(int64_t outer, int64_t inside, int64_t element, int64_t left) const {
-    return {cuda::load<V>(left, grad + element),
-            load_code(left > 0, code.segment(outer), code.plane_bytes, code.planes, code.position(inside, element))};
+  __device__ __forceinline__ Item load(int64_t outer, int64_t inside, int64_t element, int left) const {
+    return {cuda::load<V>(left, grad + element), load_code(left > 0, code.data, code.segment(outer), code.plane_bytes,
+                                                           code.planes, code.position(inside, element))};
   }
   template <int W>
-  __device__ __forceinline__ void add(int64_t, int64_t, int64_t element, int64_t left, const Item& item,
+  __device__ __forceinline__ void add(int64_t, int64_t inside, int64_t element, int left, const Item& item,
                                       acc_t (&sums)[kSums][W]) const {
+    const unsigned word = item.bytes.word(code.position(inside, element));
+    const unsigned active_bits = word >> 8 * active_plane;
+    const Vector<scalar_t, V> grads = unpack(item.g);
     Vector<scalar_t, V> passed;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t g = widen(item.g.value[j]);
-      const bool negative = test(item.word, kNegative, j);
-      const bool active = test(item.word, active_plane, j);
-      const acc_t along = negative ? -g : g;
-      sums[0][j % W] += active ? along : acc_t(0);
-      sums[1][j % W] += test(item.word, nonzero_plane, j) ? along : acc_t(0);
-      passed.value[j] = active || negative ? item.g.value[j] : scalar_t{};  // negative alone: open
+      const acc_t g = widen(grads.value[j]);
+      const bool negative = test(word, kNegative, j);
+      const bool active = test(active_bits, 0, j);
+      sums[0][j % W] += active ? (negative ? -g : g) : acc_t(0);
+      passed.value[j] = active || negative ? grads.value[j] : scalar_t{};  // negative alone: open
     }
     if (dx != nullptr) store<V>(left, dx + element, passed);
+    if (nonzero_plane == kNoPlane) return;
+    const unsigned nonzero_bits = word >> 8 * nonzero_plane;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const acc_t g = widen(grads.value[j]);
+      sums[1][j % W] += test(nonzero_bits, 0, j) ? (test(word, kNegative, j) ? -g : g) : acc_t(0);
+    }
   }
 };
 
@@ -56,21 +64,23 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const int64_t base = (int64_t(gridDim.x) - 1 - blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
 
   RowWalk::Place place[kSlots];
-  Vector<scalar_t, V> g[kSlots];
-  unsigned word[kSlots];
+  Packed<scalar_t, V> g[kSlots];
+  CodeBytes bytes[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     const RowWalk::Place p = walk.locate(base + i * kThreads, V);
     place[i] = p;
-    g[i] = load_if<V>(p.inside && grad != nullptr, grad + p.segment * walk.length + p.position);
-    word[i] = load_code(p.inside, op.code + p.segment * op.planes * walk.plane_bytes, walk.plane_bytes, op.planes,
-                        p.position);
+    g[i] = load_if<V>(p.inside && grad != nullptr, grad + p.element);
+    bytes[i] =
+        load_code(p.inside, op.code, p.segment * op.planes * walk.plane_bytes, walk.plane_bytes, op.planes, p.position);
   }
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     RowWalk::Place p = place[i];
     if (!p.inside) continue;
+    const unsigned word = bytes[i].word(p.position);
     acc_t w_j = 0, v_j = 0;
+    const Vector<scalar_t, V> grads = unpack(g[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
@@ -79,11 +89,10 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
         if (v != nullptr) v_j = v[offset_of(op.v, p.n, p.c)];
         walk.advance(p);
       }
-      result.value[j] =
-          narrow<scalar_t>(drsn::combine(test(word[i], kNegative, j), test(word[i], kNonzero, j),
-                                         test(word[i], kActive, j), acc_t(widen(g[i].value[j])), w_j, v_j));
+      result.value[j] = narrow<scalar_t>(drsn::combine(test(word, kNegative, j), test(word, kNonzero, j),
+                                                       test(word, kActive, j), acc_t(widen(grads.value[j])), w_j, v_j));
     }
-    store<V>(V, out + p.segment * walk.length + p.position, result);
+    store<V>(V, out + p.element, result);
   }
 }
 

@@ -56,49 +56,60 @@ struct alignas(sizeof(scalar_t) * V) Vector {
   scalar_t value[V];
 };
 
-// V elements, zeros where not `inside`. One access: p is aligned to the vector.
-template <int V, class scalar_t>
-__device__ __forceinline__ Vector<scalar_t, V> load_if(bool inside, const scalar_t* p) {
+// A vector as it is loaded and held: words, not elements one by one, which would be taken apart as they arrive.
+template <class scalar_t, int V>
+struct Packed {
+  std::conditional_t<V == 1, scalar_t, uint4> bits;
+};
+
+// Its elements. The compiler takes them for new ones, and does not keep them, widened, from one use to the next.
+template <class scalar_t, int V>
+__device__ __forceinline__ Vector<scalar_t, V> unpack(const Packed<scalar_t, V>& packed) {
+  auto bits = packed.bits;
+  if constexpr (V > 1 && sizeof(scalar_t) == 2) asm("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
   Vector<scalar_t, V> v;
-  if constexpr (V == 1) {
-    v.value[0] = inside ? *p : scalar_t{};
-  } else {
-    static_assert(sizeof(v) == sizeof(uint4));
-    const uint4 bits = inside ? *reinterpret_cast<const uint4*>(p) : uint4{0, 0, 0, 0};
-    memcpy(&v, &bits, sizeof(v));
-  }
+  memcpy(&v, &bits, sizeof(v));
   return v;
 }
 
-// The bits of an element, and 16 bytes as two halves: what a vector that is cut off is put together from.
+// V elements, zeros where not `inside`. One access: p is aligned to the vector.
+template <int V, class scalar_t>
+__device__ __forceinline__ Packed<scalar_t, V> load_if(bool inside, const scalar_t* p) {
+  if constexpr (V == 1) {
+    return {inside ? *p : scalar_t{}};
+  } else {
+    static_assert(sizeof(scalar_t) * V == sizeof(uint4));
+    return {inside ? *reinterpret_cast<const uint4*>(p) : uint4{0, 0, 0, 0}};
+  }
+}
+
+// What a vector that is cut off is put together from: words, so that the whole one stays words as well.
 template <class scalar_t>
-using Bits =
-    std::conditional_t<sizeof(scalar_t) == 2, uint16_t, std::conditional_t<sizeof(scalar_t) == 4, uint32_t, uint64_t>>;
-struct Halves {
-  uint64_t low, high;
-};
+using Piece = std::conditional_t<sizeof(scalar_t) == 2, uint16_t, uint32_t>;
 
 // The same where the last vector of a tensor may be cut off: `left` elements remain at p.
-template <int V, class scalar_t>
-__device__ __forceinline__ Vector<scalar_t, V> load(int64_t left, const scalar_t* p) {
-  Vector<scalar_t, V> v = load_if<V>(left >= V, p);
+template <int V, class index_t, class scalar_t>
+__device__ __forceinline__ Packed<scalar_t, V> load(index_t left, const scalar_t* p) {
+  Packed<scalar_t, V> v = load_if<V>(left >= V, p);
   if constexpr (V > 1) {
     if (left > 0 && left < V) {
-      Halves halves{0, 0};
+      using piece_t = Piece<scalar_t>;
+      constexpr int kPieces = 4 / sizeof(piece_t);  // a word
+      unsigned words[4] = {};
 #pragma unroll 1
-      for (int j = 0; j < left; ++j) {
-        const uint64_t bits = reinterpret_cast<const Bits<scalar_t>*>(p)[j];
-        const int shift = 8 * sizeof(scalar_t) * (j % (V / 2));
-        (j < V / 2 ? halves.low : halves.high) |= bits << shift;
+      for (int j = 0; j < int(left) * int(sizeof(scalar_t) / sizeof(piece_t)); ++j) {
+        const unsigned bits = unsigned(reinterpret_cast<const piece_t*>(p)[j]) << 8 * sizeof(piece_t) * (j % kPieces);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) words[w] |= j / kPieces == w ? bits : 0;
       }
-      memcpy(&v, &halves, sizeof(v));
+      v.bits = {words[0], words[1], words[2], words[3]};
     }
   }
   return v;
 }
 
-template <int V, class scalar_t>
-__device__ __forceinline__ void store(int64_t left, scalar_t* p, const Vector<scalar_t, V>& v) {
+template <int V, class index_t, class scalar_t>
+__device__ __forceinline__ void store(index_t left, scalar_t* p, const Vector<scalar_t, V>& v) {
   if (left >= V) {
     if constexpr (V == 1) {
       *p = v.value[0];
@@ -108,12 +119,15 @@ __device__ __forceinline__ void store(int64_t left, scalar_t* p, const Vector<sc
       *reinterpret_cast<uint4*>(p) = bits;
     }
   } else if constexpr (V > 1) {
-    Halves halves;
-    memcpy(&halves, &v, sizeof(v));
+    using piece_t = Piece<scalar_t>;
+    constexpr int kPieces = 4 / sizeof(piece_t);
+    uint4 bits;
+    memcpy(&bits, &v, sizeof(v));
 #pragma unroll 1
-    for (int j = 0; j < left; ++j) {
-      const int shift = 8 * sizeof(scalar_t) * (j % (V / 2));
-      reinterpret_cast<Bits<scalar_t>*>(p)[j] = Bits<scalar_t>((j < V / 2 ? halves.low : halves.high) >> shift);
+    for (int j = 0; j < int(left) * int(sizeof(scalar_t) / sizeof(piece_t)); ++j) {
+      const int w = j / kPieces;
+      const unsigned word = w < 2 ? (w == 0 ? bits.x : bits.y) : (w == 2 ? bits.z : bits.w);
+      reinterpret_cast<piece_t*>(p)[j] = piece_t(word >> 8 * sizeof(piece_t) * (j % kPieces));
     }
   }
 }
@@ -126,18 +140,26 @@ __device__ __forceinline__ Accumulator<scalar_t> read_as(const void* data, bool 
 }
 
 // n / value for 0 <= n < 2^63 as a multiplication: multiplier = floor(2^(63 + l) / value) + 1, l = ceil(log2(value)).
+// For n < 2^31 likewise with floor(2^(31 + l) / value) + 1, which is far cheaper.
 struct Divisor {
   int64_t value;
   uint64_t multiplier;
   int shift;
+  unsigned short_multiplier;  // 0: value is 2^31 or more
+  int short_shift;
 
   Divisor() = default;
-  explicit Divisor(int64_t v) : value(v < 1 ? 1 : v), multiplier(0), shift(0) {
+  explicit Divisor(int64_t v) : value(v < 1 ? 1 : v), multiplier(0), shift(0), short_multiplier(0), short_shift(31) {
+    if (value < int64_t(1) << 31) {
+      while (int64_t(1) << (short_shift - 31) < value) ++short_shift;
+      short_multiplier = unsigned((uint64_t(1) << short_shift) / uint64_t(value) + 1);
+    }
     if (value == 1) return;
     while ((uint64_t(1) << (shift + 1)) < uint64_t(value)) ++shift;
     multiplier = uint64_t((static_cast<unsigned __int128>(1) << (64 + shift)) / uint64_t(value) + 1);
   }
   __device__ __forceinline__ int64_t divide(int64_t n) const {
+    if (uint64_t(n) >> 31 == 0) return unsigned((uint64_t(unsigned(n)) * short_multiplier) >> short_shift);
     return value == 1 ? n : int64_t(__umul64hi(uint64_t(n), multiplier) >> shift);
   }
 };
@@ -202,6 +224,14 @@ struct Axes {
   }
 };
 
+// An offset that the compiler takes for given: it would otherwise put it together anew for every access.
+__device__ __forceinline__ int64_t fixed(int64_t offset) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(offset));
+#endif
+  return offset;
+}
+
 // A word of code: bit 8 * plane + j belongs to element j of the thread's V.
 __device__ __forceinline__ unsigned spread(unsigned element_bits, int j) {
   return ((element_bits & 1) | (element_bits & 2) << 7 | (element_bits & 4) << 14) << j;
@@ -209,24 +239,36 @@ __device__ __forceinline__ unsigned spread(unsigned element_bits, int j) {
 __device__ __forceinline__ bool test(unsigned word, int plane, int j) { return word >> (8 * plane + j) & 1; }
 constexpr int kNoPlane = 3;  // never set
 
-// The word at position `pos`, a multiple of V, of a segment whose first plane is at `code`.
-__device__ __forceinline__ unsigned load_code(bool inside, const uint8_t* code, int64_t plane_bytes, int planes,
-                                              int64_t pos) {
-  unsigned word = 0;
-  if (inside) {
-    const uint8_t* byte = code + pos / 8;
+// The bytes with position `pos` of the segment of `code` that starts at byte `segment`. They become a word in a step of
+// its own, so that a thread has all its loads in flight before it waits for one.
+struct CodeBytes {
+  uint8_t plane[kShrinkPlanes];
+
+  // The word at `pos`, a multiple of V.
+  template <class index_t>
+  __device__ __forceinline__ unsigned word(index_t pos) const {
+    unsigned bits = 0;
 #pragma unroll
-    for (int p = 0; p < kShrinkPlanes; ++p) {
-      if (p < planes) word |= unsigned(byte[p * plane_bytes]) << (8 * p);
-    }
+    for (int p = 0; p < kShrinkPlanes; ++p) bits |= unsigned(plane[p]) << (8 * p);
+    return bits >> (unsigned(pos) & 7);
   }
-  return word >> (pos & 7);
+};
+template <class index_t, class position_t>
+__device__ __forceinline__ CodeBytes load_code(bool inside, const uint8_t* code, int64_t segment, index_t plane_bytes,
+                                               int planes, position_t pos) {
+  CodeBytes bytes;
+  const uint8_t* byte = code + fixed(segment + int64_t(std::make_unsigned_t<position_t>(pos) / 8));
+#pragma unroll
+  for (int p = 0; p < kShrinkPlanes; ++p) {
+    bytes.plane[p] = inside && p < planes ? byte[p * plane_bytes] : uint8_t(0);
+  }
+  return bytes;
 }
 
 // Stores the words of a warp. The 8 / V threads of a byte are neighbours, put their bits together, and the first one
 // writes. Every thread of the warp takes part; `inside`: the thread's first element exists.
-template <int V>
-__device__ __forceinline__ void store_code(bool inside, uint8_t* code, int64_t plane_bytes, int planes, int64_t pos,
+template <int V, class index_t, class position_t>
+__device__ __forceinline__ void store_code(bool inside, uint8_t* code, index_t plane_bytes, int planes, position_t pos,
                                            unsigned word) {
   constexpr int kSharing = 8 / V;
   const int part = threadIdx.x % kSharing;
@@ -300,6 +342,7 @@ struct RowWalk {
 
   struct Place {
     int64_t segment, position, n, c;
+    int64_t element;  // of x
     bool inside;
   };
   __device__ __forceinline__ Place locate(int64_t t, int V) const {
@@ -307,6 +350,7 @@ struct RowWalk {
     p.segment = lanes.divide(t);
     p.position = (t - p.segment * lanes.value) * V;
     p.inside = t < total && p.position < length;
+    p.element = fixed(p.segment * length + p.position);
     const int64_t quotient = channels.divide(channels_last ? p.position : p.segment);
     p.n = channels_last ? p.segment : quotient;
     p.c = (channels_last ? p.position : p.segment) - quotient * channels.value;

@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   const Norm& norm = op.gate.norm;
   acc_t* state = static_cast<acc_t*>(op.state);
 
-  Vector<scalar_t, V> held[kOnChipSlots<V>];
+  Packed<scalar_t, V> held[kOnChipSlots<V>];
   hold(held, at, length, static_cast<const scalar_t*>(op.x) + at.row * length);
   const acc_t mean = group_sum(held_abs_sum(held, at, length), 1 << plan.lane_bits) / acc_t(length);
   if (at.first) {
@@ -132,10 +132,9 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   const acc_t* state = static_cast<const acc_t*>(op.state);
   const acc_t* z1 = state + to.layout.hidden + n * hidden;
 
-  Vector<scalar_t, V> held[kOnChipSlots<V>];
+  Packed<scalar_t, V> held[kOnChipSlots<V>];
   unsigned word[kOnChipSlots<V>];
-  hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + at.row * length,
-                op.code + at.row * kShrinkPlanes * code_bytes(length));
+  hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + at.row * length, op.code);
   const acc_t active_sum = group_sum(held_active_sum(held, word, at, length), 1 << plan.lane_bits);
 
   acc_t mean = 0, alpha = 0;

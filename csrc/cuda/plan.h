@@ -1,7 +1,7 @@
 // Which kernel, and in what shape: the one place that decides, from sizes alone. V is the number of elements a thread
 // moves at once: 16 bytes, or 1 where a pointer or a length forbids it.
 //
-//   sums, reduced axis innermost    reduce_rows     1 to 32 threads a row up to 512 vectors, else a block a chunk
+//   sums, reduced axis innermost    reduce_rows     1 to 256 threads a row, or a block a chunk
 //   sums, kept axis innermost       reduce_columns  a thread a column of V elements, threads below one another added up
 //   shrink, contiguous, fits        on chip         1 to 512 threads a row, which stays in their registers; where
 //                                                   per_sample, a block a sample
@@ -39,7 +39,7 @@ constexpr int elementwise_slots(int V) { return V == 1 ? 4 : 2; }
 template <int V>
 constexpr int kElementwiseSlots = elementwise_slots(V);
 
-constexpr int kMaxRowsThreadVectors = 16;  // a row of reduce_rows stays with one warp up to this many vectors a thread
+constexpr int kRowsThreadVectors = 16;  // of a row of reduce_rows that has more than a warp and less than a block
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -49,15 +49,17 @@ inline int power_of_two_at_least(int64_t n) {
   return power;
 }
 
-// Threads for a row of `vectors` vectors: neighbours read neighbouring vectors, about four vectors a thread inside a
-// warp, `slots` beyond it; never fewer than share a byte of code.
+// Threads for a row of `vectors` vectors: neighbours read neighbouring vectors, two of which fill a sector of memory.
+// Inside a warp about eight vectors a thread, which are in flight together and share the work done once a row, beyond
+// it `slots`; never fewer threads than share a byte of code.
 inline int64_t row_lanes(int64_t vectors, int V, int slots) {
   int64_t lanes;
   if (vectors > int64_t(kWarp) * slots) {
     lanes = vectors > int64_t(kOnChipThreads) * slots ? 2 * kOnChipThreads
                                                       : power_of_two_at_least(ceil_div(vectors, slots));
   } else {
-    lanes = std::min<int64_t>(kWarp, power_of_two_at_least(vectors <= 8 ? vectors : std::max<int64_t>(8, vectors / 4)));
+    lanes =
+        std::min<int64_t>(kWarp, power_of_two_at_least(std::max(std::min<int64_t>(vectors, 2), ceil_div(vectors, 8))));
   }
   return std::max<int64_t>(lanes, 8 / V);
 }
@@ -196,7 +198,7 @@ inline ReduceShape plan_reduce(const Reduction& r, int V) {
   if (r.inner == 1) {
     const int64_t vectors = ceil_div(r.reduced, V);
     const int64_t lanes =
-        vectors > kWarp * kMaxRowsThreadVectors ? kThreads : row_lanes(vectors, V, kMaxRowsThreadVectors);
+        r.chunks > 1 ? kThreads : std::min<int64_t>(kThreads, row_lanes(vectors, V, kRowsThreadVectors));
     while (int64_t(1) << s.lane_bits < lanes) ++s.lane_bits;
     s.threads = kThreads;
     s.blocks = ceil_div(r.outer * r.chunks, kThreads >> s.lane_bits);

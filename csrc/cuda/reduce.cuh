@@ -38,8 +38,8 @@ struct CodeView {
 
   CodeView(const uint8_t* code, int64_t length, int plane_count, bool whole)
       : data(code), plane_bytes(code_bytes(length)), planes(plane_count), one_segment(whole) {}
-  __device__ __forceinline__ const uint8_t* segment(int64_t outer) const {
-    return one_segment ? data : data + outer * planes * plane_bytes;
+  __device__ __forceinline__ int64_t segment(int64_t outer) const {
+    return one_segment ? 0 : outer * planes * plane_bytes;
   }
   __device__ __forceinline__ int64_t position(int64_t inside, int64_t element) const {
     return one_segment ? element : inside;
@@ -78,24 +78,32 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const bool exists = outer < shape.outer;
 
   acc_t sums[Op::kSums][1] = {};
+  // Counted along: computed anew for each vector, they would be most of the work. A chunk is 4096 elements or a
+  // thousandth of x, which an int counts.
+  const int step = lanes * V;
+  int64_t inside = begin + lane * V;
+  int64_t element = outer * shape.reduced + inside;
+  int left = exists ? int(end - begin) - lane * V : 0;
   // The bounds are the same for the whole warp: chunks are many only where a row has a block.
 #pragma unroll 1
-  for (int64_t base = begin; base < end; base += int64_t(lanes) * V * kLoads) {
+  for (int rest = int(end - begin); rest > 0; rest -= step * kLoads) {
     typename Op::Item items[kLoads];
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      const int64_t inside = base + (int64_t(u) * lanes + lane) * V;
-      items[u] = op.load(outer, inside, outer * shape.reduced + inside, exists ? end - inside : 0);
+      items[u] = op.load(outer, inside + u * step, element + u * step, left - u * step);
     }
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      const int64_t inside = base + (int64_t(u) * lanes + lane) * V;
-      op.add(outer, inside, outer * shape.reduced + inside, exists ? end - inside : 0, items[u], sums);
+      op.add(outer, inside + u * step, element + u * step, left - u * step, items[u], sums);
     }
+    inside += step * kLoads;
+    element += step * kLoads;
+    left -= step * kLoads;
   }
   const int64_t index = targets.index(group, outer * shape.reduced);
 #pragma unroll
   for (int s = 0; s < Op::kSums; ++s) {
+    if (targets.sum[s].data == nullptr) continue;
     const acc_t sum = group_sum(sums[s][0], lanes);
     if (lane == 0 && exists) targets.sum[s].template write<scalar_t>(index, sum);
   }
@@ -123,6 +131,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const int64_t end = min(begin + shape.chunk, shape.reduced);
   const bool exists = unit < shape.units && outer < shape.outer && inner < shape.inner;
 
+  const int mine = int(min(int64_t(V), shape.inner - inner));  // columns of this thread, where it exists
   acc_t sums[Op::kSums][V] = {};
 #pragma unroll 1
   for (int64_t base = begin; base < end; base += shape.rows * kLoads) {
@@ -131,19 +140,20 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     for (int u = 0; u < kLoads; ++u) {
       const int64_t r = base + u * shape.rows + row;
       const int64_t inside = r * shape.inner + inner;
-      const int64_t left = exists && r < end ? shape.inner - inner : 0;
+      const int left = exists && r < end ? mine : 0;
       items[u] = op.load(outer, inside, outer * shape.reduced * shape.inner + inside, left);
     }
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
       const int64_t r = base + u * shape.rows + row;
       const int64_t inside = r * shape.inner + inner;
-      const int64_t left = exists && r < end ? shape.inner - inner : 0;
+      const int left = exists && r < end ? mine : 0;
       op.add(outer, inside, outer * shape.reduced * shape.inner + inside, left, items[u], sums);
     }
   }
 #pragma unroll
   for (int s = 0; s < Op::kSums; ++s) {
+    if (targets.sum[s].data == nullptr) continue;
     // Rows are added in halves: the upper half to the lower one.
     for (int rows = shape.rows; rows > 1; rows = (rows + 1) / 2) {
       const int half = (rows + 1) / 2;

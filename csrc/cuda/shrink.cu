@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   using acc_t = Accumulator<scalar_t>;
   const OnChipPlace at(plan, op.rows, channels, V);
   const int length = int(op.rows.length);
-  Vector<scalar_t, V> held[kOnChipSlots<V>];
-  hold(held, at, length, static_cast<const scalar_t*>(op.x) + at.row * length);
+  Packed<scalar_t, V> held[kOnChipSlots<V>];
+  hold(held, at, length, static_cast<const scalar_t*>(op.x) + fixed(at.row * length));
   acc_t sum = held_abs_sum(held, at, length);
   sum = op.per_sample ? block_sum(sum) : group_sum(sum, 1 << plan.lane_bits);
   const acc_t mean = sum / count_of<acc_t>(op.rows, op.per_sample);
@@ -47,20 +47,21 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const int64_t base = (int64_t(gridDim.x) - 1 - blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
 
   RowWalk::Place place[kSlots];
-  Vector<scalar_t, V> values[kSlots], added[kSlots];
+  Packed<scalar_t, V> values[kSlots], added[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     const RowWalk::Place p = walk.locate(base + i * kThreads, V);
-    const int64_t element = p.segment * walk.length + p.position;
     place[i] = p;
-    values[i] = load_if<V>(p.inside, x + element);
-    added[i] = load_if<V>(p.inside && residual != nullptr, residual + element);
+    values[i] = load_if<V>(p.inside, x + p.element);
+    added[i] = load_if<V>(p.inside && residual != nullptr, residual + p.element);
   }
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     RowWalk::Place p = place[i];
     acc_t tau = 0;
-    unsigned word = 0;
+    const Vector<scalar_t, V> mine = unpack(values[i]);
+    const Vector<scalar_t, V> plus = unpack(added[i]);
+    acc_t limits[V];
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
@@ -68,12 +69,15 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
         tau = relu(alpha[offset_of(op.alpha, p.n, p.c)] * mean[statistic_index(op.rows, op.per_sample, p.n, p.c)]);
         walk.advance(p);
       }
-      const acc_t v = widen(values[i].value[j]);
-      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(added[i].value[j])));
-      word |= spread(element_code(v, tau), j);
+      const acc_t v = widen(mine.value[j]);
+      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(plus.value[j])));
+      limits[j] = tau;
     }
-    if (p.inside) store<V>(V, y + p.segment * walk.length + p.position, result);
+    if (p.inside) store<V>(V, y + p.element, result);
     if (op.code != nullptr) {
+      unsigned word = 0;
+#pragma unroll
+      for (int j = 0; j < V; ++j) word |= spread(element_code(acc_t(widen(mine.value[j])), limits[j]), j);
       uint8_t* code = op.code + p.segment * kShrinkPlanes * walk.plane_bytes;
       store_code<V>(p.inside, code, walk.plane_bytes, kShrinkPlanes, p.position, word);
     }
@@ -107,10 +111,9 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   using acc_t = Accumulator<scalar_t>;
   const OnChipPlace at(plan, op.rows, channels, V);
   const int length = int(op.rows.length);
-  Vector<scalar_t, V> held[kOnChipSlots<V>];
+  Packed<scalar_t, V> held[kOnChipSlots<V>];
   unsigned word[kOnChipSlots<V>];
-  hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + at.row * length,
-                op.code + at.row * kShrinkPlanes * code_bytes(length));
+  hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + fixed(at.row * length), op.code);
   acc_t sum = held_active_sum(held, word, at, length);
   sum = group_sum(sum, 1 << plan.lane_bits);
   acc_t dmean = 0;
@@ -122,7 +125,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   if (op.dx == nullptr || !at.exists) return;
 
   const acc_t share = mean_share(op, dmean, at.n, at.c);
-  combine_held(held, word, at, length, share, static_cast<scalar_t*>(op.dx) + at.row * length);
+  combine_held(held, word, at, length, share, static_cast<scalar_t*>(op.dx) + fixed(at.row * length));
 }
 
 // From the rows' active sums to dalpha of each row and to what each row or, where per_sample, each sample gives along

@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   scalar_t* y = static_cast<scalar_t*>(op.y);
   const int64_t base = int64_t(blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
 
-  Vector<scalar_t, V> values[kSlots];
+  Packed<scalar_t, V> values[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     const int64_t e = (base + i * kThreads) * V;
@@ -30,20 +30,25 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       over.read(tau, e, op.numel,
                 [&](int64_t offset) { return read_as<scalar_t>(op.tau, op.tau_in_accumulator, offset); });
     }
-    unsigned word = 0;
+    const Vector<scalar_t, V> mine = unpack(values[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t v = widen(values[i].value[j]);
-      const acc_t limit = relu(tau[j]);
-      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, limit));
-      const bool passes = (v < acc_t(0) ? -v : v) > limit;
-      const bool open = tau[j] < acc_t(0);
-      word |= unsigned(passes && (open || v < acc_t(0))) << (8 * kNegative + j) | unsigned(passes && !open)
-                                                                                      << (8 * kSoftThresholdActive + j);
+      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(acc_t(widen(mine.value[j])), relu(tau[j])));
     }
     store<V>(op.numel - e, y + e, result);
-    if (op.code != nullptr) store_code<V>(inside, op.code, code_bytes(op.numel), kSoftThresholdPlanes, e, word);
+    if (op.code != nullptr) {
+      unsigned word = 0;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const acc_t v = widen(mine.value[j]);
+        const bool passes = magnitude_of(v) > relu(tau[j]);
+        const bool open = tau[j] < acc_t(0);
+        word |= unsigned(passes && (open || v < acc_t(0))) << (8 * kNegative + j);
+        word |= unsigned(passes && !open) << (8 * kSoftThresholdActive + j);
+      }
+      store_code<V>(inside, op.code, code_bytes(op.numel), kSoftThresholdPlanes, e, word);
+    }
   }
 }
 
@@ -77,13 +82,13 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   scalar_t* dy = static_cast<scalar_t*>(op.dy);
   const int64_t base = int64_t(blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
 
-  Vector<scalar_t, V> values[kSlots];
-  unsigned word[kSlots];
+  Packed<scalar_t, V> values[kSlots];
+  CodeBytes bytes[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     const int64_t e = (base + i * kThreads) * V;
     values[i] = load<V>(dx == nullptr ? 0 : op.numel - e, dx + e);
-    word[i] = load_code(e < op.numel, op.code, code_bytes(op.numel), kSoftThresholdPlanes, e);
+    bytes[i] = load_code(e < op.numel, op.code, 0, code_bytes(op.numel), kSoftThresholdPlanes, e);
   }
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
@@ -92,12 +97,13 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     if (e < op.numel && dtau != nullptr) {
       over.read(change, e, op.numel, [&](int64_t offset) { return dtau[offset]; });
     }
+    const unsigned word = bytes[i].word(e);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const bool negative = test(word[i], kNegative, j);
-      const bool active = test(word[i], kSoftThresholdActive, j);
-      const acc_t passed = active || negative ? acc_t(widen(values[i].value[j])) : acc_t(0);
+      const bool negative = test(word, kNegative, j);
+      const bool active = test(word, kSoftThresholdActive, j);
+      const acc_t passed = active || negative ? acc_t(widen(unpack(values[i]).value[j])) : acc_t(0);
       result.value[j] = narrow<scalar_t>(active ? passed + (negative ? change[j] : -change[j]) : passed);
     }
     store<V>(op.numel - e, dy + e, result);
@@ -121,11 +127,11 @@ struct ComplexBackward {
   real_t value;
   Axes over;
 
-  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int64_t left) const {
+  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int left) const {
     if (left <= 0) return {};
     return {grad[element], x[element], tau == nullptr ? value : tau[over.locate(element).offset]};
   }
-  __device__ __forceinline__ void add(int64_t, int64_t, int64_t element, int64_t left, const Item& item,
+  __device__ __forceinline__ void add(int64_t, int64_t, int64_t element, int left, const Item& item,
                                       real_t (&sums)[kSums][1]) const {
     if (left <= 0) return;
     const real_t limit = relu(item.tau);
