@@ -139,6 +139,8 @@ __device__ __forceinline__ Accumulator<scalar_t> read_as(const void* data, bool 
   return widen(static_cast<const scalar_t*>(data)[i]);
 }
 
+__device__ __forceinline__ bool fits_short(int64_t n) { return uint64_t(n) >> 31 == 0; }
+
 // n / value for 0 <= n < 2^63 as a multiplication: multiplier = floor(2^(63 + l) / value) + 1, l = ceil(log2(value)).
 // For n < 2^31 likewise with floor(2^(31 + l) / value) + 1, which is far cheaper.
 struct Divisor {
@@ -158,8 +160,11 @@ struct Divisor {
     while ((uint64_t(1) << (shift + 1)) < uint64_t(value)) ++shift;
     multiplier = uint64_t((static_cast<unsigned __int128>(1) << (64 + shift)) / uint64_t(value) + 1);
   }
+  __device__ __forceinline__ unsigned divide(unsigned n) const {  // n < 2^31
+    return unsigned((uint64_t(n) * short_multiplier) >> short_shift);
+  }
   __device__ __forceinline__ int64_t divide(int64_t n) const {
-    if (uint64_t(n) >> 31 == 0) return unsigned((uint64_t(unsigned(n)) * short_multiplier) >> short_shift);
+    if (fits_short(n)) return divide(unsigned(n));
     return value == 1 ? n : int64_t(__umul64hi(uint64_t(n), multiplier) >> shift);
   }
 };
@@ -185,18 +190,7 @@ struct Axes {
     int64_t left;  // elements to the end of the innermost axis, this one included
   };
   __device__ __forceinline__ Place locate(int64_t e) const {
-    if (last == 0) return {e * stride[0], size[0].value - e};
-    int64_t outer = size[last].divide(e);
-    const int64_t position = e - outer * size[last].value;
-    Place place{position * stride[last], size[last].value - position};
-#pragma unroll 1
-    for (int i = last - 1; i > 0; --i) {
-      const int64_t next = size[i].divide(outer);
-      place.offset += (outer - next * size[i].value) * stride[i];
-      outer = next;
-    }
-    place.offset += outer * stride[0];
-    return place;
+    return fits_short(e) ? locate_as(unsigned(e)) : locate_as(e);
   }
   // The values at V neighbouring flat indices from e < end; V > 1 needs an innermost axis of V elements or more.
   template <int V, class acc_t, class Read>
@@ -213,14 +207,31 @@ struct Axes {
         const acc_t second = wraps ? read_at(next) : first;
 #pragma unroll
         for (int j = 0; j < V; ++j) out[j] = j < here.left ? first : second;
-      } else {
+        return;
+      }
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const int64_t offset = j < here.left ? here.offset + j * inner_stride : next + (j - here.left) * inner_stride;
-          out[j] = e + j < end ? read_at(offset) : acc_t(0);
-        }
+      for (int j = 0; j < V; ++j) {
+        const int64_t offset = j < here.left ? here.offset + j * inner_stride : next + (j - here.left) * inner_stride;
+        out[j] = e + j < end ? read_at(offset) : acc_t(0);
       }
     }
+  }
+
+ private:
+  template <class index_t>
+  __device__ __forceinline__ Place locate_as(index_t e) const {
+    if (last == 0) return {int64_t(e) * stride[0], size[0].value - int64_t(e)};
+    index_t outer = size[last].divide(e);
+    const index_t position = e - outer * index_t(size[last].value);
+    Place place{int64_t(position) * stride[last], size[last].value - int64_t(position)};
+#pragma unroll 1
+    for (int i = last - 1; i > 0; --i) {
+      const index_t next = size[i].divide(outer);
+      place.offset += int64_t(outer - next * index_t(size[i].value)) * stride[i];
+      outer = next;
+    }
+    place.offset += int64_t(outer) * stride[0];
+    return place;
   }
 };
 
