@@ -44,8 +44,7 @@ HEADERS = glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", 
 CXX_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
 CXX_FLAGS += ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 CXX_FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
-# -O2 is for the host's code, device code has levels of its own. A profiler's lines: NVCC_APPEND_FLAGS=-lineinfo, which
-# doubles the library.
+# -O2 is for the host's code, device code has levels of its own. A profiler's lines: NVCC_APPEND_FLAGS=-lineinfo.
 NVCC_FLAGS = ["-O0", "-g", "-G"] if DEBUG else ["-O2"]
 NVCC_FLAGS += ["-Xcompiler", "-fvisibility=hidden", "--compress-mode=size"]
 

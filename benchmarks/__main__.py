@@ -8,8 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 from drsn_ops.benchmark import (
     COMPILE_MODES,
     Case,
@@ -57,9 +55,10 @@ def measure_all(args: argparse.Namespace) -> int:
         return 2
     around = environment(args.device)
     path = RESULTS / f"{slug(around)}.json"
+    part = path.with_suffix(".part")  # until all is measured: what an earlier run recorded stays whole
     cases = (cuda_cases if args.device == "cuda" else cpu_cases)(args.quick)
     modes = {case: modes_of(case, compile_modes(args)) for case in cases}
-    rows = measured_before(path, around) if args.resume else []
+    rows = measured_before(part if part.exists() else path, around) if args.resume else []
     missing = [case for case in cases if not is_among(rows, case, modes[case])]
     if args.jobs > 1:
         compile_ahead([case for case in missing if modes[case]], compile_modes(args), args.jobs)
@@ -67,13 +66,17 @@ def measure_all(args: argparse.Namespace) -> int:
         print(f"{number}/{len(missing)} {case}", file=sys.stderr)
         try:
             measured = rows_of(case, measure(case, modes[case]), around)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
             print(f"left out: {str(error).partition('. ')[0]}", file=sys.stderr)
             continue
         rows = [row for row in rows if not is_among([row], case)] + measured
-        if args.record:  # each time: a run that is cut short can be resumed
-            write_whole(path, as_text(rows))
+        if args.record:
+            write_whole(part, as_text(rows))
     deliver(rows, path, args.record)
+    if args.record:
+        part.unlink(missing_ok=True)
     return 0
 
 

@@ -173,14 +173,13 @@ def slowest_lines(rows: list[Row]) -> list[str]:
         for row in ours
         if row["dtype"] == "float32"
     }
+    twin_of = dict(TWINS)
     twins: dict[str, list[float]] = {"rows that no vector divides": [], "channels_last": []}
     for (operator, direction, shape, layout), part in part_of.items():
-        if layout == "channels_last":
-            twins[layout].append(part / part_of[operator, direction, shape, "contiguous"])
-        elif shape in dict(TWINS):
-            twins["rows that no vector divides"].append(
-                part / part_of[operator, direction, dict(TWINS)[shape], layout]
-            )
+        kind = layout if layout == "channels_last" else "rows that no vector divides"
+        twin = part_of.get((operator, direction, twin_of.get(shape, shape), "contiguous"))
+        if twin and (layout == "channels_last" or shape in twin_of):
+            twins[kind].append(part / twin)
     parts |= {
         f"{what}, as a part of that of the aligned, contiguous twins": found for what, found in twins.items()
     }

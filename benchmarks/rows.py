@@ -73,6 +73,14 @@ def first_line(*command: str) -> str | None:
     return done.stdout.partition("\n")[0] or None
 
 
+def commit() -> str | None:
+    """What git calls the sources. Results, and the README that they are put into, make them no others."""
+    name = first_line("git", "describe", "--always")
+    written = (":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
+    changed = first_line("git", "status", "--porcelain", "-uno", "--", ":(top)", *written)
+    return f"{name}-dirty" if name and changed else name
+
+
 def environment(device: str) -> Row:
     """What a time depends on besides the case."""
     gpu = torch.cuda.get_device_name(device) if device != "cpu" else None
@@ -85,7 +93,7 @@ def environment(device: str) -> Row:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "simd": drsn_ops.build_info()["simd_in_use"],
-        "commit": first_line("git", "describe", "--always", "--dirty"),
+        "commit": commit(),
         "date": date.today().isoformat(),
     }
 

@@ -218,6 +218,7 @@ struct Operators {
     p.dtype = dtype_of(type);
     p.rows = rows_of(shape_of(x), is_channels_last(x));
     p.per_sample = per_sample;
+    p.coded = true;
     x = laid_out(x, p.rows.channels_last);
     const Tensor mean = empty({p.rows.samples, per_sample ? 1 : p.rows.channels}, accumulator_of(type), x);
     if (code) {

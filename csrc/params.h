@@ -80,6 +80,7 @@ struct AbsMean {
   uint8_t* code;  // or null
   Rows rows;
   bool per_sample;
+  bool coded;  // a code may be asked for: with and without it sums run in the order that its segments need
 };
 
 struct Shrink {

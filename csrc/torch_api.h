@@ -59,17 +59,18 @@ inline Shape strides_for(const Shape& shape, bool channels_last) {
 }
 
 [[noreturn]] inline void fail_to_allocate(const Shape& shape, bool cuda) {
-  std::string message(cuda ? "CUDA out of memory" : "out of memory");
+  const char* what = torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : "";
+  const std::string said(what ? what : "");
+  const bool memory =
+      said.empty() || said.find("out of memory") != said.npos || said.find("allocate memory") != said.npos;
+  std::string message(!memory ? "no tensor" : cuda ? "CUDA out of memory" : "out of memory");
   message += ": drsn_ops asked PyTorch for a tensor of shape (";
   for (size_t axis = 0; axis < shape.size(); ++axis) {
     if (axis > 0) message += ", ";
     message += std::to_string(shape[axis]);
   }
   message += ")";
-  if (torch_exception_get_what_without_backtrace) {
-    message += ". ";
-    message += torch_exception_get_what_without_backtrace();
-  }
+  if (!said.empty()) message += ". " + said;
   throw std::runtime_error(message);
 }
 

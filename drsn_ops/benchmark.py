@@ -15,7 +15,7 @@ CUDA it is past three times the L2.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
+import concurrent.futures.process
 import itertools
 import math
 import multiprocessing
@@ -433,24 +433,34 @@ def measure(
 
 
 def compile_case(case: Case, modes: tuple[str, ...]) -> None:
-    """Runs what torch.compile makes of a case once, which leaves it in the compiler's cache on disk."""
+    """Leaves what torch.compile makes of a case in the compiler's cache on disk, and says so where it cannot."""
+    try:
+        run_compiled_once(case, modes)
+    except RuntimeError as error:
+        print(f"{case}: not compiled ahead: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
     torch.compiler.reset()
+    if case.device != "cpu":
+        torch.cuda.empty_cache()  # the other processes need it
+
+
+def run_compiled_once(case: Case, modes: tuple[str, ...]) -> None:
     inputs = Inputs(case, 1)
     for name, function in providers(case, modes):
         if name.startswith("compile/"):
-            try:
-                contender = Contender(case, name, function, inputs)
-                contender.call(0, contender.fresh(0))
-            except RuntimeError as error:  # measure() will say so again where it has not gone away
-                print(f"{case}: {name}: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
+            contender = Contender(case, name, function, inputs)
+            contender.call(0, contender.fresh(0))
 
 
 def compile_ahead(cases: Sequence[Case], modes: tuple[str, ...], jobs: int) -> None:
     """``compile_case`` in several processes, so that ``measure`` need not wait for one compilation after the other."""
     fresh = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=fresh) as pool:
-        for _ in pool.map(compile_case, cases, itertools.repeat(modes)):
-            pass
+    threads = (torch.get_num_threads(),)  # part of what the compiler's cache goes by
+    try:
+        with concurrent.futures.ProcessPoolExecutor(jobs, fresh, torch.set_num_threads, threads) as pool:
+            for _ in pool.map(compile_case, cases, itertools.repeat(modes)):
+                pass
+    except concurrent.futures.process.BrokenProcessPool as error:
+        print(f"compiling ahead ended: {error}", file=sys.stderr)
 
 
 def processor() -> str:

@@ -18,8 +18,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--device") == "emulated":
         # Before the package loads its own: the first library that defines the operators stays.
-        folder = os.environ.get("DRSN_OPS_EMULATOR", "emulator")
-        torch.ops.load_library(BUILD / folder / "_ops_cuda.so")
+        library = BUILD / os.environ.get("DRSN_OPS_EMULATOR", "emulator") / "_ops_cuda.so"
+        if not library.exists():
+            raise pytest.UsageError(f"--device emulated: no {library}; make emulate compiles it")
+        torch.ops.load_library(library)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import host, report
+from benchmarks import rows as rows_module
 from benchmarks.grid import cpu_cases, cuda_cases, modes_of
 from benchmarks.rows import environment, kept_for_backward, labels, peak_bytes, rows_of, slug
 from drsn_ops import benchmark, reference
@@ -262,9 +264,16 @@ def test_a_gpu_has_tables_of_its_own(gpu_rows):
 
 
 def test_a_gpu_that_was_measured_in_part_has_a_part_of_the_tables(gpu_rows):
-    quick = {str(labels(case)) for case in cuda_cases(quick=True)}
-    part = [row for row in gpu_rows if str({key: row[key] for key in labels(cuda_cases(True)[0])}) in quick]
-    assert "512x64x2048" in report.cuda_table(part)
+    cases = list(
+        dict.fromkeys(str({key: row[key] for key in labels(cuda_cases(True)[0])}) for row in gpu_rows)
+    )
+    for count in range(1, len(cases), 3):
+        part = [
+            row
+            for row in gpu_rows
+            if str({key: row[key] for key in labels(cuda_cases(True)[0])}) in cases[:count]
+        ]
+        assert "| no gradient | 64x4x1024 |" in report.cuda_table(part)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -408,8 +417,8 @@ def test_what_was_measured_before_a_run_was_cut_short_is_there(monkeypatch, tmp_
     monkeypatch.setattr(command, "measure", cut_short)
     with pytest.raises(KeyboardInterrupt):
         run_benchmarks(monkeypatch, tmp_path)
-    (path,) = tmp_path.glob("*.json")
-    first = json.loads(path.read_text())
+    (part,) = tmp_path.iterdir()
+    first = json.loads(part.read_text())
     assert {row["direction"] for row in first} == {"forward"}
 
     measured = []
@@ -420,6 +429,7 @@ def test_what_was_measured_before_a_run_was_cut_short_is_there(monkeypatch, tmp_
     assert [case.direction for case in measured] == ["backward"]
     assert resumed[: len(first)] == first and len(resumed) == 2 * len(first)
 
+    (path,) = tmp_path.iterdir()
     path.write_text(json.dumps([{**row, "commit": "another"} for row in resumed]))
     again = run_benchmarks(monkeypatch, tmp_path, "--resume")
     assert len(measured) == 3 and {row["commit"] for row in again} == {first[0]["commit"]}
@@ -440,3 +450,44 @@ def test_compiling_ahead_leaves_the_compilers_cache_filled(monkeypatch, tmp_path
     case = Case("soft_threshold", "inference", (2, 3, 16))
     benchmark.compile_ahead([case], ("default",), 1)
     assert any(tmp_path.rglob("*.so")) or any(tmp_path.rglob("fxgraph/*"))
+
+
+def test_a_case_that_there_is_no_memory_for_is_left_out(monkeypatch, tmp_path, threads, capsys):
+    def no_memory(case, modes):
+        if case.direction == "forward":
+            raise RuntimeError("CUDA out of memory: drsn_ops asked PyTorch for a tensor of shape (2, 3)")
+        return measure(case, modes, rounds=1, seconds=0.0)
+
+    monkeypatch.setattr(command, "measure", no_memory)
+    assert {row["direction"] for row in run_benchmarks(monkeypatch, tmp_path)} == {"backward"}
+    assert "left out: CUDA out of memory" in capsys.readouterr().err
+
+
+def test_compiling_ahead_is_not_what_ends_a_run(capfd):
+    benchmark.compile_ahead([Case("shrink", "inference", (1 << 20, 1 << 20, 1 << 6))], ("default",), 1)
+    assert "not compiled ahead: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("mark", ["<!-- {} -->", "<!-- /{} -->"])
+def test_every_place_for_a_table_in_the_readme_is_there_once(mark):
+    readme = (command.RESULTS.parents[1] / "README.md").read_text()
+    for kind, devices in report.TABLES.items():
+        assert [readme.count(mark.format(f"{kind}:{device}")) for device in devices] == [1, 1]
+
+
+def test_results_do_not_change_the_commit(tmp_path, monkeypatch):
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    files = [tmp_path / name for name in ("benchmarks/results/a.json", "README.md", "source.py")]
+    for file in files:
+        file.write_text("1")
+    git("init", "-q")
+    git("add", "-A")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    monkeypatch.setattr(rows_module, "__file__", str(tmp_path / "benchmarks" / "rows.py"))
+    name = rows_module.commit()
+    for file, changed in zip(files, (name, name, f"{name}-dirty"), strict=True):
+        file.write_text("2")
+        assert rows_module.commit() == changed

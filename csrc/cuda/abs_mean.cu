@@ -56,7 +56,7 @@ bool needs_code_pass(const AbsMean& op) {
 // Rows of a sample are summed one by one where each would have its own segment of code, so that the mean has the same
 // bits with a code and without.
 Reduction reduction_of(const AbsMean& op) {
-  const bool whole = op.per_sample && op.rows.channels_last;
+  const bool whole = op.per_sample && (op.rows.channels_last || !op.coded);
   return Reduction(whole ? sample_axes(op.rows) : row_axes(op.rows, op.per_sample));
 }
 

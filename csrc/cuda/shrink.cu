@@ -158,7 +158,7 @@ bool always_on_chip(const Rows& rows, bool per_sample) { return plan_on_chip(row
 
 bool vectors_apply(const Shrink& op, int V) { return aligned(op.x, op.y, op.residual) && vectors_fit(op.rows, V); }
 
-AbsMean mean_of(const Shrink& op) { return {op.dtype, op.x, op.mean, nullptr, op.rows, op.per_sample}; }
+AbsMean mean_of(const Shrink& op) { return {op.dtype, op.x, op.mean, nullptr, op.rows, op.per_sample, false}; }
 
 // How one number a row adds up to dalpha; direct where dalpha has one for each row. The last axis stands for the sum
 // over the row itself.

@@ -19,13 +19,13 @@ struct dim3 {
   dim3() = default;
   explicit dim3(unsigned width) : x(width) {}
 };
-struct float2 {
+struct alignas(8) float2 {
   float x, y;
 };
-struct double2 {
+struct alignas(16) double2 {
   double x, y;
 };
-struct uint4 {
+struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
