@@ -276,9 +276,9 @@ def test_a_gpu_that_was_measured_in_part_has_a_part_of_the_tables(gpu_rows):
         assert "| no gradient | 64x4x1024 |" in report.cuda_table(part)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_plot_is_a_file(rows, gpu_rows, device, tmp_path):
-    report.plot(rows if device == "cpu" else gpu_rows, tmp_path / "plot.png")
+@pytest.mark.parametrize("of_a_gpu", [False, True])
+def test_the_plot_is_a_file(rows, gpu_rows, of_a_gpu, tmp_path):
+    report.plot(gpu_rows if of_a_gpu else rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
