@@ -21,6 +21,7 @@ TWINS = (
 )
 TABLE = (*SIZES, LARGE[1], LARGE[3])  # on CUDA what the README's table shows
 WIDE = ((64, 8, 224, 224), (128, 64, 112, 112), (64, 256, 56, 56))  # contiguous and channels_last
+PASSES = ("inference", "forward", "backward")
 TRAINING = ("forward", "backward", "forward+backward")
 BOTH_ENDS = ("inference in place", "forward+backward")
 
@@ -83,11 +84,11 @@ def cuda_cases(quick: bool) -> list[Case]:
         found += cases(
             operator, ("inference", "backward"), (LARGE[1], LARGE[3]), (torch.float16, torch.float64)
         )
-    found += cases("abs_mean", ("inference", "forward", "backward"), (SIZES[1], LARGE[3]))
+    found += cases("abs_mean", PASSES, (SIZES[1], LARGE[3]))
     odd_rows = [shape for pair in TWINS for shape in pair]
-    found += cases("shrink+residual", ("inference", "forward", "backward"), odd_rows)
+    found += cases("shrink+residual", PASSES, odd_rows)
     for layout in ("contiguous", "channels_last"):
-        found += cases("shrink+residual", ("inference", "forward", "backward"), WIDE, layout=layout)
+        found += cases("shrink+residual", PASSES, WIDE, layout=layout)
     return list(dict.fromkeys(found))
 
 

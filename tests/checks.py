@@ -35,12 +35,17 @@ def lay_out(x, layout):
     if layout == "sliced":
         return torch.stack([x, torch.full_like(x, torch.nan)], dim=-1)[..., 0]
     if layout == "misaligned":
-        memory = x.new_empty(x.numel() + 1)
-        memory[1:] = x.flatten()
-        return memory[1:].view(x.shape)
+        return misaligned(x, 1)
     if layout == "expanded":
         return x[:1].expand(x.shape) if x.shape[0] else x
     return x.contiguous()
+
+
+def misaligned(x, offset):
+    """The values of x in contiguous memory so many elements past the start of an allocation."""
+    memory = x.new_empty(offset + x.numel())
+    memory[offset:] = x.flatten()
+    return memory[offset:].view(x.shape)
 
 
 def leaf(x):

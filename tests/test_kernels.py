@@ -5,14 +5,15 @@
 
 import pytest
 import torch
-from checks import REAL, assert_close, away_from_kink, lay_out, leaf, make_gate
+from checks import REAL, away_from_kink, lay_out, leaf, make_gate, misaligned
 from test_batch_norm_shrink import compare_rounded as compare_batch_norm_shrink
 from test_batch_norm_shrink import make as make_batch_norm_shrink
 from test_gated_shrink import compare_rounded as compare_gated_shrink
-from test_shrink import STATISTICS
+from test_shrink import STATISTICS, compare_abs_mean
 from test_shrink import compare as compare_shrink
 from test_shrink import make as make_shrink
 from test_soft_threshold import compare as compare_soft_threshold
+from test_soft_threshold import compare_complex
 
 import drsn_ops
 from drsn_ops import reference
@@ -42,18 +43,6 @@ def compare(shape, layout, dtype, device, statistics=STATISTICS):
     compare_soft_threshold(lay_out(x, layout), tau, grad)
 
 
-def compare_abs_mean(x, statistic):
-    x, wide_x = leaf(x), leaf(x.double())
-    mean, expected = (f(t, statistic=statistic) for f, t in
-                      ((drsn_ops.abs_mean, x), (reference.abs_mean, wide_x)))  # fmt: skip
-    assert_close(mean, expected)
-    assert torch.equal(drsn_ops.abs_mean(x.detach(), statistic=statistic), mean)
-    grad = torch.randn_like(mean)
-    (found,) = torch.autograd.grad(mean, x, grad)
-    (wanted,) = torch.autograd.grad(expected, wide_x, grad.double())
-    assert_close(found, wanted)
-
-
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_lengths_of_rows(device, length, dtype):
@@ -78,9 +67,7 @@ def test_channels_last(device, channels, dtype):
 @pytest.mark.parametrize("offset", [1, 3])
 def test_memory_that_starts_between_two_vectors(device, offset, length, dtype):
     x, alpha = make_shrink((2, 3, length), "channel", "row", dtype, device)
-    memory = x.new_empty(offset + x.numel())
-    memory[offset:] = x.flatten()
-    moved = memory[offset:].view(x.shape)
+    moved = misaligned(x, offset)
     compare_shrink(moved, alpha, "channel", torch.randn_like(x), None)
     compare_soft_threshold(moved, torch.full((3, 1), 1e-3, device=device), torch.randn_like(x))
     compare_abs_mean(moved, "channel")
@@ -126,16 +113,8 @@ def test_second_derivatives(device, rows, dtype):
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_complex_numbers(device, layout, dtype):
-    x = leaf(lay_out(torch.randn(2, 3, 5, 5, dtype=dtype, device=device), layout))
-    tau = leaf(torch.rand(3, 1, 1, dtype=accumulator(dtype), device=device))
-    wide_x, wide_tau = leaf(x.to(torch.complex128)), leaf(tau.double())
-    y, expected = drsn_ops.soft_threshold(x, tau), reference.soft_threshold(wide_x, wide_tau)
-    assert_close(y, expected)
-    grad = torch.randn_like(y)
-    found = torch.autograd.grad(y, (x, tau), grad)
-    wanted = torch.autograd.grad(expected, (wide_x, wide_tau), grad.to(torch.complex128))
-    for a, b in zip(found, wanted, strict=True):
-        assert_close(a, b, terms=grad.abs().sum().item())
+    x = lay_out(torch.randn(2, 3, 5, 5, dtype=dtype, device=device), layout)
+    compare_complex(x, torch.rand(3, 1, 1, dtype=accumulator(dtype), device=device))
 
 
 @pytest.mark.sanitizer

@@ -217,11 +217,14 @@ def test_derivatives_of_every_order(device, layout, statistic, alpha_shape):
 @pytest.mark.parametrize("statistic", STATISTICS)
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 7, 7), (2, 70, 33), (2, 3, 4097), (1, 1, 70_000)], ids=str)
 def test_abs_mean_against_the_reference(device, layout, dtype, statistic, shape):
-    x = leaf(lay_out(torch.randn(shape, device=device).to(dtype), layout))
-    wide_x = leaf(x.double())
+    compare_abs_mean(lay_out(torch.randn(shape, device=device).to(dtype), layout), statistic)
+
+
+def compare_abs_mean(x, statistic):
+    x, wide_x = leaf(x), leaf(x.double())
     mean = drsn_ops.abs_mean(x, statistic=statistic)
     expected = reference.abs_mean(wide_x, statistic=statistic)
-    assert mean.dtype == accumulator(dtype)
+    assert mean.dtype == accumulator(x.dtype)
     assert_close(mean, expected)
     assert torch.equal(drsn_ops.abs_mean(x.detach(), statistic=statistic), mean)
     grad = torch.randn_like(mean)

@@ -204,23 +204,26 @@ class TestInPlace:
             square.sum().backward()
 
 
+def compare_complex(x, tau):
+    x, tau, grad = leaf(x), leaf(tau), torch.randn(x.shape, dtype=x.dtype, device=x.device)
+    wide_x, wide_tau = leaf(x.to(torch.complex128)), leaf(tau.double())
+    y, expected = drsn_ops.soft_threshold(x, tau), reference.soft_threshold(wide_x, wide_tau)
+    assert_close(y, expected)
+    assert_close(drsn_ops.soft_threshold(x.detach() * 1, tau.detach(), inplace=True), expected)
+    found = torch.autograd.grad(y, (x, tau), grad)
+    wanted = torch.autograd.grad(expected, (wide_x, wide_tau), grad.to(torch.complex128))
+    assert_close(found[0], wanted[0])
+    assert_close(found[1], wanted[1], terms=grad.abs().sum().item())
+
+
 class TestComplex:
     @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
     @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 7, 7), (2, 3, 1000)], ids=str)
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
     @pytest.mark.parametrize("tau_shape", ["scalar", "channel", "every"])
     def test_against_the_reference(self, device, dtype, shape, layout, tau_shape):
-        x = leaf(lay_out(torch.randn(shape, dtype=dtype, device=device), layout))
-        tau = leaf(torch.rand(TAU_SHAPES[tau_shape](shape), dtype=accumulator(dtype), device=device))
-        grad = torch.randn(shape, dtype=dtype, device=device)
-        wide_x, wide_tau = leaf(x.to(torch.complex128)), leaf(tau.double())
-        y, expected = drsn_ops.soft_threshold(x, tau), reference.soft_threshold(wide_x, wide_tau)
-        assert_close(y, expected)
-        assert_close(drsn_ops.soft_threshold(x.detach() * 1, tau.detach(), inplace=True), expected)
-        found = torch.autograd.grad(y, (x, tau), grad)
-        wanted = torch.autograd.grad(expected, (wide_x, wide_tau), grad.to(torch.complex128))
-        assert_close(found[0], wanted[0])
-        assert_close(found[1], wanted[1], terms=grad.abs().sum().item())
+        x = lay_out(torch.randn(shape, dtype=dtype, device=device), layout)
+        compare_complex(x, torch.rand(TAU_SHAPES[tau_shape](shape), dtype=accumulator(dtype), device=device))
 
     def test_in_place_on_a_view(self, device):
         start = leaf(torch.tensor([3 + 4j, 0.1j, 6 - 8j], device=device))

@@ -149,7 +149,7 @@ struct NormAbsSum {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const acc_t x = channel.x(widen(unpack(item).value[j]));
-      sums[0][j % W] += x < acc_t(0) ? -x : x;
+      sums[0][j % W] += magnitude_of(x);
     }
   }
 };
@@ -188,10 +188,9 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     const RowWalk::Place p = walk.locate(base + i * kThreads, V);
-    const int64_t element = p.segment * walk.length + p.position;
     place[i] = p;
-    values[i] = load_if<V>(p.inside, z + element);
-    added[i] = load_if<V>(p.inside && residual != nullptr, residual + element);
+    values[i] = load_if<V>(p.inside, z + p.element);
+    added[i] = load_if<V>(p.inside && residual != nullptr, residual + p.element);
   }
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
@@ -205,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       const acc_t x = channel.x(widen(unpack(values[i]).value[j]));
       result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau) + acc_t(widen(unpack(added[i]).value[j])));
     }
-    store<V>(V, y + p.segment * walk.length + p.position, result);
+    store<V>(V, y + p.element, result);
   }
 }
 
@@ -308,10 +307,9 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     const RowWalk::Place p = walk.locate(base + i * kThreads, V);
-    const int64_t element = p.segment * walk.length + p.position;
     place[i] = p;
-    g[i] = load_if<V>(p.inside, grad + element);
-    values[i] = load_if<V>(p.inside, z + element);
+    g[i] = load_if<V>(p.inside, grad + p.element);
+    values[i] = load_if<V>(p.inside, z + p.element);
   }
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
@@ -329,7 +327,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       const acc_t dx = e.passed + e.sign * v;
       result.value[j] = narrow<scalar_t>(channel.scale * (dx - (dbias + e.xhat * dweight)));
     }
-    store<V>(V, dz + p.segment * walk.length + p.position, result);
+    store<V>(V, dz + p.element, result);
   }
 }
 

@@ -49,14 +49,10 @@ std::mt19937 order;
   std::abort();
 }
 
-[[noreturn]] void pause_for_good() {
-  fibers[running].wait = Wait::kEnd;
-  _longjmp(scheduler, 1);
-}
-
 void enter() {
   (*kernel_of_launch)();
-  pause_for_good();
+  fibers[running].wait = Wait::kEnd;
+  _longjmp(scheduler, 1);
 }
 
 void pause(Wait wait, Place place) {
