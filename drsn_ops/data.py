@@ -7,11 +7,13 @@ once to every image, of both splits, and stays as it is for the whole training.
 from __future__ import annotations
 
 import gzip
+import io
 import math
-import pickle
+import tarfile
 import zlib
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .noise import uniform
+from .plain_pickle import loads, unsigned_bytes
 
 CLASSES = 10
 
@@ -58,7 +61,8 @@ def load(name: str, folder: str | Path | None, *, noise: float, seed: int) -> Da
 
     Args:
         name: ``"digits"``, ``"mnist"`` or ``"cifar10"``.
-        folder: where the files are. Digits come with scikit-learn and need none.
+        folder: where the files are, as published, as torchvision leaves them, or CIFAR-10's archive. Digits come with
+            scikit-learn and need none.
         noise: the width of the noise: 0.5 in the MNIST program, 0.1 in the CIFAR-10 program.
         seed: of the noise. The splits do not depend on it.
 
@@ -95,103 +99,152 @@ def read_digits() -> tuple[Split, Split]:
 
 
 def read_mnist(folder: Path) -> tuple[Split, Split]:
-    """MNIST, or a set made like it, from its four idx files, each plain or gzipped."""
+    """MNIST, or a set made like it, from its four idx files: in ``folder``, its ``raw`` or its ``MNIST/raw``."""
+    places = [folder, folder / "raw", folder / "MNIST" / "raw"]
+    # all four from one place: those of another may be of another set
+    place = next((place for place in places if idx_names(place, "train-images-idx3")), folder)
     splits = []
     for prefix in ("train", "t10k"):
-        images, labels = (
-            read_idx(find_idx(folder, f"{prefix}-{kind}-ubyte"), axes)
-            for kind, axes in (("images-idx3", 3), ("labels-idx1", 1))
-        )
+        paths = [find_idx(place, f"{prefix}-{kind}") for kind in ("images-idx3", "labels-idx1")]
+        images, labels = (read_idx(path, axes) for path, axes in zip(paths, (3, 1), strict=True))
         if len(images) != len(labels):
-            raise InputError(f"{folder}: {prefix} has {len(images)} images but {len(labels)} labels")
-        splits.append(to_split(images[:, None], labels, folder / prefix))
+            raise InputError(f"{paths[1]}: {prefix} has {len(images)} images but {len(labels)} labels")
+        splits.append(to_split(images[:, None], labels, *paths))
     return splits[0], splits[1]
 
 
+def idx_names(folder: Path, name: str) -> list[Path]:
+    """The files there are of those that an idx file goes by: as published, or with a dot, and either with .gz."""
+    names = [
+        f"{stem}-ubyte{suffix}" for stem in (name, name.replace("-idx", ".idx")) for suffix in ("", ".gz")
+    ]
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
 def find_idx(folder: Path, name: str) -> Path:
-    """The file of this name, or the same with .gz."""
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise InputError(f"{folder / name}: no such file, nor {name}.gz")
+    """The first of `idx_names`."""
+    for path in idx_names(folder, name):
+        return path
+    dotted = name.replace("-idx", ".idx")
+    raise InputError(
+        f"{folder / name}-ubyte: no such file, nor {name}-ubyte.gz, nor {dotted}-ubyte with or without .gz; "
+        "expected the four idx files in the folder, in its raw or in its MNIST/raw"
+    )
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
     """The unsigned bytes of an idx file with this many axes."""
+    header = 4 + 4 * axes
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(header)
+            # type 8 is unsigned byte
+            magic = bytes([0, 0, 8, axes])
+            if start[:4] != magic:
+                raise InputError(
+                    f"{path}: not an idx file of {axes}-axis bytes: "
+                    f"starts with {start[:4].hex() or 'nothing'}, not {magic.hex()}"
+                )
+            if len(start) < header:
+                raise InputError(f"{path}: cut short in its header, at {len(start)} of {header} bytes")
+            # what the file holds is counted before room is made for what its header says
+            held = file.seek(0, io.SEEK_END) - header
+            shape = np.frombuffer(start, ">u4", axes, offset=4).tolist()
+            if held != math.prod(shape):
+                sizes = " x ".join(map(str, shape))
+                raise InputError(f"{path}: holds {held} bytes of data where its header says {sizes}")
+            file.seek(header)
+            values: np.ndarray = np.frombuffer(file.read(held), np.uint8).reshape(shape)
+            return values
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    header = 4 + 4 * axes
-    # type 8 is unsigned byte
-    magic = bytes([0, 0, 8, axes])
-    if content[:4] != magic:
-        raise InputError(
-            f"{path}: not an idx file of {axes}-axis bytes: starts with {content[:4].hex()}, not {magic.hex()}"
-        )
-    if len(content) < header:
-        raise InputError(f"{path}: cut short in its header, at {len(content)} of {header} bytes")
-    shape = np.frombuffer(content, ">u4", axes, offset=4).tolist()
-    if len(content) - header != math.prod(shape):
-        sizes = " x ".join(map(str, shape))
-        raise InputError(f"{path}: holds {len(content) - header} bytes of data where its header says {sizes}")
-    values: np.ndarray = np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-    return values
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Unpickles plain values and numpy arrays; refuses every other name, so that no file can run code."""
-
-    allowed = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("_codecs", "encode"),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which a data file has no use for")
-        return super().find_class(module, name)
+TRAIN_BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
+BATCHES = [*TRAIN_BATCHES, "test_batch"]
+# bytes; a batch as it is published has 31 MB
+LARGEST_BATCH = 2**28
 
 
-def read_cifar10(folder: Path) -> tuple[Split, Split]:
-    """CIFAR-10 from the batches of its Python version, in ``folder`` or in its ``cifar-10-batches-py``."""
-    inner = folder / "cifar-10-batches-py"
-    folder = inner if inner.is_dir() else folder
-    batches = [read_cifar10_batch(folder / f"data_batch_{i}") for i in range(1, 6)]
-    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    train = to_split(images, labels, folder)
-    path = folder / "test_batch"
-    return train, to_split(*read_cifar10_batch(path), path)
+def read_cifar10(place: Path) -> tuple[Split, Split]:
+    """CIFAR-10 from the batches of its Python version, in a folder, its ``cifar-10-batches-py`` or the archive of it.
+
+    Args:
+        place: that folder, the one around it, or the archive, ``cifar-10-python.tar.gz`` in a folder or of any name.
+    """
+    archive = place if place.is_file() else place / "cifar-10-python.tar.gz"
+    inner = place / "cifar-10-batches-py"
+    folder = inner if inner.is_dir() else place
+    packed = archive.is_file() and not any((folder / name).is_file() for name in BATCHES)
+    where = archive if packed else folder
+    try:
+        found = dict(members(archive) if packed else files(folder))
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise InputError(f"{where}: cannot be read: {first_line(error)}") from error
+    for name in BATCHES:
+        if name not in found:
+            raise InputError(
+                f"{where / name}: no such file; expected {BATCHES[0]} to 5 and {BATCHES[-1]} in the folder or in its "
+                "cifar-10-batches-py, or cifar-10-python.tar.gz in it or in its place"
+            )
+    images, labels = (np.concatenate(parts) for parts in zip(*(found[n] for n in TRAIN_BATCHES), strict=True))
+    path = where / BATCHES[-1]
+    return to_split(images, labels, where, where), to_split(*found[BATCHES[-1]], path, path)
 
 
-def read_cifar10_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def files(folder: Path) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    """Each batch that is in a folder."""
+    for name in BATCHES:
+        if (folder / name).is_file():
+            yield name, read_cifar10_batch((folder / name).read_bytes(), folder / name)
+
+
+def members(archive: Path) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    """Each batch that is in an archive, in its order; nothing is unpacked, and no path in it is followed."""
+    # as a stream, which is decompressed once
+    with tarfile.open(archive, "r|*") as tar:
+        for member in tar:
+            path = archive / PurePosixPath(member.name).name
+            if path.name not in BATCHES or not member.isreg() or member.issparse():
+                continue
+            if member.size > LARGEST_BATCH:
+                raise InputError(f"{path}: of {member.size} bytes, expected at most {LARGEST_BATCH}")
+            if file := tar.extractfile(member):
+                yield path.name, read_cifar10_batch(file.read(), path)
+
+
+def read_cifar10_batch(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images, (N, 3, 32, 32) of unsigned bytes, and labels of one batch."""
     try:
-        with path.open("rb") as file:
-            batch = PlainUnpickler(file, encoding="bytes").load()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+        batch = loads(content)
+        images, labels = (batch.get(key) if isinstance(batch, dict) else None for key in (b"data", b"labels"))
+        images = unsigned_bytes(images)
     # a damaged pickle can raise nearly anything
     except Exception as error:
-        raise InputError(f"{path}: not a batch of CIFAR-10's Python version: {error}") from error
-    images, labels = (batch.get(key) if isinstance(batch, dict) else None for key in (b"data", b"labels"))
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
+        raise InputError(f"{path}: not a batch of CIFAR-10's Python version: {first_line(error)}") from error
+    if images is None or images.ndim != 2 or images.shape[1] != 3072:
         raise InputError(f"{path}: its 'data' is not an array of N x 3072 bytes")
-    if not isinstance(labels, list) or len(labels) != len(images) or not all(type(n) is int for n in labels):
-        raise InputError(f"{path}: its 'labels' is not a list of {len(images)} integers")
+    if (
+        not isinstance(labels, list)
+        or len(labels) != len(images)
+        or not all(type(n) is int and abs(n) < 2**31 for n in labels)
+    ):
+        raise InputError(f"{path}: its 'labels' is not a list of {len(images)} integers of 32 bits")
     return images.reshape(-1, 3, 32, 32), np.array(labels)
 
 
-def to_split(images: np.ndarray, labels: np.ndarray, path: Path) -> Split:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def to_split(images: np.ndarray, labels: np.ndarray, images_path: Path, labels_path: Path) -> Split:
     """Bytes to float32 in [0, 1], with the labels checked."""
-    if not len(images):
-        raise InputError(f"{path}: holds no images")
+    if not images.size:
+        raise InputError(f"{images_path}: holds no images")
     if labels.min() < 0 or labels.max() >= CLASSES:
         raise InputError(
-            f"{path}: labels run from {labels.min()} to {labels.max()}, not from 0 to {CLASSES - 1}"
+            f"{labels_path}: labels run from {labels.min()} to {labels.max()}, not from 0 to {CLASSES - 1}"
         )
     return Split(
         torch.from_numpy(images.astype(np.float32)).div_(255), torch.from_numpy(labels.astype(np.int64))

@@ -1,9 +1,13 @@
 """The data sets: splits, noise, augmentation, and readers that refuse what is damaged."""
 
 import gzip
+import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -109,10 +113,21 @@ LABELS, IMAGES = "t10k-labels-idx1-ubyte", "t10k-images-idx3-ubyte"
         (IMAGES, lambda b: b[:-1], f"{IMAGES}: holds 2351 bytes of data where its header says 3 x 28 x 28"),
         (IMAGES, lambda b: b + b"0", f"{IMAGES}: holds 2353 bytes of data"),
         (IMAGES, lambda b: b[:10], f"{IMAGES}: cut short in its header, at 10 of 16 bytes"),
-        (IMAGES, lambda b: b"", f"{IMAGES}: not an idx file of 3-axis bytes: starts with"),
+        (
+            IMAGES,
+            lambda b: b"",
+            f"{IMAGES}: not an idx file of 3-axis bytes: starts with nothing, not 00000803",
+        ),
+        # of 2^95 bytes, which no file holds, and none of pixels
+        (
+            IMAGES,
+            lambda b: b[:4] + b"\x7f\xff\xff\xff" * 3 + b[16:],
+            f"{IMAGES}: holds 2352 bytes of data where its header says 2147483647 x 2147483647 x 2147483647",
+        ),
+        (IMAGES, lambda b: idx(np.zeros((3, 0, 28), np.uint8)), f"{IMAGES}: holds no images"),
         (LABELS, lambda b: b"\0\0\x0d\1" + b[4:], f"{LABELS}: not an idx file .* 00000d01, not 00000801"),
-        (LABELS, lambda b: idx(np.zeros(4, np.uint8)), "t10k has 3 images but 4 labels"),
-        (LABELS, lambda b: b[:-1] + b"\x0a", "labels run from . to 10, not from 0 to 9"),
+        (LABELS, lambda b: idx(np.zeros(4, np.uint8)), f"{LABELS}: t10k has 3 images but 4 labels"),
+        (LABELS, lambda b: b[:-1] + b"\x0a", f"{LABELS}: labels run from . to 10, not from 0 to 9"),
         ("train-images-idx3-ubyte.gz", lambda b: b[:-20], r"train-images-idx3-ubyte\.gz: cannot be read"),
         ("train-images-idx3-ubyte.gz", lambda b: b"no", r"train-images-idx3-ubyte\.gz: cannot be read"),
         (
@@ -137,8 +152,59 @@ def test_missing_mnist(mnist):
         load("mnist", folder, noise=0, seed=0)
     with pytest.raises(InputError, match="nowhere.*: no such file"):
         load("mnist", folder / "nowhere", noise=0, seed=0)
+    with pytest.raises(
+        InputError, match=r"nor t\S* with or without .gz; expected .* its raw or in its MNIST/raw"
+    ):
+        load("mnist", folder / "nowhere", noise=0, seed=0)
     with pytest.raises(InputError, match="mnist needs the folder that holds its files: --data-dir"):
         load("mnist", None, noise=0, seed=0)
+
+
+@pytest.mark.parametrize("place", ["MNIST/raw", "raw"])
+@pytest.mark.parametrize("separator", "-.")
+def test_layouts_of_mnist(mnist, tmp_path, place, separator):
+    """Torchvision's folders, of which either is given, and the names with a dot that some copies have."""
+    folder, _ = mnist
+    expected = load("mnist", folder, noise=0, seed=0)
+    (tmp_path / "root" / place).mkdir(parents=True)
+    for path in folder.glob("*ubyte*"):
+        path.rename(tmp_path / "root" / place / path.name.replace("-idx", f"{separator}idx"))
+    found = load("mnist", tmp_path / "root", noise=0, seed=0)
+    assert torch.equal(found.train.images, expected.train.images)
+    assert torch.equal(found.test.labels, expected.test.labels)
+
+
+def test_a_compressed_file_of_more_than_its_header_says(mnist):
+    """Refused before what is in it takes the memory: here, ten times what the process may have."""
+    folder, _ = mnist
+    path = folder / "train-images-idx3-ubyte.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(idx(np.zeros((0, 28, 28), np.uint8)))
+        for _ in range(96):
+            file.write(bytes(2**24))
+    refused_by_a_process(
+        "mnist", folder, f"{path}: holds {96 * 2**24} bytes of data where its header says", 2**30
+    )
+
+
+def refused_by_a_process(name, folder, message, memory=None):
+    """The same as `load` would raise, from a process of its own, which may end in a crash."""
+    code = (
+        "import resource, sys\n"
+        "from drsn_ops.data import InputError, load\n"
+        "name, folder, memory = sys.argv[1:]\n"
+        "if int(memory) and sys.platform == 'linux':\n"
+        "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (used + int(memory),) * 2)\n"
+        "try:\n"
+        "    load(name, folder, noise=0, seed=0)\n"
+        "except InputError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, name, str(folder), str(memory or 0)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1 and message in done.stdout
 
 
 NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -188,6 +254,101 @@ def test_pickles_of_the_old_numpy_core(cifar10):
     assert torch.equal(load("cifar10", root, noise=0, seed=0).test.images, expected.test.images)
 
 
+def test_batches_of_python_2(cifar10):
+    """As they are published: by cPickle, whose strings were bytes."""
+    folder, root, batches = cifar10
+    batch = batches["test_batch"]
+
+    def string(content):
+        return b"T" + struct.pack("<I", len(content)) + content
+
+    content = (
+        b"\x80\x02}q\x01(U\x06labelsq\x02]q\x03("
+        + b"".join(b"K" + bytes([label]) for label in batch[b"labels"])
+        + b"eU\x04datacnumpy.core.multiarray\n_reconstruct\nq\x04cnumpy\nndarray\nq\x05K\x00\x85U\x01b\x87Rq\x06"
+        + b"(K\x01K\x04M\x00\x0c\x86cnumpy\ndtype\nq\x07U\x02u1K\x00K\x01\x87Rq\x08(K\x03U\x01|NNNJ\xff\xff\xff\xff"
+        + b"J\xff\xff\xff\xffK\x00tb\x89"
+        + string(batch[b"data"].tobytes())
+        + b"tbu."
+    )
+    np.testing.assert_equal(pickle.loads(content, encoding="bytes")[b"data"], batch[b"data"])
+    expected = load("cifar10", root, noise=0, seed=0)
+    (folder / "test_batch").write_bytes(content)
+    found = load("cifar10", root, noise=0, seed=0)
+    assert torch.equal(found.test.images, expected.test.images)
+    assert found.test.labels.tolist() == batch[b"labels"]
+
+
+def pack(folder, archive, mode="w:gz", prefix="cifar-10-batches-py/"):
+    with tarfile.open(archive, mode) as tar:
+        for path in sorted(folder.iterdir(), reverse=True):
+            tar.add(path, prefix + path.name)
+            path.unlink()
+
+
+@pytest.mark.parametrize("cifar10", ["batches"], indirect=True)
+@pytest.mark.parametrize(
+    "name, given, mode",
+    [
+        ("cifar-10-python.tar.gz", "", "w:gz"),
+        ("cifar-10-python.tar.gz", "cifar-10-python.tar.gz", "w:gz"),
+        ("other.tar", "other.tar", "w"),
+    ],
+)
+def test_the_archive_of_cifar10(cifar10, name, given, mode):
+    """In the folder, or named itself; nothing is unpacked."""
+    folder, root, _ = cifar10
+    expected = load("cifar10", folder, noise=0, seed=0)
+    (folder / "readme.html").write_text("a page")
+    pack(folder, root / name, mode)
+    found = load("cifar10", root / given, noise=0, seed=0)
+    assert torch.equal(found.train.images, expected.train.images)
+    assert torch.equal(found.test.labels, expected.test.labels)
+    assert {path.name for path in root.rglob("*")} == {"batches", name}
+
+
+@pytest.mark.parametrize("cifar10", ["batches"], indirect=True)
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda b: b[: len(b) // 2], "cifar-10-python.tar.gz: cannot be read: "),
+        (lambda b: b"no archive", "cifar-10-python.tar.gz: cannot be read: "),
+        (lambda b: b"", "cifar-10-python.tar.gz: cannot be read: "),
+    ],
+)
+def test_damaged_archives(cifar10, edit, message):
+    folder, root, _ = cifar10
+    archive = root / "cifar-10-python.tar.gz"
+    pack(folder, archive)
+    change(archive, edit)
+    refused(root, message)
+
+
+@pytest.mark.parametrize("cifar10", ["batches"], indirect=True)
+def test_archives_without_every_batch(cifar10):
+    """A link is none, wherever it leads, nor is a member that is mostly a hole or too large."""
+    folder, root, _ = cifar10
+    archive = root / "cifar-10-python.tar.gz"
+    (root / "elsewhere").write_bytes((folder / "test_batch").read_bytes())
+    (folder / "test_batch").unlink()
+    (folder / "test_batch").symlink_to(root / "elsewhere")
+    pack(folder, archive)
+    refused(
+        root, "cifar-10-python.tar.gz/test_batch: no such file; expected data_batch_1 to 5 and test_batch"
+    )
+    with tarfile.open(archive, "w") as tar:
+        member = tarfile.TarInfo("test_batch")
+        member.size = 2**28 + 1
+        tar.addfile(member, io.BytesIO(bytes(2**28 + 1)))
+    refused(root, "cifar-10-python.tar.gz/test_batch: of 268435457 bytes, expected at most 268435456")
+
+
+def refused(folder, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load("cifar10", folder, noise=0, seed=0)
+    assert "\n" not in str(caught.value)
+
+
 class Harmful:
     def __reduce__(self):
         return os.mkdir, ("harmed",)
@@ -218,9 +379,112 @@ def test_damaged_cifar10(cifar10, content, message, monkeypatch):
     folder, root, _ = cifar10
     monkeypatch.chdir(root)
     (folder / "test_batch").write_bytes(content)
-    with pytest.raises(InputError, match=f"test_batch: .*{message}") as caught:
-        load("cifar10", root, noise=0, seed=0)
-    assert "\n" not in str(caught.value) and not (root / "harmed").exists()
+    refused(root, f"test_batch: .*{message}")
+    assert not (root / "harmed").exists()
+
+
+class Reduced:
+    """Pickles as a call, and the state that its result is to take."""
+
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def array(shape, content, code="u1", state=(3, "|", None, None, None, -1, -1, 0), fortran=False):
+    """An array as NumPy pickles it, of a dtype as the file says."""
+    reconstruct, arguments, _ = np.zeros(1, np.uint8).__reduce__()
+    dtype = Reduced(np.dtype, (code, False, True), state)
+    return Reduced(reconstruct, arguments, (1, shape, dtype, fortran, content))
+
+
+def batch(data, labels=(0,)):
+    return pickle.dumps({b"data": data, b"labels": list(labels)}, 2)
+
+
+def assigned(values):
+    """The assignment of an array to a row of another, in the instructions of a pickle, which reads its elements."""
+    row = pickle.dumps(np.zeros((1, 1), np.uint8), 2)[:-1] + b"K\x00" + pickle.dumps(values, 2)[2:-1] + b"s"
+    return row + b"."
+
+
+FALSE_OBJECTS = array((1,), b"\x41" * 8, "O8")
+
+
+@pytest.mark.parametrize("cifar10", [""], indirect=True)
+@pytest.mark.parametrize(
+    "content",
+    [
+        assigned(FALSE_OBJECTS),
+        # an index of 16 GB, a key whose hash overflows the stack
+        b"\x80\x02Nr\xff\xff\xff\x7f}" + b"N" + b"s.",
+        b"\x80\x02})" + 10**6 * b"\x85" + b"Ns.",
+    ],
+    ids=["objects", "memo", "nested key"],
+)
+def test_pickles_that_would_crash(cifar10, content):
+    folder, root, _ = cifar10
+    (folder / "test_batch").write_bytes(content)
+    refused_by_a_process("cifar10", root, "test_batch: ", 2**32)
+
+
+@pytest.mark.parametrize("cifar10", [""], indirect=True)
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (batch(FALSE_OBJECTS), "its 'data' is not an array of N x 3072 bytes"),
+        (batch(array((1, 3072), bytes(3072), "V1")), "its 'data' is not"),
+        (
+            batch(
+                array(
+                    (1, 3072), bytes(3072), "V1", (3, "|", None, ("a",), {"a": (np.dtype("u1"), 0)}, 1, 1, 16)
+                )
+            ),
+            "its 'data' is not",
+        ),
+        (
+            batch(array((1, 3072), bytes(3072), state=(3, "|", None, None, None, -1, -1, 63))),
+            "its 'data' is not",
+        ),
+        (batch(array((2, 3072), bytes(3072))), "its 'data' is not"),
+        (batch(array((-1, -3072), bytes(3072))), "its 'data' is not"),
+        (batch(array((1, 3072.0), bytes(3072))), "its 'data' is not"),
+        (batch(array((2**40, 2**40, 0), b"")), "not a batch of CIFAR-10's Python version"),
+        (batch(array((2**62, 3072), bytes(3072))), "its 'data' is not"),
+        (batch(array([1, 3072], bytes(3072))), "its 'data' is not"),
+        (batch(Reduced(np.ndarray, ((1, 3072), "u1"))), "its 'data' is not"),
+        (
+            batch(Reduced(np.frombuffer, (bytes(3072), "u1"))),
+            "it names numpy.*frombuffer, which a data file has no",
+        ),
+        (batch(np.zeros((1, 3072), np.uint8), [10**30]), "not a list of 1 integers"),
+        # state for a name, a call of a value, a call of a name with no call in it, what only classes need
+        (b"\x80\x02cnumpy\nndarray\n}b.", "not a batch"),
+        (b"\x80\x02K\x01)R.", "not a batch"),
+        (b"\x80\x02cnumpy\ndtype\n)\x81.", "it has NEWOBJ, which a data file has no use for"),
+        (b"\x80\x02\x82\x01.", "it has EXT1, which"),
+        (b"\x80\x02}(U\x01au.", "not a batch"),
+        (b"\x80\x02t.", "not a batch"),
+        (b"\x80\x02N", "not a batch"),
+    ],
+)
+def test_pickles_of_something_else(cifar10, content, message):
+    folder, root, _ = cifar10
+    (folder / "test_batch").write_bytes(content)
+    refused(root, f"test_batch: .*{message}")
+
+
+@pytest.mark.parametrize("cifar10", [""], indirect=True)
+def test_an_array_in_the_order_of_fortran(cifar10):
+    folder, root, batches = cifar10
+    data = batches["test_batch"][b"data"]
+    expected = load("cifar10", root, noise=0, seed=0)
+    (folder / "test_batch").write_bytes(
+        pickle.dumps({**batches["test_batch"], b"data": np.asfortranarray(data)}, 2)
+    )
+    assert torch.equal(load("cifar10", root, noise=0, seed=0).test.images, expected.test.images)
 
 
 @pytest.mark.parametrize("cifar10", [""], indirect=True)
@@ -231,8 +495,9 @@ def test_truncated_and_missing_cifar10(cifar10):
     with pytest.raises(InputError, match="data_batch_4: not a batch"):
         load("cifar10", root, noise=0, seed=0)
     path.unlink()
-    with pytest.raises(InputError, match="data_batch_4: no such file"):
-        load("cifar10", root, noise=0, seed=0)
+    refused(
+        root, "data_batch_4: no such file; expected .* in its cifar-10-batches-py, or cifar-10-python.tar.gz"
+    )
 
 
 def test_augment_crops_and_flips():
