@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from . import models
 from .data import Dataset, InputError, Split, augment, load
@@ -35,7 +35,8 @@ from .modules import THRESHOLDS, Shrinkage
 
 FORMAT = "drsn_ops.train 1"
 BACKENDS = ("drsn_ops", "reference")
-EVALUATION_BATCH = 1000
+# of the widest activation in evaluation; of much larger ones every page is a new one of the system's
+EVALUATION_BYTES = 8 * 2**20
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -107,6 +108,16 @@ class Row(NamedTuple):
     test_loss: float
     test_accuracy: float
     seconds: float
+
+
+def evaluation_batch(network: models.ShrinkageNetwork, x: Tensor) -> int:
+    """How many of ``x``, (N, C, \\*spatial), are evaluated together.
+
+    What the stem makes of them, the widest activation of the networks of `models`, has at most `EVALUATION_BYTES`.
+    """
+    stem = network.stem
+    sample = x[0, 0].numel() * x.element_size() * stem.out_channels
+    return max(EVALUATION_BYTES * math.prod(stem.stride) // sample, 1)
 
 
 class Run:
@@ -197,7 +208,8 @@ class Run:
         """Mean cross-entropy and accuracy over a split, of which each process takes every so many-th batch."""
         self.network.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        batches = list(zip(*(part.split(EVALUATION_BATCH) for part in split), strict=True))
+        size = evaluation_batch(self.network, split.images)
+        batches = list(zip(*(part.split(size) for part in split), strict=True))
         for images, labels in batches[self.processes.rank :: self.processes.count]:
             logits = self.network(images - self.data.mean)
             right = (logits.argmax(1) == labels).sum()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from drsn_ops.data import InputError
-from drsn_ops.recordings import CWRU_NUMBERS, cwru, cwru_class, folder
+from drsn_ops.recordings import CWRU_48_KHZ, CWRU_NUMBERS, cwru, cwru_class, folder
 
 io = pytest.importorskip("scipy.io")
 
@@ -13,6 +13,10 @@ io = pytest.importorskip("scipy.io")
 def ramp(number, points):
     """Values that tell the recording, and the place in it, of every window."""
     return number + np.arange(points) / 1e4
+
+
+def noise(seed, points=200):
+    return np.random.default_rng(seed).standard_normal(points)
 
 
 def write_cwru(path, number, values):
@@ -162,6 +166,55 @@ def test_published_numbers_and_names(tmp_path):
             cwru_class(tmp_path / f"{name}.mat")
 
 
+@pytest.mark.parametrize(
+    "name, record, message",
+    [
+        ("105", 118, "named after record 105, but holds record 118"),
+        ("105", 109, "named after record 105, but holds record 109 of 48 kHz"),
+        ("105", 56, "named after record 105, but holds record 56"),
+        ("3001", 57, "named after record 3001, but holds record 57"),
+        ("IR007_3", 118, "named after inner race 0.007, but holds record 118"),
+        # the published name of a record of 12 kHz and of one of 48
+        ("IR007_3", 112, "named after inner race 0.007, but holds record 112 of 48 kHz"),
+        ("Normal_1", 97, "named after record 98, but holds record 97"),
+    ],
+)
+def test_a_file_that_holds_another_record_than_its_name_says(tmp_path, name, record, message):
+    write_cwru(tmp_path / f"{name}.mat", record, noise(0, 400))
+    other = {"3001": 3002, "Normal_1": 100}.get(name, 106)
+    write_cwru(tmp_path / f"{other}.mat", other, noise(1, 400))
+    refused(cwru, tmp_path, f"{name}.mat: {message}")
+
+
+def test_the_variables_of_the_largest_faults(tmp_path):
+    """Published under other numbers than their files."""
+    for number, variable in ((3001, 56), (3004, 59), (3005, 48), (3008, 51)):
+        write_cwru(tmp_path / f"{number}.mat", variable, noise(number, 100))
+    data = cwru(tmp_path, points=100)
+    assert data.classes == ("inner race 0.028", "ball 0.028")
+    assert_split_by_recording(data, tested=1)
+
+
+def test_records_at_48_khz_are_resampled(tmp_path):
+    """Beside those at 12 kHz in folders of any name: else the rate would tell them from these."""
+    random = np.random.default_rng(0)
+    for name, record in (("12", 105), ("12", 106), ("48", 109), ("48", 112)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        rate = 48_000 if name == "48" else 12_000
+        wave = np.sin(2 * np.pi * 80 / rate * np.arange(rate // 20) + 0.01 * record)
+        noise = random.standard_normal(4 * len(wave))[: len(wave)] / 1000
+        write_cwru(tmp_path / name / f"any{record}.mat", record, wave + noise)
+    data = cwru(tmp_path, points=600)
+    x, _, recording = both(data)
+    assert recording.sort().values.tolist() == [0, 1, 2, 3]
+    for window, i in zip(x[:, 0], recording.tolist(), strict=True):
+        record = int(data.files[i].stem[3:])
+        wave = torch.sin(2 * torch.pi * 80 / 12_000 * torch.arange(600) + 0.01 * record)
+        torch.testing.assert_close(window[20:-20], wave[20:-20], rtol=0, atol=0.02)
+    numbers = {number for numbers in CWRU_NUMBERS.values() for number in numbers}
+    assert numbers & CWRU_48_KHZ == set(CWRU_NUMBERS["normal"])
+
+
 @pytest.mark.parametrize("name", ["99", "Normal_2"])
 def test_file_with_two_records(tmp_path, name):
     for label, stem, number in (("normal", name, 99), ("normal", "other", 98)):
@@ -192,14 +245,103 @@ def test_folder(plain):
 def test_a_copied_file(plain, name):
     values = np.load(plain / "good" / "0.npy")
     (write_csv if name.endswith("CSV") else np.save)(plain / name, values)
-    refused(
-        folder,
-        plain,
-        r"good/\S*: holds values of hash [0-9a-f]{16}, as does \S*; expected each recording once",
-    )
+    refused(folder, plain, r"good/\S*: holds the values of \S*; expected each recording once")
     with pytest.raises(InputError) as caught:
         folder(plain, points=50)
     assert str(plain / name) in str(caught.value) and str(plain / "good" / "0.npy") in str(caught.value)
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    """Two classes of two recordings, all of other values."""
+    for label, name in enumerate(("broken", "good")):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            np.save(tmp_path / name / f"{i}.npy", noise(2 * label + i))
+    return tmp_path
+
+
+@pytest.mark.parametrize("normalise", ["none", "mean"])
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda values: values.astype(np.float32),
+        lambda values: values.astype(np.float16),
+        lambda values: np.round(values, 4),
+        lambda values: values[:150],
+        lambda values: np.append(values, noise(9, 30)),
+    ],
+    ids=["float32", "float16", "printed", "shorter", "longer"],
+)
+def test_a_copy_in_another_precision_or_length(noisy, copy, normalise):
+    """A network cannot tell it from the other, which it may have been trained on."""
+    np.save(noisy / "good" / "2.npy", copy(noise(0)))
+    with pytest.raises(InputError, match="good/2.npy: holds the values of .*broken/0.npy; expected each"):
+        folder(noisy, points=50, normalise=normalise)
+    write_csv(noisy / "good" / "2.csv", copy(noise(0)))
+    (noisy / "good" / "2.npy").unlink()
+    with pytest.raises(InputError, match="good/2.csv: holds the values of .*broken/0.npy; expected each"):
+        folder(noisy, points=50, normalise=normalise)
+
+
+def test_a_copy_with_another_offset(noisy):
+    """It is the same to a network that sees windows less their mean, and another to one that does not."""
+    np.save(noisy / "good" / "2.npy", noise(0) + 3)
+    assert len(folder(noisy, points=50).files) == 5
+    with pytest.raises(InputError, match="good/2.npy: holds the values of .*broken/0.npy; expected each"):
+        folder(noisy, points=50, normalise="mean")
+
+
+def test_recordings_that_differ_in_one_window_are_no_copies(noisy):
+    values = noise(0)
+    values[199] += 0.1
+    np.save(noisy / "good" / "2.npy", values)
+    assert len(folder(noisy, points=50).files) == 5
+    # what is left at the end is not seen
+    refused_at(noisy, 60)
+
+
+def refused_at(path, points):
+    with pytest.raises(InputError, match="good/2.npy: holds the values of .*broken/0.npy"):
+        folder(path, points=points)
+
+
+def test_cwru_copies_under_another_number(numbered):
+    write_cwru(numbered / "107.mat", 107, ramp(105, 100).astype(np.float32))
+    refused(cwru, numbered, "107.mat: holds the values of .*105.mat; expected each recording once")
+
+
+def test_mean_of_each_window(noisy):
+    for step in (None, 30):
+        plain = both(folder(noisy, points=50, step=step))
+        less = both(folder(noisy, points=50, step=step, normalise="mean"))
+        torch.testing.assert_close(less[0], plain[0] - plain[0].mean(-1, keepdim=True), rtol=0, atol=1e-6)
+        assert torch.equal(less[1], plain[1]) and less[0].dtype == torch.float32
+
+
+def test_a_small_vibration_on_a_large_offset(noisy):
+    """Float32 has no room for both: the mean is taken off before, or the file is refused."""
+    expected = both(folder(noisy, points=50, normalise="mean"))
+    for path in noisy.rglob("*.npy"):
+        np.save(path, np.load(path) + 1e6)
+    refused(
+        folder,
+        noisy,
+        r"broken/0.npy: holds values from 99999\S* to 10000\S*, whose differences float32 loses;",
+    )
+    found = both(folder(noisy, points=50, normalise="mean"))
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-6)
+    # what float32 has room for is taken as it is
+    for path in noisy.rglob("*.npy"):
+        np.save(path, np.round((np.load(path) - 1e6) * 100).astype(np.int32) + 10_000_000)
+    assert both(folder(noisy, points=50))[0].min() > 9_999_000
+
+
+def test_values_too_small_for_float32(noisy):
+    np.save(noisy / "good" / "0.npy", noise(7) * 1e-44)
+    for normalise in ("none", "mean"):
+        with pytest.raises(InputError, match="good/0.npy: holds values .* whose differences float32 loses"):
+            folder(noisy, points=50, normalise=normalise)
 
 
 def test_hidden_files_are_passed_over(plain):
@@ -292,11 +434,50 @@ def refused(read, path, message):
     assert "\n" not in str(caught.value)
 
 
+def npy(shape, descr="<f8"):
+    """A .npy file of 50 float64 that says it has another shape."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(400)
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
         ("0.npy", b"", "0.npy: cannot be read"),
         ("0.npy", b"\x93NUMPY\x01\x00", "0.npy: cannot be read"),
+        ("0.npy", b"PK\x03\x04" + bytes(60), "0.npy: cannot be read: the magic string is not correct"),
+        (
+            "0.npy",
+            npy("(99999999999999999,)"),
+            f"0.npy: .*holds 400 bytes of data where its header says {8 * (10**17 - 1)}",
+        ),
+        ("0.npy", npy("(4294967296, 4294967296)"), "0.npy: cannot be read: it holds 400 bytes of data where"),
+        ("0.npy", npy("(-5, -10)"), "0.npy: cannot be read: "),
+        (
+            "0.npy",
+            npy("(49,)"),
+            "0.npy: cannot be read: it holds 400 bytes of data where its header says 392",
+        ),
+        (
+            "0.npy",
+            npy("(50,)")[:-1],
+            "0.npy: cannot be read: it holds 399 bytes of data where its header says 400",
+        ),
+        ("0.npy", npy("(50,)", "<f7"), "0.npy: cannot be read"),
+        ("0.npy", npy("(50,)")[:40], "0.npy: cannot be read"),
+        ("0.npy", npy("((((50,)"), "0.npy: cannot be read"),
+        ("0.npy", b"\x93NUMPY\x09\x00" + npy("(50,)")[8:], "0.npy: cannot be read"),
+        (
+            "2.csv",
+            b"1\n2\n\n3\n" + 60 * b"1\n",
+            "2.csv: cannot be read: line 3 is blank, a gap between numbers",
+        ),
+        (
+            "2.csv",
+            b"# g\nv\n1\n \t\n3\n" + 60 * b"1\n",
+            "2.csv: cannot be read: line 4 is blank, a gap between",
+        ),
+        ("2.csv", 60 * b"1\n" + b'""\n1\n', "2.csv: cannot be read"),
         ("2.csv", b"", "2.csv: cannot be read: it holds no numbers"),
         ("2.csv", b"time\n", "2.csv: cannot be read: it holds no numbers"),
         ("2.csv", b"1\n2\nx\n", "2.csv: cannot be read"),
@@ -321,6 +502,41 @@ def refused(read, path, message):
 def test_damaged_files(plain, name, content, message):
     (plain / "good" / name).write_bytes(content)
     refused(folder, plain, message)
+
+
+def test_an_npz_named_npy(plain):
+    with (plain / "good" / "0.npy").open("wb") as file:
+        np.savez(file, np.zeros(60))
+    refused(folder, plain, "0.npy: cannot be read: ")
+
+
+def test_two_arrays_in_a_file(plain):
+    """Of which NumPy itself reads the first, and says nothing."""
+    with (plain / "good" / "0.npy").open("wb") as file:
+        np.save(file, ramp(10, 50))
+        np.save(file, ramp(20, 50))
+    refused(folder, plain, "0.npy: cannot be read: it holds .* bytes of data where its header says 400")
+
+
+def test_blank_lines_around_the_numbers(plain):
+    expected = folder(plain, points=50)
+    for path in plain.rglob("2.csv"):
+        lines = path.read_text().split("\n")
+        path.write_text(
+            "\n".join(["", "# of a logger", "value", "", *lines[:20], "# half", *lines[20:], "", " ", ""])
+        )
+    found = folder(plain, points=50)
+    assert torch.equal(found.train.x, expected.train.x) and torch.equal(found.test.x, expected.test.x)
+
+
+@pytest.mark.parametrize("fortran", [False, True])
+def test_arrays_in_either_order(plain, fortran):
+    for i, path in enumerate(tables(plain, ".npy")):
+        values = np.asfortranarray(table(i)) if fortran else table(i)
+        np.save(path, values)
+    x, _, recording = both(folder(plain, points=50, column=1))
+    for window, i in zip(x[:, 0], recording.tolist(), strict=True):
+        assert torch.equal(window, torch.from_numpy(table(i)[:, 1]).float())
 
 
 @pytest.mark.parametrize(
@@ -353,6 +569,7 @@ def test_damaged_cwru(numbered):
         ({"X105_DE_time": np.full(60, np.nan)}, "holds values that are not finite"),
         ({"X105_DE_time": np.full(60, -1e39)}, "holds values that are not finite in float32"),
         ({"X105_DE_time": "text"}, "expected real numbers"),
+        ({"X105_DE_time": np.zeros((60, 2))}, r"X105_DE_time has shape \(60, 2\), expected one column"),
         ({"X105_DE_time": np.zeros(49)}, "has 49 points, expected at least the 50 of a window"),
     ):
         io.savemat(path, variables)
@@ -393,6 +610,7 @@ def test_test_share(plain, share, tested):
         ({"test_share": 1.0}, "test_share: got 1.0, expected a number between 0 and 1"),
         ({"seed": -1}, "seed: got -1, expected an integer of at least 0"),
         ({"seed": True}, "seed: got True, expected an integer of at least 0"),
+        ({"normalise": "std"}, "normalise: got 'std', expected 'none' or 'mean'"),
         ({"column": -1}, "column: got -1, expected an integer of at least 0, a name or None"),
         ({"column": 0.5}, "column: got 0.5, expected an integer of at least 0, a name or None"),
         ({"column": True}, "column: got True, expected an integer of at least 0, a name or None"),

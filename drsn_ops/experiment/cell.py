@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import models
 from ..data import InputError
 from ..noise import add_noise
-from ..train import EVALUATION_BATCH, momentum, repeatable
+from ..train import evaluation_batch, momentum, repeatable
 from ..vibration import CLASSES, vibration
 from .settings import NETWORKS, RECORDINGS, Cell, Result, Settings
 
@@ -83,13 +83,14 @@ def load_recordings(settings: Settings, seed: int) -> Data:
         )
     chosen = {"column": settings.column} if settings.data == "folder" else {}
     read = RECORDINGS[settings.data]
-    train, test, classes, _ = read(settings.data_dir, points=settings.points, seed=seed, **chosen)
+    train, test, classes, _ = read(
+        settings.data_dir, points=settings.points, normalise="mean", seed=seed, **chosen
+    )
     x = torch.cat([train.x, test.x])
     if (x == x[..., :1]).all(-1).any():
         raise InputError(
             f"{settings.data_dir}: has a window of {settings.points} points that are all the same"
         )
-    x -= x.mean(-1, keepdim=True)
     indices = torch.arange(len(x)).split([len(train.x), len(test.x)])
     return Data(x, torch.cat([train.labels, test.labels]), classes, *indices)
 
@@ -166,7 +167,7 @@ def features_of(network: models.ShrinkageNetwork, x: Tensor) -> Tensor:
     seen: list[Tensor] = []
     hook = network.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with hook:
-        for batch in x.split(EVALUATION_BATCH):
+        for batch in x.split(evaluation_batch(network, x)):
             network(batch)
     return torch.cat(seen)
 
