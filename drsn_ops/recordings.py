@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from .data import InputError, first_line, require_seed
-from .matlab import read_arrays
 from .modules import require_choice, require_positive
 
 # The numbers of the files at 12 kHz with a fault of the drive end's bearing, and of the baseline, as published by
@@ -249,21 +248,23 @@ def read_published(path: Path) -> Content:
 
 def read_cwru(path: Path) -> Content:
     """The drive-end channel of a file, at 12 kHz, and the record that its variable names."""
+    from scipy.io import loadmat
     from scipy.signal import resample_poly
 
     try:
-        variables = read_arrays(path, r"X\d+_DE_time")
+        variables = loadmat(path)
     # a damaged file can raise nearly anything
     except Exception as error:
         raise InputError(f"{path}: not a MATLAB 5 file: {first_line(error)}") from error
-    channels = list(variables)
+    channels = [name for name in variables if re.fullmatch(r"X\d+_DE_time", name)]
     # the file of record 99 holds record 98 as well
     if len(channels) > 1:
         number = cwru_number(path.stem)
         channels = [name for name in channels if int(name[1:-8]) == number]
     if len(channels) != 1:
         raise InputError(f"{path}: has no variable X..._DE_time, or several and none of its number")
-    values = variables[channels[0]]
+    values = np.asarray(variables[channels[0]])
+    require_real(path, values)
     if values.size != max(values.shape, default=0):
         raise InputError(f"{path}: its {channels[0]} has shape {values.shape}, expected one column")
     values = values.ravel()
