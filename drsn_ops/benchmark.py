@@ -239,7 +239,7 @@ class Inputs:
         if case.operator == "shrink+residual":
             self.residual = [*pool()]
         self.grad = torch.randn_like(self.x[0].detach()) if case.trains else None
-        threshold = torch.rand(case.shape[:2], device=case.device, generator=generator)
+        threshold = torch.rand(case.shape[:2], dtype=torch.float32, device=case.device, generator=generator)
         self.threshold = (0.25 + threshold / 2).to(case.dtype)
         self.scratch = [torch.empty_like(x) for x in self.x] if case.inplace else []
 
@@ -289,7 +289,7 @@ class Copy:
     def __init__(self, case: Case) -> None:
         size = max(bytes_moved(case) // (2 * torch.float32.itemsize), 1)
         self.count = pool_size(case.device, bytes_moved(case))
-        self.sources = [torch.randn(size, device=case.device) for _ in range(self.count)]
+        self.sources = [torch.randn(size, dtype=torch.float32, device=case.device) for _ in range(self.count)]
         self.targets = [torch.empty_like(source) for source in self.sources]
 
     def fresh(self, index: int) -> None:
@@ -383,7 +383,7 @@ def settle_allocator() -> None:
     it has freed one block of that size; in a fresh process this alone would multiply the time of the formulas
     that need the most memory. 32 MB is the most that it learns to keep.
     """
-    torch.empty(31 << 20, dtype=torch.uint8)
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
 
 
 def measure(

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ UNKNOWN = "differs from the definition, none of the known mistakes"
 VANISHED = "cannot be judged: the thresholds are 0 or next to it"
 
 _SAMPLES = 6
+# What is made for a check, whatever PyTorch's default type and device are.
+_MADE: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 _SPATIAL = {1: (251,), 2: (15, 17), 3: (5, 7, 8)}
 _SCALES = (1e-4, 1e-2, 1.0, 1e2)
 # What is added against a division by 0 may move y and tau by as much.
@@ -186,15 +188,16 @@ class _Rows:
         self.shape = (_SAMPLES, channels, length)
         self.generator = torch.Generator().manual_seed(0)
         self.device = device
-        self.scales = torch.linspace(1, 1.5, _SAMPLES, dtype=torch.float64).to(device)[:, None, None]
+        self.scales = torch.linspace(1, 1.5, _SAMPLES, **_MADE).to(device)[:, None, None]
         self.base = self.shuffled(self.spread()) * self.scales
 
     def spread(self) -> Tensor:
-        return torch.linspace(0.05, 1.95, self.shape[-1], dtype=torch.float64)
+        return torch.linspace(0.05, 1.95, self.shape[-1], **_MADE)
 
     def ranks(self) -> Tensor:
         """A random order of each row's positions."""
-        return torch.rand(self.shape, generator=self.generator).argsort(-1).to(self.device)
+        ranks = torch.rand(self.shape, generator=self.generator, dtype=torch.float32, device="cpu")
+        return ranks.argsort(-1).to(self.device)
 
     def shuffled(self, values: Tensor) -> Tensor:
         """Rows that hold ``values`` in random orders."""
@@ -218,7 +221,7 @@ class _Rows:
 
     def uneven(self) -> Tensor:
         """The base with each row scaled so little that no threshold below the sample's mean can zero it."""
-        factors = 0.75 + 0.5 * torch.rand(self.shape[:2], generator=self.generator, dtype=torch.float64)
+        factors = 0.75 + 0.5 * torch.rand(self.shape[:2], generator=self.generator, **_MADE)
         return self.base * factors.to(self.device)[..., None]
 
 
@@ -482,7 +485,7 @@ def _prepared(
 ) -> tuple[Callable[[Tensor], object], Tensor]:
     """A copy of the module in ``dtype``, and a tensor of the type and device that it takes."""
     if not isinstance(module, nn.Module):
-        return module, torch.empty(0, dtype=dtype)
+        return module, torch.empty(0, dtype=dtype, device="cpu")
     try:
         own = copy.deepcopy(module)
     except Exception as error:

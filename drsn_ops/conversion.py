@@ -221,8 +221,21 @@ def _make(module: nn.Module, place: _Place, options: dict[str, Any]) -> Shrinkag
         )
     _require_signal(module, place)
     # frozen blocks may have no parameters, and counters are integers
-    like = next((one for one in numbers if one.is_floating_point()), torch.empty(0))
-    return Shrinkage(place.channels, **options).to(like.device, like.dtype).train(there.training)
+    like = next(
+        (one for one in numbers if one.is_floating_point()), torch.empty(0, dtype=torch.float32, device="cpu")
+    )
+    return _draw(place.channels, options).to(like.device, like.dtype).train(there.training)
+
+
+def _draw(channels: int, options: dict[str, Any]) -> Shrinkage:
+    """A shrinkage in float32 on the CPU, whose first weights do not depend on PyTorch's default type and device."""
+    with torch.device("meta"):
+        shrinkage = Shrinkage(channels, **options)
+    shrinkage.to(torch.float32).to_empty(device="cpu")
+    for layer in shrinkage.fc:
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    return shrinkage
 
 
 def _count(modules: Iterable[nn.Module]) -> int:

@@ -81,7 +81,8 @@ def load(name: str, folder: str | Path | None, *, noise: float, seed: int) -> Da
     generator = torch.Generator().manual_seed(seed)
     for split in (train, test):
         split.images.add_(uniform(split.images.shape, generator=generator), alpha=noise)
-    mean = train.images.mean((0, 2, 3)) if name == "cifar10" else torch.zeros(train.images.shape[1])
+    channels = train.images.shape[1]
+    mean = train.images.mean((0, 2, 3)) if name == "cifar10" else train.images.new_zeros(channels)
     return Dataset(train, test, mean[:, None, None])
 
 
@@ -258,8 +259,8 @@ def augment(images: Tensor, padding: int = 4) -> Tensor:
     copies of the program for CIFAR-10 have lost.
     """
     n, _, height, width = images.shape
-    flip = torch.rand(n).to(images.device) < 0.5
-    top, left = torch.randint(0, 2 * padding + 1, (2, n, 1)).to(images.device)
+    flip = torch.rand(n, dtype=torch.float32, device="cpu").to(images.device) < 0.5
+    top, left = torch.randint(0, 2 * padding + 1, (2, n, 1), device="cpu").to(images.device)
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
     images = F.pad(torch.where(flip[:, None, None, None], images.flip(-1), images), [padding] * 4)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def gaussian(
         generator: what it is drawn from; None is PyTorch's default CPU generator.
         device: where the noise goes; None leaves it on the generator's device.
     """
-    return torch.randn(shape, generator=generator, device=_source(generator)).to(device)
+    return torch.randn(shape, generator=generator, **_source(generator)).to(device)
 
 
 def laplacian(
@@ -47,7 +48,7 @@ def laplacian(
 
     Source: S. Kotz, T. Kozubowski, K. Podgorski, The Laplace Distribution and Generalizations, 2001, section 2.2.
     """
-    pair = torch.empty(2, *shape, device=_source(generator)).exponential_(generator=generator)
+    pair = torch.empty(2, *shape, **_source(generator)).exponential_(generator=generator)
     return ((pair[0] - pair[1]) / math.sqrt(2)).to(device)
 
 
@@ -65,11 +66,11 @@ def pink(shape: Sequence[int], *, generator: torch.Generator | None = None, devi
     """
     _require_points("shape", shape)
     points = shape[-1]
-    frequency = torch.arange(points // 2 + 1, dtype=torch.float64)
+    frequency = torch.arange(points // 2 + 1, dtype=torch.float64, device="cpu")
     weight = torch.where(frequency > 0, frequency.clamp(min=1).rsqrt(), 0)
     # the mean square over both halves of the spectrum; only the mean and, if even, the last one stand alone
     power = 2 * weight.square().sum() - (weight[-1].square() if points % 2 == 0 else 0)
-    weight = (weight * (points / power).sqrt()).to(_source(generator), torch.float32)
+    weight = (weight * (points / power).sqrt()).to(**_source(generator))
     white = gaussian(shape, generator=generator)
     if not white.numel():  # of which some Fourier transforms make an error
         return white.to(device)
@@ -84,7 +85,7 @@ def uniform(
 
     Arguments as in `gaussian`.
     """
-    return torch.rand(shape, generator=generator, device=_source(generator)).to(device)
+    return torch.rand(shape, generator=generator, **_source(generator)).to(device)
 
 
 _DRAW: dict[str, Callable[..., Tensor]] = dict(zip(KINDS, (gaussian, laplacian, pink, uniform), strict=True))
@@ -166,9 +167,9 @@ def snr(x: Tensor, noisy: Tensor) -> Tensor:
     return 10 * (_power(x) / _power(noisy.double() - x.double())).log10()
 
 
-def _source(generator: torch.Generator | None) -> torch.device:
-    """Where the numbers are drawn."""
-    return torch.device("cpu") if generator is None else generator.device
+def _source(generator: torch.Generator | None) -> dict[str, Any]:
+    """Where and in which type the numbers are drawn, whatever PyTorch's defaults are."""
+    return {"device": "cpu" if generator is None else generator.device, "dtype": torch.float32}
 
 
 def _power(x: Tensor) -> Tensor:

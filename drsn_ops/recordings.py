@@ -472,8 +472,8 @@ def require_finite(path: Path, values: npt.NDArray[Any]) -> None:
 
 def join(parts: list[tuple[Array, int, int]]) -> Windows:
     """One split from the windows, class and index of each of its recordings."""
-    counts = torch.tensor([len(windows) for windows, _, _ in parts])
-    labels, indices = (torch.tensor([part[i] for part in parts]) for i in (1, 2))
+    counts = torch.tensor([len(windows) for windows, _, _ in parts], device="cpu")
+    labels, indices = (torch.tensor([part[i] for part in parts], device="cpu") for i in (1, 2))
     return Windows(
         torch.from_numpy(np.concatenate([windows for windows, _, _ in parts])[:, None]),
         labels.repeat_interleave(counts),

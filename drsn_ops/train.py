@@ -184,7 +184,7 @@ class Run:
         self.replica.train()
         images, labels = self.data.train
         share = self.processes.share
-        order = torch.randperm(len(labels)).to(self.device).split(self.settings.batch_size)
+        order = torch.randperm(len(labels), device="cpu").to(self.device).split(self.settings.batch_size)
         for batch in order[: self.steps_per_epoch]:
             x = share(augment(images[batch])) if self.recipe.augment else images[share(batch)]
             for group in self.optimiser.param_groups:

@@ -186,7 +186,7 @@ def vibration(signals: int = 28_800, *, points: int = 2048, rate: float = 12_800
     label, rest = index % len(CLASSES), index // len(CLASSES)
     speed = np.array(SPEEDS)[rest % len(SPEEDS)]
     load = np.array(LOADS)[rest // len(SPEEDS) % len(LOADS)]
-    x = torch.empty(signals, 1, points)
+    x = torch.empty(signals, 1, points, dtype=torch.float32, device="cpu")
     for start in range(0, signals, CHUNK):
         part = slice(start, start + CHUNK)
         generators = [np.random.default_rng((seed, i)) for i in index[part].tolist()]

@@ -91,7 +91,7 @@ def load_recordings(settings: Settings, seed: int) -> Data:
         raise InputError(
             f"{settings.data_dir}: has a window of {settings.points} points that are all the same"
         )
-    indices = torch.arange(len(x)).split([len(train.x), len(test.x)])
+    indices = torch.arange(len(x), device="cpu").split([len(train.x), len(test.x)])
     return Data(x, torch.cat([train.labels, test.labels]), classes, *indices)
 
 
@@ -151,7 +151,7 @@ def fit(network: models.ShrinkageNetwork, x: Tensor, labels: Tensor, settings: S
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=0.1)
     network.train()
     for _ in range(settings.epochs):
-        for batch in torch.randperm(len(labels)).to(x.device).split(settings.batch_size):
+        for batch in torch.randperm(len(labels), device="cpu").to(x.device).split(settings.batch_size):
             # BatchNorm cannot train on a remainder of one
             if len(batch) > 1:
                 optimiser.zero_grad()
