@@ -25,6 +25,10 @@ MAGNITUDE_WITHOUT_SIGN = "magnitude without sign"
 MEAN_DROPPED = "mean dropped"
 CONFUSED = "CS and CW confused"
 RESHAPE = "reshape for transpose"
+HARD = "hard threshold"
+GARROTE = "garrote"
+UNBOUNDED = "alpha not between 0 and 1"
+CUT = "cut off from the gradient"
 
 REMEDIES = {
     MEAN_WITHOUT_ABS: "take the mean of x.abs(), both for the gate's input and for what alpha multiplies",
@@ -33,9 +37,20 @@ REMEDIES = {
     CONFUSED: "CW: C gate outputs times the means of the channels; CS: one gate output times the mean of the sample; "
     "where another pair is meant, name its mean: statistic='channel' or statistic='sample'",
     RESHAPE: "bring the channels to axis 1 with transpose or permute; reshape and view move no axis",
+    HARD: "take tau off what is let through too, x.sign() * (x.abs() - tau).relu(); a comparison gives tau no gradient",
+    GARROTE: "take off tau, not tau ** 2 / x: x.sign() * (x.abs() - tau).relu()",
+    UNBOUNDED: "end the gate in a sigmoid; what a softplus, a ReLU, a tanh or a bare linear layer returns is no share",
+    CUT: "leave out the detach(), .data, .item() or torch.no_grad() around it",
+}
+# What y is where it is not soft thresholding.
+_FORMS = {
+    HARD: "x where |x| > tau and else 0",
+    GARROTE: "x - tau^2 / x where |x| > tau and else 0",
+    MAGNITUDE_WITHOUT_SIGN: "x * max(|x| - tau, 0)",
 }
 UNKNOWN = "differs from the definition, none of the known mistakes"
 VANISHED = "cannot be judged: the thresholds are 0 or next to it"
+OTHER_GRADIENT = "has other gradients than what it computes"
 
 _SAMPLES = 6
 # What is made for a check, whatever PyTorch's default type and device are.
@@ -109,17 +124,32 @@ class _Measured(NamedTuple):
     error: float  # the largest deviation from soft thresholding by tau
 
 
+def _softened(form: str | None, magnitude: Tensor, kept: Tensor) -> Tensor:
+    """What soft thresholding by the same tau would have made of the magnitudes that became ``kept``."""
+    if form == MAGNITUDE_WITHOUT_SIGN:
+        return kept / magnitude
+    if form == HARD:
+        return (kept - (magnitude * (kept == 0)).amax(-1, keepdim=True)) * (kept > 0)
+    if form == GARROTE:
+        return (magnitude - ((magnitude - kept) * magnitude).clamp(min=0).sqrt()) * (kept > 0)
+    return kept
+
+
 def _measure(
-    x: Tensor, y: Tensor, order: Tensor, back: Tensor | None = None, product: bool = False, slack: float = 0.0
+    x: Tensor,
+    y: Tensor,
+    order: Tensor,
+    back: Tensor | None = None,
+    form: str | None = None,
+    slack: float = 0.0,
 ) -> _Measured:
     """The thresholds of the rows that ``order`` makes of a sample's elements, in y ``back`` where that is another.
 
-    With ``product``, of ``y = x * max(|x| - tau, 0)``. A deviation of up to ``slack`` is no error.
+    ``form`` is a key of `_FORMS`, or None for soft thresholding. A deviation of up to ``slack`` is no error.
     """
     orders = (order, order if back is None else back)
     magnitude, kept = (t.flatten(1)[:, o].reshape(x.shape).abs() for t, o in zip((x, y), orders, strict=True))
-    if product:
-        kept = kept / magnitude
+    kept = _softened(form, magnitude, kept)
     largest = magnitude.argmax(-1, keepdim=True)
     tau = (magnitude - kept).gather(-1, largest)
     deviation = (kept - (magnitude - tau).clamp(min=0)).abs()
@@ -255,16 +285,17 @@ def _shuffled_within(x: Tensor, order: Tensor, ranks: Tensor) -> Tensor:
 
 
 def _find_form(block: _Block, rows: _Rows, layouts: dict[str, Tensor]) -> str:
-    """The layout whose rows have one threshold each, where y is soft thresholding or x times its magnitude."""
+    """The layout whose rows have one threshold each, where y is soft thresholding or one of `_FORMS`."""
     x = rows.base
     y = block(x)
     if _apart(block(x), y) > block.tolerance:
         raise _Wrong("gives another result for the same x: it draws random numbers or keeps a state")
     if not y.any():
         raise _Wrong(UNKNOWN, "y is 0 everywhere: the thresholds are above the largest |x|, twice the mean")
-    for product in (False, True):
+    for form in (None, *_FORMS):
         for (layout, order), (other, back) in itertools.product(layouts.items(), repeat=2):
-            error = _measure(x, y, order, back, product).error
+            measured = _measure(x, y, order, back, form)
+            error = measured.error
             if error > block.tolerance:
                 continue
             if other != layout:
@@ -273,12 +304,14 @@ def _find_form(block: _Block, rows: _Rows, layouts: dict[str, Tensor]) -> str:
                     f"the {other} of y are the {layout} of x, shrunk by a threshold each, up to {error:.1g} of mean|x|",
                     _deviation(_measure(x, y, layouts["channels"]).error),
                 )
-            if product:
-                at = x.argmax()
+            if form is not None:
+                before, after = (t.flatten(1)[:, order].flatten() for t in (x, y))
+                at = before.argmax()
+                soft = before[at] - measured.tau.flatten()[at // x.shape[-1]]
                 raise _Wrong(
-                    MAGNITUDE_WITHOUT_SIGN,
-                    f"y is x * max(|x| - tau, 0) up to {error:.1g}: x = {x.flatten()[at]:.3g} becomes "
-                    f"{y.flatten()[at]:.3g}, sign(x) * max(|x| - tau, 0) is {(y / x).flatten()[at]:.3g}",
+                    form,
+                    f"y is {_FORMS[form]}, up to {error:.1g}: x = {before[at]:.3g} becomes {after[at]:.3g}, "
+                    f"sign(x) * max(|x| - tau, 0) is {soft:.3g}",
                 )
             # where nothing but rounding is left, more can be told from rounding
             block.tolerance = 1e-6 if error < 1e-10 else block.tolerance
@@ -379,23 +412,24 @@ def _check_mean(block: _Block, rows: _Rows) -> tuple[float, float]:
             f"mean|x| in rows of evenly spread |x|, {_times(peaked.tau / rows.scales[..., 0])} times in rows with half "
             "of it in few values (median)",
         )
-    seen, ratios = [], []
+    seen, ratios, visible = [], [], []
     for scale in _SCALES:
         x = rows.peaked() * scale
         measured = block.measure(x)
-        ratios.append(_share(measured.tau, x.mean(-1)))
+        ratios.append(_share(measured.tau, x.mean(-1)).flatten())
+        visible.append(measured.visible.flatten())
         if measured.visible.any():
             seen.append((scale, measured.tau[measured.visible]))
     low, high = min(r.min().item() for r in ratios), max(r.max().item() for r in ratios)
-    largest = max((t.max().item() for _, t in seen), default=math.inf)
     words = tuple(f"at mean|x| = {scale:g}, tau is {_times(t)} (median)" for scale, t in seen)
     if low < -block.tolerance:
-        raise _Wrong(UNKNOWN, f"tau is down to {low:.3g} times mean|x|: it is never negative", *words)
+        raise _Wrong(UNBOUNDED, f"alpha = tau / mean|x| is down to {low:.3g}", *words)
     if high > 1 + block.tolerance:
-        # a sigmoid's value; a gate without bounds would follow the mean of 100
-        if ratios[0].max() > 1 + block.tolerance and largest <= 1 + block.tolerance:
+        # of what is a hundredth, a mean's multiple is a hundredth too; what zeroes the faintest x does not follow it
+        first, second = (ratio.max().item() for ratio in ratios[:2])
+        if first > 1 + block.tolerance and (first > 10 * second or not visible[0][ratios[0].argmax()]):
             raise _Wrong(MEAN_DROPPED, *words, "tau does not follow the mean: it is the gate's output alone")
-        raise _Wrong(UNKNOWN, f"tau is up to {high:.3g} times mean|x|: alpha is never above 1", *words)
+        raise _Wrong(UNBOUNDED, f"alpha = tau / mean|x| is up to {high:.3g}", *words)
     if max(abs(low), high) <= block.tolerance:
         raise _Wrong(VANISHED, f"tau is at most {max(abs(low), high):.1g} times mean|x|: nothing is shrunk")
     return low, high
@@ -458,6 +492,155 @@ def _find_kind(block: _Block, rows: _Rows) -> tuple[str | None, str | None, tupl
     return thresholds, statistic, (bound, spread)
 
 
+class _Probe(NamedTuple):
+    """How a number moves with a direction of x: as the gradient has it, in a step, and in a long one."""
+
+    gradient: float
+    moved: float
+    error: float
+    far: float
+
+    def __sub__(self, other: _Probe) -> _Probe:
+        return _Probe(
+            self.gradient - other.gradient,
+            self.moved - other.moved,
+            self.error + other.error,
+            self.far - other.far,
+        )
+
+    @property
+    def agrees(self) -> bool:
+        apart = min(abs(self.moved - self.gradient) - self.error, abs(self.far - self.gradient) - 1e-4)
+        return apart <= 0
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is by more than a gate in bfloat16 may be off."""
+        return abs(self.far - self.gradient) > 0.1 * (abs(self.far) + abs(self.gradient)) + 0.05
+
+
+def _probe(value: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor, direction: Tensor) -> _Probe:
+    unit, along = x.mean().item(), (gradient * direction).sum().item()
+    middle = value(x).item()
+
+    def step(size: float) -> tuple[float, bool]:
+        """The slope from a step back to one ahead, and whether it is of a straight line but for a curve's part."""
+        ahead, back = (value(x + sign * size * unit * direction).item() for sign in (1, -1))
+        bend = abs(ahead + back - 2 * middle) / unit
+        return (ahead - back) / (2 * size * unit), bend <= 1e-11 + 10 * size**2
+
+    moved, straight = step(1e-6)
+    probe = _Probe(along, moved, 1e-5 * (abs(moved) + abs(along)) + 1e-7, moved)
+    if probe.agrees:
+        return probe
+    # float32 in any part of the block drowns short steps; long ones may meet a kink of the gate
+    slopes, lines = zip(*map(step, (1e-5, 1e-4, 1e-2)), strict=True)
+    far = min(slopes[1:], key=lambda slope: abs(slope - along))
+    if straight and lines[0]:
+        return probe._replace(far=far)
+    return _Probe(along, far, 1e-2 * (abs(far) + abs(along)) + 1e-4, far)
+
+
+def _cut_from_x(block: _Block, x: Tensor, weights: Tensor) -> tuple[list[str], list[str]]:
+    """What of y no gradient takes back to x, and where it takes another one.
+
+    The small values of x move y at the large ones through the threshold alone: by alpha through the mean that alpha
+    multiplies, and by the rest through the gate.
+    """
+    length, mean = x.shape[-1], x.mean(-1, keepdim=True)
+    large = (x > 1.2 * mean).double()
+    # another one in every other sample, as a BatchNorm of the gate takes out a common one; the same in all channels
+    rise = 1 - 0.5 * (torch.arange(len(x), device=x.device) % 2).double()[:, None, None]
+    by_small, by_large = (rise * length * part / part.sum(-1, keepdim=True) for part in (1 - large, large))
+    weights = weights / (weights * rise).sum()
+
+    def value(x: Tensor) -> Tensor:
+        return -(weights * (block(x) * large).sum(-1, keepdim=True) / large.sum(-1, keepdim=True)).sum()
+
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(value(leaf), leaf, allow_unused=True, materialize_grads=True)
+    through = _probe(value, x, gradient, by_small)
+    beside = _probe(value, x, gradient, by_large) - through
+    cut: list[str] = []
+    other: list[str] = []
+    if not through.agrees:
+        multiplied = (weights * rise * block.measure(x).tau[..., None] / mean).sum().item()
+        left = {
+            "the threshold": 0.0 if through.gradient == 0 else math.inf,
+            "the mean that alpha multiplies": through.moved - multiplied,
+            "the gate's input": multiplied,
+        }
+        part = min(left, key=lambda name: abs(through.gradient - left[name]))
+        words = f"tau moves by {through.far:.3g} with mean|x|, and by {through.gradient:.3g} as the gradient has it"
+        if abs(through.gradient - left[part]) <= through.error:
+            cut.append(f"{words}: {part} is cut off from x")
+        elif through.differs:
+            other.append(words)
+    if not beside.agrees:
+        words = (
+            f"with tau as it is, the gradient has y move by {beside.gradient / beside.far:.3g} of what x does"
+        )
+        if abs(beside.gradient) <= beside.error:
+            cut.append(f"{words}: x is cut off beside the threshold")
+        elif beside.differs:
+            other.append(words)
+    return cut, other
+
+
+def _cut_parameters(block: _Block, rows: _Rows, y: Tensor) -> list[str]:
+    """The names of the parameters that y, which has a graph, moves with and gives no gradient."""
+    if not isinstance(block.call, nn.Module):
+        return []
+    named = {name: p for name, p in block.call.named_parameters() if p.requires_grad}
+    inputs = [*named.values()]
+    gradients = torch.autograd.grad(y, inputs, torch.ones_like(y), allow_unused=True) if named else ()
+    cut: list[str] = []
+    for (name, parameter), gradient in zip(named.items(), gradients, strict=True):
+        if gradient is None:
+            before = parameter.clone()
+            parameter.add_(torch.randn(parameter.shape, generator=rows.generator, **_MADE).to(parameter))
+            if _apart(block(rows.base), y) > block.tolerance:
+                cut.append(name)
+            parameter.copy_(before)
+    return cut
+
+
+def _check_gradients(block: _Block, rows: _Rows) -> tuple[str, ...]:
+    """Thresholds and gates learn. Returns what is to be said of a function that computes without a graph."""
+    is_module = isinstance(block.call, nn.Module)
+    with torch.enable_grad():
+        try:
+            y = block(rows.base.clone().requires_grad_())
+        # as numpy() of what requires gradients does
+        except Exception as error:
+            if is_module:
+                raise
+            return (
+                f"raises {type(error).__name__} where x requires gradients: whether it learns does not show",
+            )
+    if not y.requires_grad:
+        if is_module:
+            raise _Wrong(CUT, "y has no gradient at all")
+        return ("y has no gradient at all: whether it learns does not show",)
+    names = _cut_parameters(block, rows, y)
+    evidence = [f"y moves with {', '.join(names)}, which no gradient reaches"] if names else []
+    weights = 0.5 + torch.rand((*rows.shape[:2], 1), generator=rows.generator, **_MADE).to(rows.device)
+    differing = []
+    for scale in _SCALES[1:]:
+        cut, other = _cut_from_x(block, rows.base * scale, weights)
+        if cut:
+            evidence += cut
+            break
+        differing += other[:1]
+    if evidence:
+        raise _Wrong(CUT, *evidence)
+    # a gate in bfloat16 may look so at one of them
+    if len(differing) > 1:
+        raise _Wrong(OTHER_GRADIENT, *differing)
+    return ()
+
+
 def _examine(block: _Block, rows: _Rows, expected: str | None, meant: Statistic | None) -> Check:
     """Every step in the order in which one mistake would look like another."""
     layouts = _layouts(*rows.shape[1:], rows.device)
@@ -474,10 +657,11 @@ def _examine(block: _Block, rows: _Rows, expected: str | None, meant: Statistic 
         if statistic != scope or thresholds not in (None, width):
             wanted = _KINDS[width, scope] if expected or meant else "DRSN-CW or DRSN-CS"
             raise _Wrong(CONFUSED, f"expected {wanted}", f"found {kind}", *evidence)
+    learning = _check_gradients(block, rows)
     exact = (
         f"y is soft thresholding up to {block.error:.1g} of mean|x|; alpha is {max(low, 0):.3g} to {high:.3g}"
     )
-    return Check(True, kind, None, (exact, *evidence), None, thresholds, statistic)
+    return Check(True, kind, None, (exact, *evidence, *learning), None, thresholds, statistic)
 
 
 def _prepared(
@@ -517,16 +701,24 @@ def check_shrinkage(
     - ``"mean dropped"``: the gate's output alone is the threshold;
     - ``"CS and CW confused"``: the mean of the sample with a channel-wide gate, or the channels' means with a gate of
       one output, unless ``statistic`` asks for it; or thresholds of another kind than ``expected``;
-    - ``"reshape for transpose"``: rows of memory are taken for channels after axes were renamed, not moved.
+    - ``"reshape for transpose"``: rows of memory are taken for channels after axes were renamed, not moved;
+    - ``"hard threshold"`` and ``"garrote"``: x, or ``x - tau^2 / x``, is let through where ``|x| > tau``;
+    - ``"alpha not between 0 and 1"``: a softplus, a ReLU or a linear layer ends the gate, so that tau exceeds the mean
+      or is negative;
+    - ``"cut off from the gradient"``: a ``detach``, ``.data``, ``.item()`` or ``no_grad`` keeps x, the mean that alpha
+      multiplies, the gate's input or the gate's parameters from learning. Frozen parameters are no mistake.
 
     A block with several mistakes is told one; mend it and ask again. The statistic and the gate's width show only as
     far as the gate's outputs do: an alpha below 1e-7 in a quiet channel passes for the channel's own mean, and C
-    outputs that are always equal for one. A guard of up to 1e-6 against a division by 0 is no mistake.
+    outputs that are always equal for one. A guard of up to 1e-6 against a division by 0 is no mistake. Gradients are
+    compared with what y does when x moves a little; a cut that takes less than a thousandth of them does not show, in
+    float32 less than a hundredth.
 
     Args:
         module: maps (N, C, \*spatial) to the same shape; the shrinkage alone, without convolutions or the shortcut.
             A module is copied, to float64 where it can compute in it, and is itself neither called nor changed. Any
-            other callable is called as it is, with float64 tensors on the CPU, float32 where that fails.
+            other callable is called as it is, with float64 tensors on the CPU, float32 where that fails; it may
+            compute without gradients, in NumPy for example.
         channels: C.
         dim: the number of spatial axes: 1, 2 or 3.
         spatial: their sizes, where the block takes no others; at least 16 positions in all.
@@ -563,11 +755,13 @@ def check_shrinkage(
         )
     # the last dtype's failure is the block's
     for dtype in (torch.float64, torch.float32):
-        call, like = _prepared(module, dtype, training)
+        # what is made in inference mode would have no gradients
+        with torch.inference_mode(False):
+            call, like = _prepared(module, dtype, training)
         block = _Block(call, sizes, like)
         devices = [like.device] if like.is_cuda else []
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices):
+            with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
                 rows = _Rows(channels, math.prod(sizes), like.device)
                 return _examine(block, rows, expected, statistic)
         except _Wrong as wrong:

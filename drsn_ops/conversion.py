@@ -233,8 +233,9 @@ def _draw(channels: int, options: dict[str, Any]) -> Shrinkage:
         shrinkage = Shrinkage(channels, **options)
     shrinkage.to(torch.float32).to_empty(device="cpu")
     for layer in shrinkage.fc:
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
+        reset: Any = getattr(layer, "reset_parameters", None)
+        if reset is not None:
+            reset()
     return shrinkage
 
 

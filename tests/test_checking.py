@@ -3,6 +3,7 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,10 +11,15 @@ from torch import nn
 from drsn_ops import Shrinkage
 from drsn_ops.checking import (
     CONFUSED,
+    CUT,
+    GARROTE,
+    HARD,
     MAGNITUDE_WITHOUT_SIGN,
     MEAN_DROPPED,
     MEAN_WITHOUT_ABS,
+    OTHER_GRADIENT,
     RESHAPE,
+    UNBOUNDED,
     UNKNOWN,
     check_shrinkage,
 )
@@ -105,6 +111,29 @@ class NoMean(Block):
         return alpha
 
 
+class Hard(Block):
+    def apply_to(self, x, tau):
+        return x * (x.abs() > tau)
+
+
+class Garrote(Block):
+    def apply_to(self, x, tau):
+        return torch.where(x.abs() > tau, x - tau**2 / x, 0)
+
+
+class OtherGate(Block):
+    """Another last layer in the gate."""
+
+    def __init__(self, last, sign=1.0, **options):
+        super().__init__(**options)
+        self.gate[4] = last
+        nn.init.constant_(self.gate[3].bias, sign)
+
+
+class OtherGateAlone(OtherGate, NoMean):
+    """The same, and its output alone is the threshold."""
+
+
 class ChannelsLast(Block):
     """Reads the (C, L) memory of a sample as (L, C), or the other way about, and is right in what it then sees."""
 
@@ -173,6 +202,21 @@ MISTAKES = {
     "no mean": (NoMean, {}, None, MEAN_DROPPED),
     "no mean, shared": (NoMean, {"outputs": 1}, CS, MEAN_DROPPED),
     "no mean, norm": (NoMean, {"norm": True}, CW, MEAN_DROPPED),
+    "hard": (Hard, {}, None, HARD),
+    "hard, shared": (Hard, {"outputs": 1, "scope": "sample"}, CS, HARD),
+    "garrote": (Garrote, {"norm": True}, CW, GARROTE),
+    "garrote, shared": (Garrote, {"outputs": 1, "scope": "sample"}, None, GARROTE),
+    "softplus gate": (OtherGate, {"last": nn.Softplus()}, None, UNBOUNDED),
+    "softplus gate, shared": (
+        OtherGate,
+        {"last": nn.Softplus(), "outputs": 1, "scope": "sample"},
+        CS,
+        UNBOUNDED,
+    ),
+    "ReLU gate": (OtherGate, {"last": nn.ReLU(), "norm": True}, CW, UNBOUNDED),
+    "linear gate": (OtherGate, {"last": nn.Identity()}, None, UNBOUNDED),
+    "tanh gate": (OtherGate, {"last": nn.Tanh(), "sign": -1.0}, CW, UNBOUNDED),
+    "softplus gate, no mean": (OtherGateAlone, {"last": nn.Softplus()}, None, MEAN_DROPPED),
     "hybrid": (Block, {"scope": "sample"}, None, CONFUSED),
     "one gate output": (Block, {"outputs": 1}, None, CONFUSED),
     "CW for CS": (Block, {}, CS, CONFUSED),
@@ -315,11 +359,158 @@ def test_gate_outputs_next_to_zero_are_not_taken_for_one():
     assert check and check.thresholds == CW, check
 
 
+SEEN = {
+    "hard": (
+        lambda x: x * (x.abs() > 0.5 * mean_of(x)),
+        HARD,
+        r"x = 2.92 becomes 2.92, sign\(x\) .* is 2.18$",
+    ),
+    "garrote": (
+        lambda x: torch.where(x.abs() > mean_of(x), x - mean_of(x) ** 2 / x, 0),
+        GARROTE,
+        r"x = 2.92 becomes 2.16, sign\(x\) .* is 1.43$",
+    ),
+    "twice": (lambda x: shrunk(x, 1.5 * mean_of(x)), UNBOUNDED, "alpha .* is up to 1.5\n"),
+    "negative": (lambda x: shrunk(x, -0.5 * mean_of(x)), UNBOUNDED, "alpha .* is down to -0.5\n"),
+    "sum": (lambda x: shrunk(x, 0.005 * x.abs().sum(-1, True)), UNBOUNDED, "alpha .* is up to 1.25\n"),
+    "softplus alone": (
+        lambda x: shrunk(x, nn.functional.softplus(mean_of(x))),
+        MEAN_DROPPED,
+        "gate's output alone",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_what_is_seen_is_named(name):
+    function, mistake, evidence = SEEN[name]
+    check = check_shrinkage(function, C)
+    assert check.mistake == mistake and re.search(evidence, "\n".join(check.evidence)), check
+
+
+class Detached(Block):
+    """A block with a cut: ``cut`` names what is detached."""
+
+    def __init__(self, cut, **options):
+        super().__init__(**options)
+        self.cut = cut
+
+    def pass_on(self, name, value):
+        return value.detach() if name in self.cut else value
+
+    def forward(self, x):
+        x = self.pass_on("x", x)
+        mean = self.statistic(x)
+        alpha = self.pass_on("alpha", self.gate(self.pass_on("input", mean)))
+        tau = self.pass_on("tau", self.threshold(alpha, self.pass_on("mean", mean)))
+        magnitude = self.pass_on("magnitude", x.abs())
+        return self.pass_on("y", x.sign() * torch.relu(magnitude - per_channel(tau, x)))
+
+
+PARAMETERS = r"y moves with gate\.0\.weight, .*gate\.3\.bias, which no gradient reaches"
+CUTS = {
+    "tau": [PARAMETERS, "the threshold is cut off from x"],
+    "alpha": [PARAMETERS, "the gate's input is cut off from x"],
+    "input": ["the gate's input is cut off from x"],
+    "mean": ["the mean that alpha multiplies is cut off from x"],
+    "input mean": ["the threshold is cut off from x"],
+    "magnitude": ["x is cut off beside the threshold"],
+    "tau magnitude": [PARAMETERS, "the threshold is cut off from x", "x is cut off beside the threshold"],
+    "x": ["the threshold is cut off from x", "x is cut off beside the threshold"],
+    "y": ["y has no gradient at all"],
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(
+    "options", [{}, {"outputs": 1, "scope": "sample"}, {"norm": True}], ids=["CW", "CS", "norm"]
+)
+def test_what_is_cut_off_from_the_gradient_is_named(cut, options):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        check = check_shrinkage(Detached(cut.split(), **options), C, dim=1 + seed % 3, training=seed % 2 == 1)
+        assert not check and check.mistake == CUT and "detach()" in check.remedy, f"seed {seed}: {check}"
+        assert len(check.evidence) == len(CUTS[cut]), check
+        for line, words in zip(check.evidence, CUTS[cut], strict=True):
+            assert re.search(words, line), f"seed {seed}: {check}"
+
+
+def test_a_cut_shows_in_float32_and_in_functions():
+    class Narrow(Detached):
+        def forward(self, x):
+            if x.dtype != torch.float32:
+                raise RuntimeError("expected scalar type Float")
+            return super().forward(x)
+
+    for cut in CUTS.keys() - {"input"}:
+        for seed in range(2):
+            torch.manual_seed(seed)
+            check = check_shrinkage(Narrow(cut.split()), C)
+            assert check.mistake == CUT and re.search(CUTS[cut][0], check.evidence[0]), f"{cut}: {check}"
+    function = check_shrinkage(Detached(["mean"]).forward, C)
+    assert function.mistake == CUT and "the mean that alpha" in function.evidence[0]
+
+
+def test_another_gradient_is_no_cut():
+    class Halved(Block):
+        def apply_to(self, x, tau):
+            half = 0.5 * (x + x.detach())
+            return half.sign() * torch.relu(half.abs() - tau)
+
+    class Doubled(Block):
+        def threshold(self, alpha, mean):
+            tau = super().threshold(alpha, mean)
+            return 2 * tau - tau.detach()
+
+    for kind, evidence in ((Halved, "y move by 0.5 of"), (Doubled, "tau moves by")):
+        check = check_shrinkage(kind(), C)
+        assert check.statement == OTHER_GRADIENT and check.mistake is None, check
+        assert re.search(evidence, check.evidence[0]), check
+
+
+def test_a_block_whose_backward_fails():
+    class Overwritten(Block):
+        def apply_to(self, x, tau):
+            kept = torch.relu(x.abs() - tau)
+            y = x.sign() * kept
+            kept.zero_()
+            return y
+
+    check = check_shrinkage(Overwritten(), C)
+    assert check.statement == "raises RuntimeError" and "inplace operation" in check.evidence[0]
+
+
+def test_frozen_and_unused_parameters_are_no_cut():
+    block = Block()
+    block.other = nn.Linear(3, 3)
+    block.gate[0].requires_grad_(False)
+    assert check_shrinkage(block, C)
+    assert check_shrinkage(block.requires_grad_(False), C)
+
+
+@pytest.mark.parametrize("wrap", [torch.no_grad, torch.inference_mode])
+def test_blocks_made_and_checked_without_gradients(wrap):
+    with wrap():
+        right, cut = Block(), Detached(["alpha"])
+        assert check_shrinkage(right, C)
+        assert check_shrinkage(cut, C).mistake == CUT
+    assert check_shrinkage(right, C)
+
+
+def test_a_function_without_gradients_is_judged_by_its_values():
+    def in_numpy(x):
+        x = x.numpy()
+        tau = 0.5 * np.abs(x).mean(-1, keepdims=True)
+        return torch.from_numpy(np.sign(x) * np.maximum(np.abs(x) - tau, 0))
+
+    check = check_shrinkage(in_numpy, C)
+    assert check and check.evidence[-1].startswith("raises RuntimeError where x requires gradients")
+    check = check_shrinkage(lambda x: in_numpy(x.detach()), C)
+    assert check and check.evidence[-1].startswith("y has no gradient at all")
+
+
 OTHERS = {
-    "hard": (lambda x: x * (x.abs() > 0.5 * mean_of(x)), UNKNOWN, "deviates by up to 0.5 of mean"),
     "one-sided": (lambda x: torch.relu(x - 0.5 * mean_of(x)), UNKNOWN, "with other signs .* deviates"),
-    "twice": (lambda x: shrunk(x, 1.5 * mean_of(x)), UNKNOWN, "tau is up to 1.5 times mean"),
-    "negative": (lambda x: shrunk(x, -0.5 * mean_of(x)), UNKNOWN, "tau is down to -0.5 times mean"),
     "batch": (
         lambda x: shrunk(x, 0.5 * x.abs().mean((0, 2), keepdim=True)),
         UNKNOWN,
