@@ -107,6 +107,76 @@ class SEBasicBlock(BasicBlock):
         return self.se(super().branch(x))
 
 
+class ResNetDBlock(BasicBlock):
+    """The shortcut pools before it convolves, and the branch ends in stochastic depth."""
+
+    def __init__(self, channels, width, stride=1):
+        super().__init__(channels, width, stride)
+        if self.downsample is not None:
+            self.downsample = nn.Sequential(
+                nn.AvgPool2d(stride, stride, ceil_mode=True),
+                nn.Conv2d(channels, width, 1),
+                nn.BatchNorm2d(width),
+            )
+        self.drop_path = nn.Dropout(0.0)
+
+    def branch(self, x):
+        return self.drop_path(super().branch(x))
+
+
+class WideShortcutBlock(BasicBlock):
+    """A shortcut as wide as the branch's convolutions."""
+
+    def __init__(self, channels, width, stride=1):
+        super().__init__(channels, width, stride)
+        self.downsample = nn.Conv2d(channels, width, 3, stride, padding=1)
+
+
+class NamedBlock(BasicBlock):
+    """A shortcut of another common name."""
+
+    def __init__(self, channels, width, stride=1, name="identity_downsample"):
+        super().__init__(channels, width, stride)
+        setattr(self, name, self.downsample)
+        self.name = name
+        del self.downsample
+
+    def forward(self, x):
+        shortcut = getattr(self, self.name)
+        return self.relu(self.branch(x) + (x if shortcut is None else shortcut(x)))
+
+
+class LayersBlock(nn.Module):
+    """Its layers are a Sequential of any name."""
+
+    def __init__(self, channels, width, stride=1, name="layers", unit=nn.Sequential):
+        super().__init__()
+        self.name = name
+        layers = nn.Sequential(
+            unit(nn.Conv2d(channels, width, 3, stride, padding=1), nn.BatchNorm2d(width), nn.ReLU()),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.Dropout(0.0),
+        )
+        setattr(self, name, layers)
+        self.shortcut = nn.Conv2d(channels, width, 1, stride) if channels != width else nn.Identity()
+
+    def forward(self, x):
+        return F.relu(getattr(self, self.name)(x) + self.shortcut(x))
+
+
+class Encoder(BasicBlock):
+    """A level of a U-Net: no residual, and ``downsample`` leads to the next level."""
+
+    def __init__(self, channels, width, downsample):
+        super().__init__(channels, width)
+        self.downsample = downsample
+
+    def forward(self, x):
+        y = self.relu(self.branch(x))
+        return y if self.downsample is None else self.downsample(y)
+
+
 class SequenceBlock(BasicBlock):
     """Its layers have two names each, and are called by the second."""
 
@@ -196,6 +266,12 @@ BEHIND = [
     (lambda: [BasicBlock(4, 6, 2, dim=1), BasicBlock(6, 6, dim=1)], "bn2", "BatchNorm1d", 6, 1),
     (lambda: [BasicBlock(4, 6, 2, dim=3), BasicBlock(6, 6, dim=3)], "bn2", "BatchNorm3d", 6, 3),
     (lambda: [SequenceBlock(4, 6, 2), SequenceBlock(6, 6)], "bn2", "BatchNorm2d", 6, 2),
+    (lambda: [ResNetDBlock(4, 6, 2), ResNetDBlock(6, 6)], "bn2", "BatchNorm2d", 6, 2),
+    (lambda: [WideShortcutBlock(4, 6, 2), WideShortcutBlock(6, 6)], "bn2", "BatchNorm2d", 6, 2),
+    (lambda: [NamedBlock(4, 6, 2), NamedBlock(6, 6)], "bn2", "BatchNorm2d", 6, 2),
+    (lambda: [NamedBlock(4, 6, 2, "i_downsample"), NamedBlock(6, 6)], "bn2", "BatchNorm2d", 6, 2),
+    (lambda: [LayersBlock(4, 6, 2), LayersBlock(6, 6)], "layers.2", "BatchNorm2d", 6, 2),
+    (lambda: [LayersBlock(4, 6, 2, "body"), LayersBlock(6, 6, name="body")], "body.2", "BatchNorm2d", 6, 2),
     (lambda: plain(RSBU), "conv2", "Conv1d", 6, 1),
     (lambda: plain(RSNetBlock), "residual_function.4", "BatchNorm1d", 6, 1),
 ]
@@ -409,6 +485,188 @@ def test_what_only_looks_alike_is_left_alone():
     squeezes = [SEBlock(nn.Conv1d(4, 4, 3)), SEBlock(nn.Linear(4, 2)), SEBlock(), network]
     with pytest.raises(ValueError, match="no place"):
         convert(nn.Sequential(*squeezes, DoubleConvolution()))
+
+
+WAYS_OUT = {
+    "pooling": lambda: nn.MaxPool2d(2),
+    "poolings": lambda: nn.Sequential(nn.AvgPool2d(2), nn.MaxPool2d(1)),
+    "convolution": lambda: nn.Conv2d(6, 6, 2, 2),
+    "pooling and convolution": lambda: nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(6, 6, 3, padding=1)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+@pytest.mark.parametrize("channels", [4, 6])
+def test_an_encoder_is_no_residual_block(way, channels):
+    """Nor is its last level, which has no way out: the class tells."""
+    model = nn.Sequential(Encoder(channels, 6, WAYS_OUT[way]()), Encoder(6, 6, None))
+    with pytest.raises(ValueError, match=r"Sequential with no place .* that is no pooling alone\)"):
+        convert(model)
+    # beside residual blocks it stays as it is
+    model.append(BasicBlock(6, 6))
+    assert [one.name for one in convert(model).placements] == ["2.bn2.shrinkage"]
+
+
+def test_a_pooling_by_the_name_of_shortcut_is_one():
+    model = changed(PreActBlock(4, 4, 2), shortcut=nn.MaxPool2d(2))
+    assert [one.name for one in convert(model).placements] == ["conv2.shrinkage"]
+
+
+def test_a_stage_of_blocks_is_no_block():
+    class ConvNeXtBlock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mlp = nn.Conv2d(4, 4, 7, padding=3), nn.Linear(4, 4)
+
+    class Stage(nn.Module):
+        def __init__(self, *blocks):
+            super().__init__()
+            self.downsample, self.blocks = nn.Identity(), nn.Sequential(*blocks)
+
+    for block in (ConvNeXtBlock, lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))):
+        with pytest.raises(ValueError, match="no place"):
+            convert(Stage(block(), block()))
+
+
+def test_the_message_says_what_is_looked_for():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv1d(2, 2, 3), nn.Conv1d(2, 2, 3)
+            self.skip = None
+
+    names = "downsample, identity_downsample, i_downsample or shortcut"
+    with pytest.raises(ValueError, match=rf"\(conv1, conv2, ... or one Sequential of layers, and a {names} "):
+        convert(Odd())
+
+
+def test_a_second_conversion_says_what_is_there():
+    model, _ = network(BasicBlock(4, 6), BasicBlock(6, 6))
+    first = convert(model, where=lambda name, module: name == "layer1.1")
+    assert first.kept == () and len(str(first).splitlines()) == 2
+    second = convert(model)
+    assert [one.name for one in second.placements] == ["layer1.0.bn2.shrinkage"]
+    assert second.kept == ("layer1.1.bn2.shrinkage",)
+    assert str(second).splitlines()[-1] == "1 were there before, layer1.1.bn2.shrinkage the first"
+    state = list(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"got ResNet that has 2 already, layer1\.0\.bn2\.shrinkage the first, with no place"
+    ):
+        convert(model)
+    assert list(model.state_dict()) == state
+
+
+class SEUnit(SEModule):
+    """A squeeze-and-excite module that may leave some positions out of its means."""
+
+    def forward(self, x, mask=None):
+        return super().forward(x if mask is None else x * mask)
+
+
+class MaskedBlock(BasicBlock):
+    def __init__(self, named):
+        super().__init__(4, 4)
+        self.se = SEUnit(4)
+        self.named = named
+
+    def forward(self, x, mask=None):
+        y = self.branch(x)
+        return self.relu((self.se(y, mask=mask) if self.named else self.se(y, mask)) + x)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_mask_is_not_added_as_a_residual(named):
+    block, x = MaskedBlock(named), torch.randn(2, 4, 5, 5)
+    report = convert(block)
+    assert report.placements == (Placement("se", 4, "in the place of", "SEUnit"),)
+    assert block(x).shape == x.shape
+    with pytest.raises(
+        TypeError, match=r"another argument than x, .* 4 channels .* `where` of drsn_ops.convert"
+    ):
+        block(x, torch.ones(2, 1, 5, 5))
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), block(x))
+
+
+def test_one_module_in_two_roles_is_refused():
+    model = BasicBlock(4, 4)
+    model.bn2 = model.bn1
+    with pytest.raises(ValueError, match=r"got one module as bn1 and bn2 of BasicBlock, .* behind bn2 "):
+        convert(model)
+    model = LayersBlock(4, 4)
+    model.layers.append(model.layers[2])
+    with pytest.raises(ValueError, match=r"got one module as 2 and 4 of Sequential, .* behind layers\.4 "):
+        convert(model)
+    assert type(model.layers[2]) is nn.BatchNorm2d
+
+
+def test_hooks_are_not_lost_in_silence():
+    model, x = network(SEBasicBlock(4, 6), BasicBlock(6, 6))
+    seen = []
+    hook = model.layer1[0].se.fc1.register_forward_hook(lambda *_: seen.append("fc1"))
+    with pytest.raises(ValueError, match=r"got hooks on layer1\.0\.se, which is replaced"):
+        convert(model)
+    hook.remove()
+    model.layer1[1].bn2.register_forward_hook(lambda *_: seen.append("bn2"))
+    convert(model)
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    model(x)
+    assert set(seen) == {"bn2", *(name for name, _ in model.named_modules())}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, lambda model: torch.compile(model, backend="eager"), nn.Sequential],
+    ids=["DataParallel", "compile", "Sequential"],
+)
+@pytest.mark.parametrize(
+    "blocks", [lambda: [SEBasicBlock(4, 4), BasicBlock(4, 4)], lambda: plain(RSNetBlock)]
+)
+def test_wrapped_networks(wrap, blocks):
+    model, x = network(*blocks(), dim=1 if blocks()[0].__class__ is RSNetBlock else 2)
+    wrapped = wrap(model)
+    wrapped(x)
+    before = copy.deepcopy(model)
+    names = [one.name for one in convert(wrapped).placements]
+    inner = [name for name in dict(wrapped.named_modules()) if name in names]
+    assert inner == names and len(names) == 2
+    torch.testing.assert_close(wrapped(x), shrunk_by_hooks(before, model)(x), rtol=1e-9, atol=1e-9)
+
+
+def test_what_would_not_see_a_shrinkage_is_refused():
+    model, x = network(BasicBlock(4, 4))
+    traced = torch.fx.symbolic_trace(model)
+    for sealed, name in ((torch.jit.trace(model.eval(), x), "ScriptModule"), (traced, "GraphModule")):
+        with pytest.raises(ValueError, match=f"model: got a {name}, expected the module that it was made of"):
+            convert(sealed)
+        with pytest.raises(ValueError, match=f"model: got a {name} at 0, expected the module"):
+            convert(nn.Sequential(sealed))
+    # beside them there may be places
+    assert [one.name for one in convert(nn.Sequential(traced.fc, BasicBlock(4, 4))).placements] == [
+        "1.bn2.shrinkage"
+    ]
+
+
+def test_a_network_that_is_distributed_already_is_refused():
+    model, _ = network(BasicBlock(4, 4))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        replica = nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(
+            ValueError, match="got a DistributedDataParallel, expected the module that it wraps"
+        ):
+            convert(replica)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not shrinkages(model)
+
+
+def test_a_block_on_two_devices():
+    block = BasicBlock(4, 4)
+    block.bn2.to("meta")
+    convert(block)
+    assert {one.device.type for one in block.bn2.shrinkage.parameters()} == {"meta"}
 
 
 def zero_init(block):
