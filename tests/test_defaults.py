@@ -109,7 +109,9 @@ def make_recordings(folder):
     for name in ("good", "bad"):
         (folder / name).mkdir()
         for i in range(2):
-            np.save(folder / name / f"{i}.npy", np.random.default_rng(i).standard_normal(100) + len(name))
+            np.save(
+                folder / name / f"{i}.npy", np.random.default_rng((i, len(name))).standard_normal(100) + 3
+            )
     return folder
 
 
