@@ -40,8 +40,22 @@ EVALUATION_BYTES = 8 * 2**20
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """Adam with the defaults of Keras 2.2.1."""
-    return torch.optim.Adam(parameters, lr, eps=1e-7)
+    """Adam as Keras 2.2.1 computes it, with its defaults: betas of 0.9 and 0.999, epsilon 1e-7, no decay.
+
+    At step t, from 1 on, ``p -= lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + epsilon)``.
+    """
+    optimiser = torch.optim.Adam(parameters, lr, eps=1e-7)
+    optimiser.register_step_pre_hook(correct_epsilon)
+    return optimiser
+
+
+def correct_epsilon(optimiser: torch.optim.Optimizer, *_: object) -> None:
+    """Set the epsilon of the coming step, which PyTorch adds to the root after the correction of its bias."""
+    for group in optimiser.param_groups:
+        # all parameters of a network have taken as many steps
+        state = next((optimiser.state[p] for p in group["params"] if p in optimiser.state), {"step": 0})
+        step = int(state["step"]) + 1
+        group["eps"] = optimiser.defaults["eps"] / math.sqrt(1 - group["betas"][1] ** step)
 
 
 def momentum(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:

@@ -258,6 +258,44 @@ def test_recipe_of_mnist():
     assert job.learning_rate() == 1e-3
 
 
+def keras_adam(p, gradients, lr=1e-3, beta_1=0.9, beta_2=0.999, epsilon=1e-7):
+    """Adam.get_updates of Keras 2.2.1, with its defaults and in its names; what each step leaves of p."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(gradients, 1):
+        lr_t = lr * (np.sqrt(1 - beta_2**t) / (1 - beta_1**t))
+        m = beta_1 * m + (1 - beta_1) * g
+        v = beta_2 * v + (1 - beta_2) * g**2
+        p = p - lr_t * m / (np.sqrt(v) + epsilon)
+        yield p
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_adam_is_that_of_keras(foreach, resumed):
+    """Gradients of the size of epsilon, on which PyTorch's own Adam takes other steps."""
+    random = np.random.default_rng(0)
+    start = random.standard_normal(20)
+    gradients = random.standard_normal((50, 20)) * np.logspace(-8, -4, 20)
+
+    def steps(make):
+        p = torch.nn.Parameter(torch.tensor(start))
+        optimiser = make([p], 1e-3)
+        for t, g in enumerate(gradients):
+            if resumed and t == 20:
+                state, optimiser = optimiser.state_dict(), make([p], 1e-3)
+                optimiser.load_state_dict(state)
+            for group in optimiser.param_groups:
+                group["foreach"] = foreach
+            p.grad = torch.tensor(g)
+            optimiser.step()
+            yield p.detach().numpy().copy()
+
+    expected = list(keras_adam(start, gradients))
+    np.testing.assert_allclose(list(steps(train.adam)), expected, rtol=1e-13)
+    plain = list(steps(lambda parameters, lr: torch.optim.Adam(parameters, lr, eps=1e-7)))
+    assert np.abs(np.subtract(plain, expected)).max() > 1e-4
+
+
 def train_args(*flags):
     import argparse
 
