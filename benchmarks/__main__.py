@@ -6,15 +6,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from drsn_ops.arguments import MAX_PROCESSES, count
 from drsn_ops.benchmark import (
     COMPILE_MODES,
     Case,
     add_machine_arguments,
     compile_ahead,
     measure,
-    positive,
     takes_part,
     use_machine,
 )
@@ -124,7 +125,8 @@ def make_report(args: argparse.Namespace) -> int:
             return 2
         print(f"{args.readme} from {path}")
         if rows:
-            report.plot(rows, path.with_suffix(".png"))
+            with replacing(path.with_suffix(".png")) as whole:
+                report.plot(rows, whole)
             print(f"{path.with_suffix('.png')} from {path}")
     return 0
 
@@ -155,7 +157,8 @@ def add_arguments(parser: argparse.ArgumentParser, quick: str, file: str) -> Non
     parser.add_argument("--record", action="store_true", help=f"write benchmarks/results/{file}")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add_arguments(parser, "the cases of the README's table, one compile mode", "<machine>.json")
     parser.add_argument(
@@ -164,7 +167,10 @@ def main() -> int:
         help="keep what the file has from this machine and commit, measure the rest",
     )
     parser.add_argument(
-        "--jobs", type=positive, default=1, help="first fill torch.compile's cache, in so many processes"
+        "--jobs",
+        type=count(1, MAX_PROCESSES),
+        default=1,
+        help="first fill torch.compile's cache, in so many processes",
     )
     parser.set_defaults(job=measure_all)
     jobs = parser.add_subparsers(metavar="tax, host, report")
@@ -185,8 +191,17 @@ def main() -> int:
     )
     reporter.add_argument("--readme", type=Path, default=Path(__file__).parent.parent / "README.md")
     reporter.set_defaults(job=make_report)
-    args = parser.parse_args()
-    return args.job(args)
+    args = parser.parse_args(argv)
+    if args.job is not measure_all and argv[0] not in jobs.choices:
+        parser.error(
+            f"{argv[0]}: expected the flags of {next(name for name in argv if name in jobs.choices)} behind it"
+        )
+    if args.job is measure_all and args.jobs > 1 and args.no_compile:
+        parser.error(f"argument --jobs: got {args.jobs}, expected none with --no-compile")
+    try:
+        return args.job(args)
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

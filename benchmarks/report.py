@@ -345,5 +345,5 @@ def plot(rows: list[Row], path: Path) -> None:
     axes[0].set_ylabel("time of a copy of the same bytes / time")
     axes[-1].legend()
     figure.suptitle(origin(rows[0]))
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, format="png", dpi=100)
     pyplot.close(figure)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+from .arguments import InputError
 
 COMMANDS = {
     "train": ("drsn_ops.train", "train a Deep Residual Shrinkage Network"),
@@ -24,6 +27,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+def first_line(error: BaseException) -> str:
+    """Of what PyTorch says, since a stack may follow."""
+    return str(error).partition("\n")[0]
+
+
 def info() -> int:
     """Print what was built."""
     import drsn_ops
@@ -33,7 +41,11 @@ def info() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the arguments, run the command and return its exit status."""
+    """Parse the arguments and run the command.
+
+    Returns:
+        0, 1 after what came of the machine, 2 for what the user can put right, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = Parser(
         prog="python -m drsn_ops", description="Fused operators for Deep Residual Shrinkage Networks."
@@ -52,6 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 command.set_defaults(run=implementation.run)
         args = parser.parse_args(argv)
         return info() if args.command == "info" else args.run(args)
+    except KeyboardInterrupt as interrupt:
+        signum: int = interrupt.args[0] if interrupt.args else signal.SIGINT
+        return 128 + signum
+    except (InputError, OSError) as error:
+        print(f"drsn_ops {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        # the CPU's allocator has no error of its own
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        print(f"drsn_ops {argv[0]}: not enough memory: {first_line(error)}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -60,5 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def interrupt(signum: int, _: object) -> NoReturn:
+    """Answer a signal as Ctrl-C is answered."""
+    raise KeyboardInterrupt(signum)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main())

@@ -33,6 +33,7 @@ import torch._functorch.config
 from torch import Tensor
 
 import drsn_ops
+from drsn_ops.arguments import MAX_COUNT, MAX_PROCESSES, count
 from drsn_ops.reference import accumulator, per_row
 
 OPERATORS = ("soft_threshold", "abs_mean", "shrink", "shrink+residual")
@@ -472,22 +473,18 @@ def processor() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
-
-
 def shape(text: str) -> tuple[int, ...]:
-    sizes = tuple(positive(size) for size in text.split(","))
+    sizes = tuple(map(count(), text.split(",")))
     if not 2 <= len(sizes) <= 5:
         raise argparse.ArgumentTypeError(f"{text!r} has {len(sizes)} axes, not two to five")
+    if math.prod(sizes) > MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} has more than {MAX_COUNT} elements")
     return sizes
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=positive, default=2, help="on the CPU (default: 2)")
+    parser.add_argument("--threads", type=count(1, MAX_PROCESSES), default=2, help="on the CPU (default: 2)")
 
 
 def use_machine(args: argparse.Namespace) -> bool:

@@ -20,14 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import InputError as InputError
 from .noise import uniform
 from .plain_pickle import loads, unsigned_bytes
 
 CLASSES = 10
-
-
-class InputError(Exception):
-    """What a user gave cannot be used: a file, a flag, a checkpoint. The message is one line."""
 
 
 def require_seed(seed: object) -> None:

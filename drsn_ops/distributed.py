@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .data import InputError
+from .arguments import InputError
 from .reference import accumulator, per_row
 
 

@@ -1,9 +1,9 @@
 """Training of the published networks on their data: ``python -m drsn_ops train``.
 
 Each data set comes with the recipe of its program. One run has a folder of its own, in which ``checkpoint.pt``
-and ``curve.csv`` are renewed after every epoch; ``curve.png`` is drawn at the end. Each is written beside itself
-and then renamed, so that a run that is cut off leaves whole files. The program for CIFAR-10 saves as often, every 500
-steps of 100 images, and keeps its last ten checkpoints; here only the latest is kept.
+and ``curve.csv`` are renewed after every epoch; ``curve.png`` is drawn at the end. A run that is cut off leaves whole
+files, see `files`. The program for CIFAR-10 saves as often, every 500 steps of 100 images, and keeps its last ten
+checkpoints; here only the latest is kept.
 
 ``torchrun --nproc-per-node 2 -m drsn_ops train`` shares every batch out among processes, see `distributed`. The run and
 its files are, to rounding, those of one process, and any number of processes can resume it.
@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import sys
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import models
-from .data import Dataset, InputError, Split, augment, load
+from .arguments import MAX_REAL, InputError, count, defaults, learning_rate, number, seed, to_go_on
+from .data import Dataset, Split, augment, load
 from .distributed import Processes, device_of, processes
-from .files import replacing
+from .files import replacing, save_tensors
+from .fingerprint import fingerprint, require_same_data, source_of
+from .folders import claimed, new_folder
 from .modules import THRESHOLDS, Shrinkage
 
-FORMAT = "drsn_ops.train 1"
+FORMAT = "drsn_ops.train 2"
 BACKENDS = ("drsn_ops", "reference")
 # of the widest activation in evaluation; of much larger ones every page is a new one of the system's
 EVALUATION_BYTES = 8 * 2**20
@@ -99,7 +102,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides what a run computes; a checkpoint holds them."""
+    """All that decides what a run computes, and where its files are; a checkpoint holds them."""
 
     data: str
     thresholds: str
@@ -109,10 +112,15 @@ class Settings:
     lr: float
     noise: float
     seed: int
+    data_dir: str | None = None
 
 
 class Row(NamedTuple):
-    """One epoch of the curve. Losses are cross-entropy alone, and of the network in evaluation mode."""
+    """One epoch of the curve.
+
+    Losses are cross-entropy alone, and of the network in evaluation mode. ``seconds`` are those of the whole epoch, the
+    evaluation of both splits included.
+    """
 
     epoch: int
     step: int
@@ -148,6 +156,7 @@ class Run:
         self.processes = processes
         self.recipe = RECIPES[settings.data]
         self.device = device
+        self.fingerprint = fingerprint(data[:2])
         self.data = data.to(device)
         torch.manual_seed(settings.seed)
         thresholds = None if settings.thresholds == "none" else settings.thresholds
@@ -175,6 +184,7 @@ class Run:
         return {
             "format": FORMAT,
             "settings": asdict(self.settings),
+            "fingerprint": self.fingerprint,
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "random": torch.get_rng_state(),
@@ -217,28 +227,38 @@ class Run:
         steps = self.recipe.decay_steps
         return self.settings.lr * 0.1 ** (self.step // steps) if steps else self.settings.lr
 
-    @torch.inference_mode()
-    def evaluate(self, split: Split) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy over a split, of which each process takes every so many-th batch."""
-        self.network.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+    def evaluation_batches(self, split: Split) -> list[tuple[Tensor, ...]]:
+        """This process's batches of a split in evaluation: every so many-th."""
         size = evaluation_batch(self.network, split.images)
         batches = list(zip(*(part.split(size) for part in split), strict=True))
-        for images, labels in batches[self.processes.rank :: self.processes.count]:
+        return batches[self.processes.rank :: self.processes.count]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Steps and batches of the evaluation, which together are an epoch's progress."""
+        evaluated = sum(len(self.evaluation_batches(split)) for split in (self.data.train, self.data.test))
+        return self.steps_per_epoch + evaluated
+
+    @torch.inference_mode()
+    def evaluate(self, split: Split, evaluated: Callable[[], object]) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy over a split; calls ``evaluated`` after each of this process's batches."""
+        self.network.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for images, labels in self.evaluation_batches(split):
             logits = self.network(images - self.data.mean)
             right = (logits.argmax(1) == labels).sum()
             sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum"), right])
+            evaluated()
         loss, accuracy = (self.processes.total(sums) / len(split.labels)).tolist()
         return loss, accuracy
 
-    def epoch(self, stepped: Callable[[], object]) -> Row:
+    def epoch(self, stepped: Callable[[], object], evaluated: Callable[[], object]) -> Row:
         """Train for one epoch, measure both splits, and add the row to the curve."""
         start = time.perf_counter()
         self.train_epoch(stepped)
-        seconds = time.perf_counter() - start
         lr = self.optimiser.param_groups[0]["lr"]
-        train, test = self.evaluate(self.data.train), self.evaluate(self.data.test)
-        row = Row(len(self.rows) + 1, self.step, lr, *train, *test, seconds)
+        train, test = (self.evaluate(split, evaluated) for split in (self.data.train, self.data.test))
+        row = Row(len(self.rows) + 1, self.step, lr, *train, *test, time.perf_counter() - start)
         self.rows.append(row)
         return row
 
@@ -252,10 +272,20 @@ def repeatable() -> Iterator[None]:
         yield
 
 
-def save(run: Run, folder: Path, checkpoint: Path) -> None:
-    """Renew the checkpoint and the table of the curve."""
-    with replacing(checkpoint) as path:
-        torch.save(run.state(), path)
+class Place(NamedTuple):
+    """Where a run's files go, and whether the checkpoint is another file than the one that is resumed from."""
+
+    folder: Path
+    checkpoint: Path
+    new: bool
+
+
+def save(run: Run, place: Place, new: bool = False) -> None:
+    """Renew the checkpoint and the table of the curve; a ``new`` checkpoint replaces none."""
+    folder, checkpoint, _ = place
+    # as the checkpoint sees it, so that both can be moved together
+    home = os.path.relpath(folder, checkpoint.parent)
+    save_tensors({**run.state(), "folder": home}, checkpoint, new=new)
     with replacing(folder / "curve.csv") as path, path.open("w", newline="") as file:
         csv.writer(file).writerows([Row._fields, *run.rows])
 
@@ -279,30 +309,56 @@ def plot(rows: list[Row], settings: Settings, path: Path) -> None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What `save` wrote, without running anything that the file may hold."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{path}: {error.strerror}") from error
     # a damaged archive can raise nearly anything
     except Exception as error:
         raise InputError(f"{path}: damaged, or not a checkpoint ({type(error).__name__})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    found = state.get("format") if isinstance(state, dict) else None
+    if not (isinstance(found, str) and found.startswith(FORMAT.split()[0])):
         raise InputError(f"{path}: not a checkpoint of this program")
+    if found != FORMAT:
+        raise InputError(f"{path}: a checkpoint of {found}, not of this version's {FORMAT}")
     return state
 
 
 def settings_of(args: argparse.Namespace, saved: Mapping[str, Any] | None) -> Settings:
-    """Each setting from its flag, or else from the checkpoint, or else from the recipe."""
+    """Each setting from its flag, or else from the checkpoint, or else from the recipe.
+
+    Raises:
+        InputError: a flag that contradicts the checkpoint, or that would change nothing.
+    """
     data = args.data or (saved or {}).get("data", "digits")
-    base = saved or {"thresholds": THRESHOLDS[0], "backend": BACKENDS[0], "seed": 0, **vars(RECIPES[data])}
+    base = saved or {
+        "thresholds": THRESHOLDS[0],
+        "backend": BACKENDS[0],
+        "seed": 0,
+        "data_dir": None,
+        **vars(RECIPES[data]),
+    }
     values = {"data": data}
     for name in [field.name for field in fields(Settings)][1:]:
         flag = getattr(args, name)
-        values[name] = base[name] if flag is None else flag
+        values[name] = base[name] if flag is None else str(flag.absolute()) if name == "data_dir" else flag
     for name, value in values.items():
-        if saved and value != saved[name] and name != "epochs":
+        # there may be more to do, and the files may have moved
+        if saved and value != saved[name] and name not in ("epochs", "data_dir"):
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{args.resume}: a checkpoint of {flag} {saved[name]}, not of {flag} {value}")
-    return Settings(**values)
+    settings = Settings(**values)
+    if settings.data == "digits" and settings.data_dir:
+        raise InputError(
+            f"--data-dir {args.data_dir}: expected none with --data digits; --data mnist or cifar10 reads files"
+        )
+    if args.backend and settings.thresholds == "none":
+        raise InputError(
+            f"--backend {args.backend}: expected none with --thresholds none, which shrinks nothing"
+        )
+    return settings
 
 
 def usable_device(name: str) -> torch.device:
@@ -310,39 +366,38 @@ def usable_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    # some backends are modules that are not there
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise InputError(f"--device {name}: cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 
 
-def run_folder(args: argparse.Namespace, data: str) -> Path:
-    """Where the run's files go: never a folder that holds another run's."""
-    folder: Path | None = args.output_dir
-    resumed: Path | None = args.resume
-    if folder is None and resumed is not None:
-        return resumed.parent
-    if folder is not None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"--output-dir {folder}: not an empty folder")
-        return folder
-    names = (f"{data}-{n}" if n > 1 else data for n in range(1, sys.maxsize))
-    return next(folder for folder in (Path("runs", name) for name in names) if not folder.exists())
+@contextmanager
+def place_of(args: argparse.Namespace, run: Run, home: Path | None) -> Iterator[Place]:
+    """Where the run's files go, its own as long as it trains; only the checkpoint that is resumed from is replaced."""
+    with ExitStack() as claims:
+        resumed = args.resume if args.output_dir is None else None
+        checkpoint: Path | None = args.checkpoint or resumed
+        new = checkpoint is None or args.resume is None or checkpoint.absolute() != args.resume.absolute()
+        if checkpoint and new and checkpoint.exists():
+            raise InputError(f"{checkpoint}: exists; --resume it, or give another --checkpoint")
+        if checkpoint and not checkpoint.absolute().parent.is_dir():
+            raise InputError(f"--checkpoint {checkpoint}: its folder does not exist")
+        stays = home and args.output_dir is None
+        if home and (stays or not new):
+            claims.enter_context(claimed(home))
+        if not new and read_checkpoint(args.resume)["step"] != run.step:
+            raise InputError(f"{args.resume}: another run has just gone on from it")
+        folder = (
+            home if home and stays else claims.enter_context(new_folder(args.output_dir, run.settings.data))
+        )
+        yield Place(folder, checkpoint or folder / "checkpoint.pt", new)
 
 
-def checkpoint_path(args: argparse.Namespace, folder: Path) -> Path:
-    """Where checkpoints go: only the one that is resumed from may be replaced."""
-    path = args.checkpoint or folder / "checkpoint.pt"
-    same = args.resume is not None and path.absolute() == args.resume.absolute()
-    if path.exists() and not same:
-        raise InputError(f"{path}: exists; --resume it, or give another --checkpoint")
-    if args.checkpoint and not path.absolute().parent.is_dir():
-        raise InputError(f"--checkpoint {path}: its folder does not exist")
-    return path
-
-
-def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path, Path]:
-    """The run that the flags ask for, its folder and its checkpoint, before anything is written."""
+def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path | None]:
+    """The run that the flags ask for, and the folder of the one that is resumed, before anything is written."""
     state = read_checkpoint(args.resume) if args.resume else None
+    home: Path | None = None
     try:
         settings = settings_of(args, state["settings"] if state else None)
         if settings.batch_size < processes.count:
@@ -350,11 +405,16 @@ def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path, 
                 f"--batch-size {settings.batch_size}: less than an image for each of {processes.count} processes"
             )
         device = usable_device(device_of(args.device))
-        data = load(settings.data, args.data_dir, noise=settings.noise, seed=settings.seed)
+        data = load(settings.data, settings.data_dir, noise=settings.noise, seed=settings.seed)
         run = Run(settings, data, device, processes)
         if state:
+            begun = state["fingerprint"], source_of(settings.data, state["settings"]["data_dir"])
+            require_same_data(
+                args.resume, begun, (run.fingerprint, source_of(settings.data, settings.data_dir))
+            )
             run.restore(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            home = Path(os.path.normpath(args.resume.parent / state["folder"]))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if state is None:
             raise
         raise InputError(
@@ -364,8 +424,8 @@ def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path, 
         raise InputError(
             f"{args.resume}: {len(run.rows)} epochs are done; --epochs {settings.epochs} leaves none to do"
         )
-    folder = run_folder(args, settings.data)
-    return run, folder, checkpoint_path(args, folder)
+    # a checkpoint that has been moved alone goes on where it is
+    return run, home if home is None or home.is_dir() else args.resume.parent
 
 
 def describe(run: Run) -> str:
@@ -383,83 +443,87 @@ def describe(run: Run) -> str:
     )
 
 
-def train(run: Run, folder: Path, checkpoint: Path) -> int:
-    """Train to the last epoch and return the exit status; the leading process tells, saves and draws."""
-    if not run.processes.leads:
-        return follow(run)
+def train(run: Run, place: Place) -> int:
+    """Train to the last epoch, tell, save and draw, and return the exit status."""
+    print(describe(run))
+    try:
+        train_epochs(run, place)
+    except KeyboardInterrupt:
+        if place.checkpoint.exists():
+            device = str(run.device) if run.processes.count == 1 else run.device.type
+            flags = {"resume": place.checkpoint, "device": None if device == "cpu" else device}
+            print(f"interrupted; {to_go_on(**flags)}")
+            draw(run, place)
+        raise
+    last = run.rows[-1]
+    print(f"final accuracy: train {last.train_accuracy:.2%}, test {last.test_accuracy:.2%}")
+    draw(run, place)
+    return 0
+
+
+def train_epochs(run: Run, place: Place) -> None:
+    """Train what is left and save after each epoch, with a bar and a line for each."""
     from tqdm import tqdm
 
-    folder.mkdir(parents=True, exist_ok=True)
-    print(describe(run))
-    status = 0
-    steps = run.settings.epochs * run.steps_per_epoch
+    total, done = (epochs * run.batches_per_epoch for epochs in (run.settings.epochs, len(run.rows)))
     # disable=None shows the bar on a terminal only
-    bar = tqdm(total=steps, initial=run.step, unit="step", disable=None, leave=False)
-    try:
-        if not run.rows:
-            save(run, folder, checkpoint)
+    with closing(tqdm(total=total, initial=done, unit="batch", disable=None, leave=False)) as bar:
+
+        def advance(phase: str) -> None:
+            bar.set_description(phase, refresh=False)
+            bar.update()
+
+        # now there is something to go on from, and what cannot be written is known
+        save(run, place, place.new)
         while len(run.rows) < run.settings.epochs:
-            row = run.epoch(bar.update)
-            save(run, folder, checkpoint)
+            row = run.epoch(partial(advance, "training"), partial(advance, "evaluating"))
+            save(run, place)
             bar.write(
                 f"epoch {row.epoch:3}  train loss {row.train_loss:.4f} accuracy {row.train_accuracy:7.2%}  "
                 f"test loss {row.test_loss:.4f} accuracy {row.test_accuracy:7.2%}  {row.seconds:.1f} s"
             )
-    except KeyboardInterrupt:
-        status = 130
-    finally:
-        bar.close()
-    with replacing(folder / "curve.png") as path:
-        plot(run.rows, run.settings, path)
-    if status:
-        print(f"interrupted; to go on: --resume {checkpoint}")
-    else:
-        last = run.rows[-1]
-        print(f"final accuracy: train {last.train_accuracy:.2%}, test {last.test_accuracy:.2%}")
-    print(f"curve: {folder / 'curve.csv'}, {folder / 'curve.png'}\ncheckpoint: {checkpoint}")
-    return status
+
+
+def draw(run: Run, place: Place) -> None:
+    """Draw the curve, if there is one yet, and tell where everything is."""
+    curves = [place.folder / "curve.csv"]
+    if run.rows:
+        curves.append(place.folder / "curve.png")
+        with replacing(curves[-1]) as path:
+            plot(run.rows, run.settings, path)
+    print(f"curve: {', '.join(map(str, curves))}\ncheckpoint: {place.checkpoint}")
 
 
 def follow(run: Run) -> int:
     """Train with the leading process, in silence."""
     while len(run.rows) < run.settings.epochs:
-        run.epoch(lambda: None)
+        run.epoch(lambda: None, lambda: None)
     return 0
-
-
-def number(kind: type[int] | type[float], minimum: float, strict: bool = False) -> Callable[[str], Any]:
-    """A parser of finite numbers of at least ``minimum``, or above it where ``strict``."""
-
-    def parse(text: str) -> int | float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or value < minimum or (strict and value == minimum):
-            noun = "an integer" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(
-                f"must be {noun} {'above' if strict else 'of at least'} {minimum:g}, got {text!r}"
-            )
-        return value
-
-    return parse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``train``. What is not given is the checkpoint's or the recipe's."""
-    add = parser.add_argument
+    add, recipe = parser.add_argument, partial(defaults, RECIPES)
     add("--data", choices=tuple(RECIPES), help="data set (default: digits, which needs no files)")
     add("--data-dir", type=Path, help="folder of MNIST's idx files or CIFAR-10's Python batches")
-    add("--epochs", type=number(int, 1), help="passes over the training images")
-    add("--batch-size", type=number(int, 2), help="images a step")
-    add("--lr", type=number(float, 0, strict=True), help="learning rate at the start")
-    add("--noise", type=number(float, 0), help="width of the uniform noise added to every image")
+    add("--epochs", type=count(), help=f"passes over the training images ({recipe('epochs')})")
+    add("--batch-size", type=count(2), help=f"images a step ({recipe('batch_size')})")
+    add("--lr", type=learning_rate, help=f"learning rate at the start ({recipe('lr')})")
+    add(
+        "--noise",
+        type=number(float, 0, MAX_REAL),
+        help=f"width of the uniform noise added to every image ({recipe('noise')})",
+    )
     add(
         "--thresholds", choices=(*THRESHOLDS, "none"), help="none is the plain ResNet (default: channel-wise)"
     )
-    add("--backend", choices=BACKENDS, help="compiled operators, or their plain PyTorch reference")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        help="compiled operators, or their plain PyTorch reference (default: drsn_ops)",
+    )
     add("--device", default="cpu", help="where to train (default: cpu)")
-    add("--seed", type=number(int, 0), help="of noise, initialisation and order (default: 0)")
+    add("--seed", type=seed, help="of noise, initialisation and order (default: 0)")
     add(
         "--output-dir",
         type=Path,
@@ -468,7 +532,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint",
         type=Path,
-        help="file to save to after each epoch (default: checkpoint.pt in the folder)",
+        help="file to save to after each epoch (default: checkpoint.pt in the folder, or the one to resume)",
     )
     add(
         "--resume", type=Path, help="checkpoint to go on from, in its own folder unless --output-dir is given"
@@ -476,18 +540,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command. Returns 0, 2 for what the user can put right, or 130 after an interrupt."""
+    """Run the command and return its exit status."""
     # both are needed in the end; better missed now than after the first epoch
     import matplotlib  # noqa: F401
     import tqdm  # noqa: F401
 
-    try:
-        with repeatable(), processes(args.device) as together:
-            with together.agreeing():
-                job = prepare(args, together)
-            return train(*job)
-    except (InputError, OSError) as error:
-        print(f"drsn_ops train: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with repeatable(), processes(args.device) as together, ExitStack() as claims:
+        with together.agreeing():
+            job, home = prepare(args, together)
+        # nothing is written before every process can train
+        with together.agreeing():
+            place = claims.enter_context(place_of(args, job, home)) if together.leads else None
+        return train(job, place) if place else follow(job)

@@ -1,5 +1,15 @@
 """What the tests of the command line share."""
 
+import os
+from pathlib import Path
+
+import drsn_ops
+
+
+def environment():
+    """That of a Python process on one thread which imports this package."""
+    return {**os.environ, "PYTHONPATH": str(Path(drsn_ops.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
 
 def status_of(run, *flags):
     """The exit status, whether argparse leaves or main returns."""

@@ -319,9 +319,10 @@ def test_the_command_compares(capsys):
     ("arguments", "why"),
     [
         (["--shape", "3"], "'3' has 1 axes, not two to five"),
-        (["--shape", "3,-1"], "'-1' is not a positive number"),
-        (["--shape", "a,b"], "'a' is not a positive number"),
-        (["--threads", "0"], "'0' is not a positive number"),
+        (["--shape", "3,-1"], "must be an integer from 1 to 2147483647, got '-1'"),
+        (["--shape", "a,b"], "must be an integer from 1 to 2147483647, got 'a'"),
+        (["--shape", "65536,32768"], "'65536,32768' has more than 2147483647 elements"),
+        (["--threads", "0"], "must be an integer from 1 to 1024, got '0'"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, why, capsys):
@@ -331,6 +332,33 @@ def test_bad_arguments_are_refused(arguments, why, capsys):
         parser.parse_args(arguments)
     assert refused.value.code == 2
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--quick", "tax"], "--quick: expected the flags of tax behind it"),
+        (["--record", "report"], "--record: expected the flags of report behind it"),
+        (["--jobs", "2", "--no-compile"], "argument --jobs: got 2, expected none with --no-compile"),
+    ],
+)
+def test_benchmarks_leave_no_flag_out(arguments, why, capsys, monkeypatch):
+    for name in ("measure_all", "measure_the_tax", "make_report"):
+        monkeypatch.setattr(command, name, lambda args: 0)
+    with pytest.raises(SystemExit) as refused:
+        command.main(arguments)
+    assert refused.value.code == 2
+    assert why in capsys.readouterr().err
+
+
+def test_benchmarks_end_in_silence_on_an_interrupt(capsys, monkeypatch):
+    monkeypatch.setattr(command, "make_report", interrupted)
+    assert command.main(["report"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def interrupted(args):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")

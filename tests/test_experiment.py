@@ -626,12 +626,12 @@ def test_the_features_that_are_shown(whole, monkeypatch, tmp_path):
 
 
 BAD = [
-    (["--seeds", "0"], "argument --seeds: must be an integer of at least 1, got '0'"),
-    (["--snr", "loud"], "argument --snr: must be a number of at least -100, got 'loud'"),
+    (["--seeds", "0"], "argument --seeds: must be an integer from 1 to 10000, got '0'"),
+    (["--snr", "loud"], "argument --snr: must be a number from -100 to 130, got 'loud'"),
     (["--noise", "brown"], "argument --noise: invalid choice: 'brown'"),
     (["--networks", "VGG"], "argument --networks: invalid choice: 'VGG'"),
     (["--preset", "large"], "argument --preset: invalid choice: 'large'"),
-    (["--workers", "0"], "argument --workers: must be an integer of at least 1, got '0'"),
+    (["--workers", "0"], "argument --workers: must be an integer from 1 to 1024, got '0'"),
     (["--num-signals", "23"], "--num-signals: got 23, expected at least 24"),
     (["--blocks", "4"], "--blocks: got 4, expected a multiple of the number of widths, 3"),
     (["--device", "abacus"], "--device abacus: cannot be used here"),

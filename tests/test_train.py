@@ -163,7 +163,7 @@ def test_what_the_network_sees(data, write, train_images, test_images, folder):
     for _ in range(2):
         seen.clear()
         random = torch.get_rng_state()
-        job.epoch(lambda: None)
+        job.epoch(lambda: None, lambda: None)
         torch.set_rng_state(random)
         batches = [kept[0][batch] for batch in torch.randperm(train_images).split(5)]
         if data == "cifar10":
@@ -323,14 +323,14 @@ def test_the_l2_term_is_trained_on():
 
 
 BAD = [
-    (["--epochs", "0"], "argument --epochs: must be an integer of at least 1, got '0'"),
-    (["--epochs", "1.5"], "argument --epochs: must be an integer of at least 1, got '1.5'"),
-    (["--batch-size", "1"], "argument --batch-size: must be an integer of at least 2, got '1'"),
-    (["--lr", "0"], "argument --lr: must be a number above 0, got '0'"),
-    (["--lr", "nan"], "argument --lr: must be a number above 0, got 'nan'"),
-    (["--noise", "-0.1"], "argument --noise: must be a number of at least 0, got '-0.1'"),
-    (["--noise", "inf"], "argument --noise: must be a number of at least 0, got 'inf'"),
-    (["--seed", "-1"], "argument --seed: must be an integer of at least 0, got '-1'"),
+    (["--epochs", "0"], "argument --epochs: must be an integer from 1 to 2147483647, got '0'"),
+    (["--epochs", "1.5"], "argument --epochs: must be an integer from 1 to 2147483647, got '1.5'"),
+    (["--batch-size", "1"], "argument --batch-size: must be an integer from 2 to 2147483647, got '1'"),
+    (["--lr", "0"], "argument --lr: must be a number from 1e-30 to 1e+30, got '0'"),
+    (["--lr", "nan"], "argument --lr: must be a number from 1e-30 to 1e+30, got 'nan'"),
+    (["--noise", "-0.1"], "argument --noise: must be a number from 0 to 1e+30, got '-0.1'"),
+    (["--noise", "inf"], "argument --noise: must be a number from 0 to 1e+30, got 'inf'"),
+    (["--seed", "-1"], "argument --seed: must be an integer from 0 to 18446744073709551615, got '-1'"),
     (["--data", "svhn"], "argument --data: invalid choice: 'svhn'"),
     (["--thresholds", "both"], "argument --thresholds: invalid choice: 'both'"),
     (["--backend", "fast"], "argument --backend: invalid choice: 'fast'"),

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import models
-from ..data import InputError
+from ..arguments import InputError
 from ..noise import add_noise
 from ..train import evaluation_batch, momentum, repeatable
 from ..vibration import CLASSES, vibration

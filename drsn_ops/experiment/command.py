@@ -6,15 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..data import InputError
+from ..arguments import MAX_PROCESSES, as_flag, count, defaults, learning_rate, number, to_go_on
 from ..distributed import Processes, device_of, processes
+from ..fingerprint import fingerprint, require_same_data, source_of
+from ..folders import claimed, new_folder
 from ..noise import KINDS
-from ..train import number, run_folder, usable_device
+from ..train import usable_device
 from .cell import build, load
 from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for
@@ -25,7 +29,7 @@ from .settings import (
     Cell,
     Result,
     Settings,
-    as_flag,
+    read_fingerprint,
     read_results,
     read_settings,
     result_path,
@@ -33,28 +37,53 @@ from .settings import (
     settings_of,
 )
 
+MAX_DECIBELS = 130  # beyond which the noise is lost in float32
+MAX_SEEDS, MAX_BLOCKS = 10_000, 1000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``experiment``. What is not given is the resumed experiment's or the preset's."""
-    add = parser.add_argument
+    add, preset = parser.add_argument, partial(defaults, PRESETS)
     add("--preset", choices=tuple(PRESETS), help="small: minutes on two cores (default); full: the paper's")
     add("--data", choices=DATA, help="simulated signals, or recordings (default: vibration)")
     add("--data-dir", type=Path, help="folder of the recordings")
     add("--column", help="which one of a folder's files, a number from 0 or a name, where they have several")
-    add("--num-signals", type=number(int, 1), help="how many signals to simulate")
-    add("--points", type=number(int, 16), help="points of a signal")
-    add("--networks", nargs="+", choices=NETWORKS, metavar="NAME", help=", ".join(NETWORKS))
-    add("--noise", nargs="+", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
-    add("--snr", nargs="+", type=number(float, -100), metavar="DB", help="signal-to-noise ratios, decibels")
-    add("--seeds", type=number(int, 1), help="trainings of each network at each noise")
-    add("--blocks", type=number(int, 1), help="residual units of a network")
-    add("--epochs", type=number(int, 1), help="passes over the training signals")
-    add("--batch-size", type=number(int, 2), help="signals a step")
-    add("--lr", type=number(float, 0, strict=True), help="learning rate at the start")
+    add("--num-signals", type=count(), help=f"how many signals to simulate ({preset('num_signals')})")
+    add("--points", type=count(16), help=f"points of a signal ({preset('points')})")
+    add(
+        "--networks",
+        nargs="+",
+        choices=NETWORKS,
+        metavar="NAME",
+        help=f"{', '.join(NETWORKS)} (default: all)",
+    )
+    add(
+        "--noise",
+        nargs="+",
+        choices=KINDS,
+        metavar="KIND",
+        help=f"{', '.join(KINDS)} ({preset('noise')})",
+    )
+    add(
+        "--snr",
+        nargs="+",
+        type=number(float, -100, MAX_DECIBELS),
+        metavar="DB",
+        help=f"signal-to-noise ratios, decibels ({preset('snr')})",
+    )
+    add(
+        "--seeds",
+        type=count(1, MAX_SEEDS),
+        help=f"trainings of each network at each noise ({preset('seeds')})",
+    )
+    add("--blocks", type=count(1, MAX_BLOCKS), help=f"residual units of a network ({preset('blocks')})")
+    add("--epochs", type=count(), help=f"passes over the training signals ({preset('epochs')})")
+    add("--batch-size", type=count(2), help=f"signals a step ({preset('batch_size')})")
+    add("--lr", type=learning_rate, help=f"learning rate at the start ({preset('lr')})")
     add("--device", default="cpu", help="where to train (default: cpu)")
     add(
         "--workers",
-        type=number(int, 1),
+        type=count(1, MAX_PROCESSES),
         help="processes of this program (default: one a core, or one a GPU); torchrun starts several programs",
     )
     folder = parser.add_mutually_exclusive_group()
@@ -77,17 +106,29 @@ def requested(args: argparse.Namespace, saved: Settings | None) -> Settings:
     return settings_of(flags, args.preset, saved, args.resume)
 
 
-def prepare(args: argparse.Namespace) -> tuple[Settings, Path, list[Cell]]:
-    """The experiment that the flags ask for, its folder and what is left to train, once nothing speaks against it."""
+def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path, list[Cell]]:
+    """The experiment that the flags ask for, its folder and what is left to train, once nothing speaks against it.
+
+    The folder is the experiment's own until the ``claims`` are closed.
+    """
     saved = read_settings(args.resume) if args.resume else None
     settings = requested(args, saved)
     data = load(settings, 0)
+    mark = fingerprint([(data.x, data.labels)])
+    begun = read_fingerprint(args.resume) if args.resume else None
+    if saved and begun:
+        was, now = (source_of(s.data, s.data_dir) for s in (saved, settings))
+        require_same_data(args.resume, (begun, was), (mark, now))
     networks = {name: build(settings, name, len(data.classes)) for name in settings.networks}
-    folder: Path = args.resume or run_folder(args, f"experiment-{args.preset or 'small'}")
+    if args.resume:
+        folder = claims.enter_context(claimed(args.resume))
+    else:
+        name = f"experiment-{args.preset or 'small'}"
+        folder = claims.enter_context(new_folder(args.output_dir, name))
     done = {result.cell for result in read_results(folder, settings)}
     left = [cell for cell in settings.cells() if cell not in done]
     if settings != saved:
-        save_settings(settings, folder)
+        save_settings(settings, mark, folder)
     for cell in left:
         # damaged, if it is there; now a file means that its cell is done
         result_path(folder, cell).unlink(missing_ok=True)
@@ -124,12 +165,14 @@ def train_cells(job: Job, cells: Sequence[Cell], workers: int) -> None:
         bar.close()
 
 
-def experiment(args: argparse.Namespace, processes: Processes) -> int:
+def experiment(args: argparse.Namespace, processes: Processes, claims: ExitStack) -> int:
     """Train this process's share of what is left, and on the leading one report on all. Returns the exit status."""
     device = usable_device(device_of(args.device))
-    settings, folder, left = agree(lambda: prepare(args))
+    settings, folder, left = agree(lambda: prepare(args, claims))
     workers = args.workers or (torch.get_num_threads() if device.type == "cpu" else 1)
     job = Job(settings, folder, device, origin_of(device, workers * processes.count))
+    device_flag = None if args.device == "cpu" else args.device
+    go_on = to_go_on(resume=folder, device=device_flag, workers=args.workers)
     try:
         train_cells(job, share(left, processes), workers)
         if not processes.leads:
@@ -137,33 +180,30 @@ def experiment(args: argparse.Namespace, processes: Processes) -> int:
         wait_for(left, folder)
     except KeyboardInterrupt:
         if processes.leads:
-            done, cells = len(read_results(folder, settings)), len(settings.cells())
-            print(f"interrupted; {done} of {cells} cells are done; to go on: --resume {folder}")
-        return 130
+            print(f"interrupted; {progress(settings, folder)}; {go_on}")
+        raise
+    except BrokenProcessPool:
+        why = "a worker was killed, by want of memory perhaps"
+        print(f"drsn_ops experiment: {why}; {progress(settings, folder)}; {go_on}", file=sys.stderr)
+        return 1
     paths = write_report(settings, read_results(folder, settings), folder)
     print((folder / "table.md").read_text())
     print(f"written: {', '.join(map(str, paths))}")
     return 0
 
 
+def progress(settings: Settings, folder: Path) -> str:
+    """How much of the experiment is done."""
+    return f"{len(read_results(folder, settings))} of {len(settings.cells())} cells are done"
+
+
 def run(args: argparse.Namespace) -> int:
-    """Run the command. Returns 0, 1 after a lost worker, 2 for what the user can put right, 130 after an interrupt."""
+    """Run the command. Returns its exit status: 1 after a lost worker."""
     # all are needed in the end; better missed now than after the last cell
     import matplotlib  # noqa: F401
     import sklearn  # noqa: F401
     import tqdm  # noqa: F401
 
-    try:
-        # on the CPU, whatever trains: all that is sent is the name of a folder
-        with processes("cpu") as together:
-            return experiment(args, together)
-    except (InputError, OSError) as error:
-        print(f"drsn_ops experiment: {error}", file=sys.stderr)
-        return 2
-    except BrokenProcessPool:
-        print(
-            "drsn_ops experiment: a worker was killed, by want of memory perhaps: --resume", file=sys.stderr
-        )
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    # on the CPU, whatever trains: all that is sent is the name of a folder
+    with processes("cpu") as together, ExitStack() as claims:
+        return experiment(args, together, claims)

@@ -10,9 +10,10 @@ from statistics import fmean, stdev
 
 import torch
 
+from ..arguments import as_flag
 from ..files import replacing
 from .cell import load
-from .settings import NETWORKS, Result, Settings, as_flag, features_path
+from .settings import NETWORKS, Result, Settings, features_path
 
 PLAIN = "ResNet"  # what shrinkage is compared with
 

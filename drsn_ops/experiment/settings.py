@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import product
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from .. import models, recordings
-from ..data import InputError
-from ..files import replacing
+from ..arguments import InputError, as_flag
+from ..files import replacing, save_tensors
 from ..noise import KINDS
 
 FORMAT = "drsn_ops.experiment 1"
@@ -192,23 +192,24 @@ def settings_of(
     return settings
 
 
-def as_flag(value: object) -> str:
-    """A setting as it is written on the command line."""
-    if isinstance(value, tuple):
-        return " ".join(map(as_flag, value))
-    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+def save_settings(settings: Settings, fingerprint: Sequence[float], folder: Path) -> None:
+    """Begin an experiment in a folder, with what tells its signals from others, or note where its recordings are."""
+    (folder / "cells").mkdir(exist_ok=True)
+    values = {"format": FORMAT, **asdict(settings), "fingerprint": fingerprint}
+    write_json(values, folder / "settings.json")
 
 
-def save_settings(settings: Settings, folder: Path) -> None:
-    """Begin an experiment in a folder, or note where its recordings are now."""
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    write_json({"format": FORMAT, **asdict(settings)}, folder / "settings.json")
+def read_fingerprint(folder: Path) -> list[float] | None:
+    """What tells the experiment's signals from others, which earlier versions did not write."""
+    fingerprint = read_json(folder / "settings.json").get("fingerprint")
+    return fingerprint if fits(fingerprint, tuple[float, ...]) else None
 
 
 def read_settings(folder: Path) -> Settings:
-    """What `save_settings` wrote."""
+    """The settings that `save_settings` wrote."""
     path = folder / "settings.json"
     values = read_json(path)
+    values.pop("fingerprint", None)
     if values.pop("format", None) != FORMAT:
         raise InputError(f"{path}: not the settings of an experiment of this program")
     if fit(values, Settings):
@@ -267,8 +268,7 @@ def read_result(folder: Path, cell: Cell) -> Result | None:
 
 def save_features(features: Mapping[str, Tensor], folder: Path, cell: Cell) -> None:
     """Write the features and labels of a cell that is shown."""
-    with replacing(features_path(folder, cell)) as path:
-        torch.save(features, path)
+    save_tensors(features, features_path(folder, cell))
 
 
 def read_features(folder: Path, cell: Cell) -> dict[str, Tensor] | None:

@@ -1,0 +1,67 @@
+"""What the commands ask of the command line: numbers in their range, and one error for what the user can put right."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+MAX_COUNT = 2**31 - 1
+MAX_SEED = 2**64 - 1  # of PyTorch's generators
+MAX_PROCESSES = 1024  # or threads
+# far inside the range of float32, in which it is multiplied with what it meets
+MAX_REAL = 1e30
+
+
+class InputError(Exception):
+    """What a user gave cannot be used: a file, a flag, a checkpoint. The message is one line."""
+
+
+def number(kind: type[int] | type[float], minimum: float, maximum: float) -> Callable[[str], Any]:
+    """A parser of finite numbers from ``minimum`` to ``maximum``."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not minimum <= value <= maximum:
+            noun, form = ("an integer", "") if kind is int else ("a number", "g")
+            raise argparse.ArgumentTypeError(
+                f"must be {noun} from {minimum:{form}} to {maximum:{form}}, got {text!r}"
+            )
+        return value
+
+    return parse
+
+
+def count(minimum: int = 1, maximum: int = MAX_COUNT) -> Callable[[str], int]:
+    """A parser of a number of things."""
+    return number(int, minimum, maximum)
+
+
+seed = number(int, 0, MAX_SEED)
+learning_rate = number(float, 1 / MAX_REAL, MAX_REAL)
+
+
+def defaults(of: Mapping[str, object], name: str) -> str:
+    """A setting's value in each of several records, for ``--help``."""
+    values = {key: as_flag(getattr(record, name)) for key, record in of.items()}
+    if len(set(values.values())) == 1:
+        return f"default: {values.popitem()[1]}"
+    return "default: " + ", ".join(f"{value} for {key}" for key, value in values.items())
+
+
+def as_flag(value: object) -> str:
+    """A setting as it is written on the command line."""
+    if isinstance(value, tuple):
+        return " ".join(map(as_flag, value))
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def to_go_on(**flags: object) -> str:
+    """The flags with which a command goes on, as a shell takes them; None is left out."""
+    given = ((f"--{name}", as_flag(value)) for name, value in flags.items() if value is not None)
+    return "to go on: " + shlex.join(word for flag in given for word in flag)
