@@ -157,8 +157,8 @@ def add_arguments(parser: argparse.ArgumentParser, quick: str, file: str) -> Non
     parser.add_argument("--record", action="store_true", help=f"write benchmarks/results/{file}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
+    """The parser, and the names of its jobs beside the measuring of the operators."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add_arguments(parser, "the cases of the README's table, one compile mode", "<machine>.json")
     parser.add_argument(
@@ -191,12 +191,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     reporter.add_argument("--readme", type=Path, default=Path(__file__).parent.parent / "README.md")
     reporter.set_defaults(job=make_report)
+    return parser, tuple(jobs.choices)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser, jobs = parser_of()
     args = parser.parse_args(argv)
-    if args.job is not measure_all and argv[0] not in jobs.choices:
-        parser.error(
-            f"{argv[0]}: expected the flags of {next(name for name in argv if name in jobs.choices)} behind it"
-        )
-    if args.job is measure_all and args.jobs > 1 and args.no_compile:
+    job = next((name for name in argv if name in jobs), None)
+    if job and argv[0] != job:
+        parser.error(f"{argv[0]}: expected the flags of {job} behind it")
+    if not job and args.jobs > 1 and args.no_compile:
         parser.error(f"argument --jobs: got {args.jobs}, expected none with --no-compile")
     try:
         return args.job(args)

@@ -945,6 +945,7 @@ def test_interrupt(alone_in):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=300)
     assert process.returncode != 0 and curve.exists(), err
+    assert [path.name for path in (alone_in / "runs").iterdir()] == ["digits"]
     assert_can_go_on(alone_in)
 
 

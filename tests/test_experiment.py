@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import date
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import assert_refused
+from commands import assert_refused, environment
 
 import drsn_ops
 from drsn_ops import noise
@@ -41,7 +43,6 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
-ROOT = Path(drsn_ops.__file__).parents[1]
 TINY = "--num-signals 72 --points 64 --blocks 3 --epochs 2 --batch-size 16 --seeds 2 --noise pink gaussian --snr 5 -5"
 TINY = TINY.split() + ["--networks", "ResNet", "DRSN-CW", "--workers", "1"]
 PNG = b"\x89PNG"
@@ -60,11 +61,10 @@ def run(*flags):
 
 def start(*arguments, **options):
     """A Python process of its own, at the head of a process group."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **options
+        command, env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True, **options
     )
 
 
@@ -199,7 +199,9 @@ def test_interrupt(whole, folder, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(cell, "fit", interrupt)
         assert run(*TINY, "--output-dir", "part") == 130
-    assert "interrupted; 2 of 16 cells are done; to go on: --resume part" in capsys.readouterr().out
+    assert (
+        "interrupted; 2 of 16 cells are done; to go on: --resume part --workers 1" in capsys.readouterr().out
+    )
     assert sorted(path.name for path in (folder / "part").iterdir()) == ["cells", "settings.json"]
     assert run("--resume", "part", "--workers", 1) == 0
     assert results(folder / "part") == results(whole)
@@ -327,6 +329,47 @@ def test_recordings(folder, capsys):
     assert run(*RECORDED, "moved", "--output-dir", "other") == 2
     assert "has a window of 64 points that are all the same" in capsys.readouterr().err
     assert not (folder / "other").exists()
+
+
+def test_other_recordings_than_the_experiments_are_refused(folder, capsys):
+    """Results of both would stand in one table; the paste of what is printed goes on."""
+    for name, factor in (("my data", 1), ("others", 2)):
+        write_recordings(folder / name, lambda values, factor=factor: factor * values)
+    assert run(*RECORDED, "my data", "--networks", "ResNet", "--output-dir", "own") == 0
+    message = (
+        "own: begun with other data than folder in {0}/others holds now; these were folder in {0}/my data"
+    )
+    flags = ["--resume", "own", "--data-dir", "others"]
+    assert_refused(run, flags, message.format(folder), folder, capsys)
+    # of a version that did not note what tells them apart
+    settings = json.loads((folder / "own" / "settings.json").read_text())
+    assert settings.pop("fingerprint")
+    (folder / "own" / "settings.json").write_text(json.dumps(settings))
+    assert run("--resume", "own") == 0
+
+
+def test_what_is_printed_to_go_on_can_be_pasted(folder, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(cell, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*TINY, "--output-dir", "my part", "--device", "cpu:0") == 130
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == (
+        "interrupted; 0 of 16 cells are done; to go on: --resume 'my part' --device cpu:0 --workers 1"
+    )
+    trained = watch_cells(monkeypatch)
+    assert run(*shlex.split(line.partition("to go on: ")[2])) == 0 and len(trained) == 16
+
+
+def test_a_lost_worker_is_one_line(folder, monkeypatch, capsys):
+    def lose(*_):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(command, "complete_all", lose)
+    assert run(*TINY, "--output-dir", "part") == 1
+    err = capsys.readouterr().err
+    assert (
+        err.endswith("0 of 16 cells are done; to go on: --resume part --workers 1\n") and err.count("\n") == 1
+    )
 
 
 def test_a_column_of_the_recordings(folder):
@@ -633,6 +676,7 @@ BAD = [
     (["--preset", "large"], "argument --preset: invalid choice: 'large'"),
     (["--workers", "0"], "argument --workers: must be an integer from 1 to 1024, got '0'"),
     (["--num-signals", "23"], "--num-signals: got 23, expected at least 24"),
+    (["--points", "128001"], "--points: got 128001, expected at most 128000, 10 seconds"),
     (["--blocks", "4"], "--blocks: got 4, expected a multiple of the number of widths, 3"),
     (["--device", "abacus"], "--device abacus: cannot be used here"),
     (["--data-dir", "nowhere"], "expected none with --data vibration"),

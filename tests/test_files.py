@@ -28,7 +28,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=f"No space left on device: '{path}'"), replacing(path) as temporary:
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'$"), replacing(path) as temporary:
         temporary.write_text("new")
     assert contents(tmp_path) == {path: b"whole"}
 
@@ -37,7 +37,7 @@ def test_tensors_on_a_full_disk(tmp_path, small_files):
     """PyTorch's own writer raises a RuntimeError then."""
     path = tmp_path / "kept"
     path.write_text("whole")
-    with small_files, pytest.raises(OSError, match=f"'{path}'"):
+    with small_files, pytest.raises(OSError, match=f"'{path}'$"):
         save_tensors(torch.ones(10_000), path)
     assert contents(tmp_path) == {path: b"whole"}
     save_tensors(torch.ones(10_000), path)

@@ -32,7 +32,9 @@ def mkdir(path, *args, inside=os.mkdir):
 os.mkdir = mkdir
 sys.exit(main(sys.argv[2:]))
 """
-EXPERIMENT = "--num-signals 24 --points 64 --blocks 3 --epochs 1 --seeds 1 --noise pink --snr 5 --workers 1".split()
+EXPERIMENT = (
+    "--num-signals 24 --points 64 --blocks 3 --epochs 1 --seeds 1 --noise pink --snr 5 --workers 1".split()
+)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,9 @@ def test_a_run_that_lives_is_left_alone_and_one_that_was_killed_goes_on(alone_in
             time.sleep(0.05)
         process.send_signal(signal.SIGSTOP)  # alive, and its files stand still
         assert_refused(run, ["--resume", checkpoint], "own: in use by another run", alone_in, capsys)
-        assert_refused(run, ["--output-dir", "own"], "--output-dir own: not an empty folder", alone_in, capsys)
+        assert_refused(
+            run, ["--output-dir", "own"], "--output-dir own: not an empty folder", alone_in, capsys
+        )
     finally:
         process.kill()
         process.wait()

@@ -1,10 +1,16 @@
 """The training program: what it writes, that it repeats and resumes to the bit, and how it refuses."""
 
 import csv
+import gzip
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +23,10 @@ from drsn_ops import train
 from drsn_ops.__main__ import main
 from drsn_ops.data import augment
 from drsn_ops.distributed import Processes
-from drsn_ops.files import replacing
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
-pytest.importorskip("tqdm")
+tqdm = pytest.importorskip("tqdm")
 
 
 @pytest.fixture(autouse=True)
@@ -204,12 +209,191 @@ def test_interrupt(folder, monkeypatch, capsys):
     assert curve(folder / "part") == curve(folder / "whole")
 
 
-def test_interrupt_in_the_first_epoch_can_be_resumed(folder, monkeypatch):
-    with monkeypatch.context() as patch:
+def interrupted(monkeypatch, *flags):
+    """The flags that a run, interrupted in its first epoch, names to go on."""
+    with monkeypatch.context() as patch, redirect_stdout(StringIO()) as out:
         patch.setattr(train.Run, "learning_rate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert run("--epochs", 1, "--output-dir", "part") == 130
-    assert curve(folder / "part") == []
-    assert run("--resume", "part/checkpoint.pt") == 0 and len(curve(folder / "part")) == 1
+        assert run(*flags) == 130
+    (line,) = (line for line in out.getvalue().splitlines() if line.startswith("interrupted; to go on: "))
+    return shlex.split(line)[4:]
+
+
+def test_interrupt_in_the_first_epoch_can_be_resumed(folder, monkeypatch):
+    """It leaves no picture of nothing; what it prints can be pasted, whatever the names and the flags."""
+    (folder / "my files").mkdir()
+    write_mnist(folder / "my files", np.random.default_rng(0))
+    flags = interrupted(
+        monkeypatch,
+        *(
+            "--data",
+            "mnist",
+            "--data-dir",
+            "my files",
+            "--epochs",
+            1,
+            "--batch-size",
+            5,
+            "--output-dir",
+            "my run",
+        ),
+    )
+    assert flags == ["--resume", "my run/checkpoint.pt"]
+    assert sorted(path.name for path in (folder / "my run").iterdir()) == ["checkpoint.pt", "curve.csv"]
+    assert curve(folder / "my run") == []
+    # the same in another folder, before there is a checkpoint of its own
+    again = interrupted(monkeypatch, *flags, "--output-dir", "other")
+    assert again == ["--resume", "other/checkpoint.pt"]
+    for resumed, name in ((flags, "my run"), (again, "other")):
+        assert run(*resumed) == 0 and len(curve(folder / name)) == 1
+        assert (folder / name / "curve.png").exists()
+
+
+def test_the_device_is_named_to_go_on_with(folder, monkeypatch):
+    assert interrupted(monkeypatch, "--device", "cpu:0") == [
+        *("--resume", "runs/digits/checkpoint.pt"),
+        *("--device", "cpu:0"),
+    ]
+
+
+def test_other_data_than_the_checkpoints_are_refused(folder, monkeypatch, capsys):
+    """Whatever the folder is called: it may have moved, and it may hold something else by now."""
+    for name, seed in (("files", 0), ("others", 1)):
+        (folder / name).mkdir()
+        write_mnist(folder / name, np.random.default_rng(seed))
+    assert (
+        run("--data", "mnist", "--data-dir", "files", "--epochs", 1, "--batch-size", 5, "--output-dir", "own")
+        == 0
+    )
+    flags = ["--resume", "own/checkpoint.pt", "--epochs", "2"]
+    (folder / "files").rename("moved")
+    assert_refused(run, flags, f"{folder / 'files'}", folder, capsys)
+    message = "begun with other data than mnist in {0}/others holds now; these were mnist in {0}/files"
+    assert_refused(run, [*flags, "--data-dir", "others"], message.format(folder), folder, capsys)
+    assert run(*flags, "--data-dir", "moved") == 0
+    assert run("--resume", "own/checkpoint.pt", "--epochs", 3) == 0
+    # a few pixels of one image
+    images = next(path for path in (folder / "moved").iterdir() if path.name.startswith("train-images"))
+    content = (gzip.decompress if images.suffix == ".gz" else bytes)(images.read_bytes())
+    images.with_suffix("").write_bytes(content[:-3] + bytes(255 - value for value in content[-3:]))
+    if images.suffix == ".gz":
+        images.unlink()
+    flags[-1] = "4"
+    assert_refused(run, flags, "begun with other data than mnist", folder, capsys)
+
+
+def test_a_checkpoint_elsewhere_belongs_to_its_run(folder):
+    """The run goes on in its own folder and into the same file; both can be moved, together or the checkpoint alone."""
+    (folder / "saved").mkdir()
+    assert run("--epochs", 1, "--output-dir", "own", "--checkpoint", "saved/a.pt") == 0
+    assert run("--epochs", 2, "--resume", "saved/a.pt") == 0
+    assert sorted(path.name for path in (folder / "own").iterdir()) == ["curve.csv", "curve.png"]
+    assert [path.name for path in (folder / "saved").iterdir()] == ["a.pt"]
+    assert len(curve(folder / "own")) == 2 == len(checkpoint("saved/a.pt")["rows"])
+    (folder / "deep").mkdir()
+    for name in ("own", "saved"):
+        (folder / name).rename(folder / "deep" / name)
+    assert run("--epochs", 3, "--resume", "deep/saved/a.pt") == 0
+    assert len(curve(folder / "deep" / "own")) == 3
+    (folder / "alone").mkdir()
+    shutil.copy("deep/saved/a.pt", "alone")
+    assert run("--epochs", 4, "--resume", "alone/a.pt") == 0
+    assert len(curve(folder / "alone")) == 4 and len(curve(folder / "deep" / "own")) == 3
+
+
+def test_a_checkpoint_that_another_run_has_gone_on_from(folder, monkeypatch, capsys):
+    """Between the reading and the claim of the folder: what that run has saved is not overwritten."""
+    assert run("--epochs", 1, "--output-dir", "own") == 0
+    inside = train.prepare
+
+    def prepare(args, together):
+        job = inside(args, together)
+        monkeypatch.setattr(train, "prepare", inside)
+        assert run("--resume", "own/checkpoint.pt", "--epochs", 2) == 0
+        capsys.readouterr()
+        return job
+
+    monkeypatch.setattr(train, "prepare", prepare)
+    assert run("--resume", "own/checkpoint.pt", "--epochs", 5) == 2
+    assert (
+        capsys.readouterr().err == "drsn_ops train: own/checkpoint.pt: another run has just gone on from it\n"
+    )
+    assert len(curve(folder / "own")) == 2
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(folder, small_files, capsys):
+    assert run("--epochs", 1, "--output-dir", "own") == 0
+    before = contents(folder)
+    capsys.readouterr()
+    with small_files:
+        assert run("--epochs", 2, "--resume", "own/checkpoint.pt") == 2
+    err = capsys.readouterr().err
+    assert (
+        err.startswith("drsn_ops train: [Errno ")
+        and err.endswith("'own/checkpoint.pt'\n")
+        and err.count("\n") == 1
+    )
+    assert contents(folder) == before
+    assert run("--epochs", 2, "--resume", "own/checkpoint.pt") == 0
+
+
+def test_the_largest_seed(folder):
+    """That of PyTorch's generators; a checkpoint keeps it."""
+    assert run("--epochs", 1, "--seed", 2**64 - 1) == 0
+    assert run("--epochs", 2, "--resume", "runs/digits/checkpoint.pt", "--seed", 2**64 - 1) == 0
+
+
+def test_seconds_are_of_the_whole_epoch(folder, monkeypatch, capsys):
+    """A second a step and a minute for the evaluation of each split."""
+    clock = 0.0
+
+    def pass_time(name, seconds):
+        inside = getattr(train.Run, name)
+
+        def timed(*args):
+            nonlocal clock
+            clock += seconds
+            return inside(*args)
+
+        monkeypatch.setattr(train.Run, name, timed)
+
+    pass_time("learning_rate", 1)
+    pass_time("evaluate", 60)
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: clock))
+    assert run("--epochs", 1) == 0
+    with (folder / "runs" / "digits" / "curve.csv").open() as file:
+        assert [float(row["seconds"]) for row in csv.DictReader(file)] == [135.0]
+    assert "  135.0 s\n" in capsys.readouterr().out
+
+
+def test_the_bar_moves_in_the_evaluation(folder, monkeypatch):
+    """Three batches of it after an epoch's steps, by the name of what is done; a resumed run begins where it was."""
+    monkeypatch.setattr(train, "EVALUATION_BATCH", 719)
+    bars = []
+
+    class Bar:
+        def __init__(self, total, initial, **_):
+            self.total, self.initial, self.phase, self.phases = total, initial, None, []
+            bars.append(self)
+
+        def set_description(self, phase, refresh):
+            self.phase = phase
+
+        def update(self):
+            self.phases.append(self.phase)
+
+        def write(self, line):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    epoch = 15 * ["training"] + 3 * ["evaluating"]
+    assert run("--epochs", 2) == 0
+    assert run("--epochs", 3, "--resume", "runs/digits/checkpoint.pt") == 0
+    first, second = bars
+    assert (first.total, first.initial, first.phases) == (36, 0, 2 * epoch)
+    assert (second.total, second.initial, second.phases) == (54, 36, epoch)
 
 
 def test_a_second_run_gets_a_folder_of_its_own(folder):
@@ -338,6 +522,16 @@ BAD = [
     (["--device", "abacus"], "--device abacus: cannot be used here"),
     (["--device", "meta"], "--device meta: cannot be used here"),
     (["--device", "cuda:99"], "--device cuda:99: cannot be used here"),
+    (
+        ["--data-dir", "nowhere"],
+        "--data-dir nowhere: expected none with --data digits; --data mnist or cifar10 reads files",
+    ),
+    (["--data", "digits", "--data-dir", "."], "--data-dir .: expected none with --data digits"),
+    (
+        ["--backend", "reference", "--thresholds", "none"],
+        "--backend reference: expected none with --thresholds none, which shrinks nothing",
+    ),
+    (["--device", "hpu"], "--device hpu: cannot be used here"),
     (["--data", "mnist"], "mnist needs the folder that holds its files: --data-dir"),
     (["--data", "mnist", "--data-dir", "nowhere"], "train-images-idx3-ubyte: no such file"),
     (["--data", "cifar10", "--data-dir", "nowhere"], "data_batch_1: no such file"),
@@ -346,6 +540,12 @@ BAD = [
     (["--resume", "cut.pt"], "cut.pt: damaged, or not a checkpoint"),
     (["--resume", "weights.pt"], "weights.pt: not a checkpoint of this program"),
     (["--resume", "object.pt"], "object.pt: damaged, or not a checkpoint"),
+    (["--resume", "."], ".: Is a directory"),
+    (
+        ["--resume", "earlier.pt"],
+        "earlier.pt: a checkpoint of drsn_ops.train 1, not of this version's drsn_ops.train 2",
+    ),
+    (["--resume", "listed.pt"], "listed.pt: a checkpoint of another network (AttributeError)"),
     (["--resume", "other.pt"], "other.pt: a checkpoint of another network"),
     (["--resume", "old/checkpoint.pt"], "1 epochs are done; --epochs 1 leaves none to do"),
     (
@@ -383,6 +583,8 @@ def old(tmp_path_factory):
     torch.save(
         {**state, "settings": {**state["settings"], "thresholds": "none", "epochs": 2}}, folder / "other.pt"
     )
+    torch.save({**state, "format": "drsn_ops.train 1"}, folder / "earlier.pt")
+    torch.save({**state, "settings": [1]}, folder / "listed.pt")
     torch.save({"format": train.FORMAT, "run": object}, folder / "object.pt")
     whole = (folder / "old" / "checkpoint.pt").read_bytes()
     (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
@@ -406,15 +608,6 @@ def test_a_checkpoint_runs_no_code(old, monkeypatch, capsys):
     assert status_of(run, "--resume", "harmful.pt") == 2
     (old / "harmful.pt").unlink()
     assert not (old / "harmed").exists()
-
-
-def test_a_failed_write_leaves_the_old_file(folder):
-    path = folder / "kept"
-    path.write_text("whole")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("ha")
-        raise RuntimeError
-    assert contents(folder) == {path: b"whole"}
 
 
 def test_info(capsys):

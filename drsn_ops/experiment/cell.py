@@ -39,7 +39,10 @@ class Data(NamedTuple):
 @lru_cache(maxsize=1)
 def simulated(signals: int, points: int) -> tuple[Tensor, Tensor]:
     """The made signals and their classes, the same ones for every seed."""
-    made = vibration(signals, points=points)
+    try:
+        made = vibration(signals, points=points)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
     return made.x, made.labels
 
 

@@ -38,7 +38,7 @@ from .settings import (
 )
 
 MAX_DECIBELS = 130  # beyond which the noise is lost in float32
-MAX_SEEDS, MAX_BLOCKS = 10_000, 1000
+MAX_SIGNALS, MAX_SEEDS, MAX_BLOCKS = 10_000_000, 10_000, 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", choices=DATA, help="simulated signals, or recordings (default: vibration)")
     add("--data-dir", type=Path, help="folder of the recordings")
     add("--column", help="which one of a folder's files, a number from 0 or a name, where they have several")
-    add("--num-signals", type=count(), help=f"how many signals to simulate ({preset('num_signals')})")
+    add(
+        "--num-signals",
+        type=count(1, MAX_SIGNALS),
+        help=f"how many signals to simulate ({preset('num_signals')})",
+    )
     add("--points", type=count(16), help=f"points of a signal ({preset('points')})")
     add(
         "--networks",
