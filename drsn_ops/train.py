@@ -383,14 +383,12 @@ def place_of(args: argparse.Namespace, run: Run, home: Path | None) -> Iterator[
             raise InputError(f"{checkpoint}: exists; --resume it, or give another --checkpoint")
         if checkpoint and not checkpoint.absolute().parent.is_dir():
             raise InputError(f"--checkpoint {checkpoint}: its folder does not exist")
-        stays = home and args.output_dir is None
-        if home and (stays or not new):
-            claims.enter_context(claimed(home))
+        if home and (args.output_dir is None or not new):
+            folder = claims.enter_context(claimed(home))
         if not new and read_checkpoint(args.resume)["step"] != run.step:
             raise InputError(f"{args.resume}: another run has just gone on from it")
-        folder = (
-            home if home and stays else claims.enter_context(new_folder(args.output_dir, run.settings.data))
-        )
+        if args.output_dir or not home:
+            folder = claims.enter_context(new_folder(args.output_dir, run.settings.data))
         yield Place(folder, checkpoint or folder / "checkpoint.pt", new)
 
 

@@ -84,9 +84,9 @@ def test_a_run_that_lives_is_left_alone_and_one_that_was_killed_goes_on(alone_in
     command = [sys.executable, "-m", "drsn_ops", "train", "--epochs", str(10**6), "--output-dir", "own"]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
     try:
-        checkpoint = Path("own/checkpoint.pt")
+        checkpoint, curve = Path("own/checkpoint.pt"), Path("own/curve.csv")
         deadline = time.monotonic() + 300
-        while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        while not curve.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGSTOP)  # alive, and its files stand still
         assert_refused(run, ["--resume", checkpoint], "own: in use by another run", alone_in, capsys)
@@ -96,6 +96,6 @@ def test_a_run_that_lives_is_left_alone_and_one_that_was_killed_goes_on(alone_in
     finally:
         process.kill()
         process.wait()
-    with Path("own/curve.csv").open() as file:
+    with curve.open() as file:
         done = len(file.readlines()) - 1
     assert run("--resume", checkpoint, "--epochs", done + 2) == 0
