@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .arguments import InputError
+from .arguments import InputError, first_line
 
 COMMANDS = {
     "train": ("drsn_ops.train", "train a Deep Residual Shrinkage Network"),
@@ -25,11 +25,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
-
-
-def first_line(error: BaseException) -> str:
-    """Of what PyTorch says, since a stack may follow."""
-    return str(error).partition("\n")[0]
 
 
 def info() -> int:

@@ -19,6 +19,11 @@ class InputError(Exception):
     """What a user gave cannot be used: a file, a flag, a checkpoint. The message is one line."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; of PyTorch's, a stack may follow."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def number(kind: type[int] | type[float], minimum: float, maximum: float) -> Callable[[str], Any]:
     """A parser of finite numbers from ``minimum`` to ``maximum``."""
 

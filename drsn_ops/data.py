@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .arguments import InputError as InputError
+from .arguments import first_line
 from .noise import uniform
 from .plain_pickle import loads, unsigned_bytes
 
@@ -229,11 +230,6 @@ def read_cifar10_batch(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarr
     ):
         raise InputError(f"{path}: its 'labels' is not a list of {len(images)} integers of 32 bits")
     return images.reshape(-1, 3, 32, 32), np.array(labels)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def to_split(images: np.ndarray, labels: np.ndarray, images_path: Path, labels_path: Path) -> Split:

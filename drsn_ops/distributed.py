@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .arguments import InputError
+from .arguments import InputError, first_line
 from .reference import accumulator, per_row
 
 
@@ -109,7 +109,7 @@ def processes(device: str) -> Iterator[Processes]:
             torch.cuda.set_device(device_of(device))  # where nccl keeps what it sends
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"WORLD_SIZE is {count}, but the processes cannot be joined: {reason}") from error
     yield Processes(dist.get_rank(), count)
     # After an error the others may not answer any more; the end of the process is then the end of the group.

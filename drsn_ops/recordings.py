@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .data import InputError, first_line, require_seed
+from .arguments import InputError, first_line
+from .data import require_seed
 from .modules import require_choice, require_positive
 
 # The numbers of the files at 12 kHz with a fault of the drive end's bearing, and of the baseline, as published by

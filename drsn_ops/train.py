@@ -28,7 +28,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import models
-from .arguments import MAX_REAL, InputError, count, defaults, learning_rate, number, seed, to_go_on
+from .arguments import (
+    MAX_REAL,
+    InputError,
+    count,
+    defaults,
+    first_line,
+    learning_rate,
+    number,
+    seed,
+    to_go_on,
+)
 from .data import Dataset, Split, augment, load
 from .distributed import Processes, device_of, processes
 from .files import replacing, save_tensors
@@ -368,7 +378,7 @@ def usable_device(name: str) -> torch.device:
         torch.ones(1, device=device).item()
     # some backends are modules that are not there
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise InputError(f"--device {name}: cannot be used here: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--device {name}: cannot be used here: {first_line(error)}") from error
     return device
 
 

@@ -367,7 +367,7 @@ def test_seconds_are_of_the_whole_epoch(folder, monkeypatch, capsys):
 
 def test_the_bar_moves_in_the_evaluation(folder, monkeypatch):
     """Three batches of it after an epoch's steps, by the name of what is done; a resumed run begins where it was."""
-    monkeypatch.setattr(train, "EVALUATION_BATCH", 719)
+    monkeypatch.setattr(train, "evaluation_batch", lambda network, x: 719)
     bars = []
 
     class Bar:
