@@ -187,30 +187,6 @@ struct Operators {
     return run_soft_threshold_backward(p, grad, tau ? shape_of(*tau) : Shape{}, tau_dtype, channels_last, need_x);
   }
 
-  static Tensor soft_threshold_tangent(Optional dx, Optional dtau, Tensor code, Shape shape, ScalarType dtype,
-                                       bool channels_last) {
-    const typename Backend::Guard guard(code);
-    const Tensor dy = empty(shape, dtype, code, channels_last);
-    SoftThresholdTangent p{};
-    p.dtype = dtype_of(dtype);
-    p.numel = dy.numel();
-    p.over = {1, {p.numel}, {0}};
-    if (dx) {
-      check(shape_of(*dx) == shape && dx->scalar_type() == dtype, "dx: expected the shape and type of x");
-      dx = laid_out(*dx, channels_last);
-    }
-    if (dtau) {
-      check(dtau->scalar_type() == accumulator_of(dtype), "dtau: expected the type of x's accumulator");
-      p.over = broadcast(shape, channels_last, shape_of(*dtau), strides_of(*dtau));
-    }
-    p.dx = data(dx);
-    p.dtau = data(dtau);
-    p.code = bytes(code);
-    p.dy = dy.mutable_data_ptr();
-    if (p.numel > 0) Backend::soft_threshold_tangent(p, code);
-    return dy;
-  }
-
   static Tensor run_abs_mean(Tensor x, bool per_sample, Tensor* code) {
     const typename Backend::Guard guard(x);
     const ScalarType type = x.scalar_type();
@@ -237,6 +213,20 @@ struct Operators {
     Tensor code;
     const Tensor mean = run_abs_mean(x, per_sample, &code);
     return {mean, code};
+  }
+
+  static Tensor abs_mean_backward(Tensor grad, Tensor code, Shape shape, ScalarType dtype, bool channels_last) {
+    const typename Backend::Guard guard(code);
+    AbsMeanBackward p{};
+    p.dtype = dtype_of(dtype);
+    p.rows = rows_of(shape, channels_last);
+    check_row_matrix(grad, p.rows, accumulator_of(dtype), "grad: expected (N or 1, C or 1) of the accumulator's type");
+    const Tensor dx = empty(shape, dtype, code, channels_last);
+    p.grad = row_values(grad);
+    p.code = bytes(code);
+    p.dx = dx.mutable_data_ptr();
+    if (p.rows.numel() > 0) Backend::abs_mean_backward(p, code);
+    return dx;
   }
 
   static Tensor empty_shrink_code(const Tensor& x, bool channels_last) {
@@ -331,71 +321,20 @@ struct Operators {
     return {dx, dalpha};
   }
 
-  static int planes_of(const Tensor& code) { return code.dim() == 3 ? int(code.size(1)) : 0; }
-
-  static Tensor combine(Optional grad, Optional w, Optional v, Tensor code, Shape shape, ScalarType dtype,
-                        bool channels_last) {
-    const typename Backend::Guard guard(code);
-    const ScalarType wide = accumulator_of(dtype);
-    Combine p{};
-    p.dtype = dtype_of(dtype);
-    p.rows = rows_of(shape, channels_last);
-    if (grad) {
-      check(shape_of(*grad) == shape && grad->scalar_type() == dtype, "grad: expected the shape and type of x");
-      grad = laid_out(*grad, channels_last);
-    }
-    if (w) check_row_matrix(*w, p.rows, wide, "w: expected (N or 1, C or 1) of the accumulator's type");
-    if (v) check_row_matrix(*v, p.rows, wide, "v: expected (N or 1, C or 1) of the accumulator's type");
-    const Tensor out = empty(shape, dtype, code, channels_last);
-    p.grad = data(grad);
-    p.w = row_values(w);
-    p.v = row_values(v);
-    p.code = bytes(code);
-    p.planes = planes_of(code);
-    p.out = out.mutable_data_ptr();
-    if (out.numel() > 0) Backend::combine(p, code);
-    return out;
-  }
-
-  static std::tuple<Tensor, Tensor> row_sums(Tensor grad, Tensor code, bool channels_last) {
-    const typename Backend::Guard guard(grad);
-    grad = laid_out(grad, channels_last);
-    RowSums p{};
-    p.dtype = dtype_of(grad.scalar_type());
-    p.rows = rows_of(shape_of(grad), channels_last);
-    const Shape shape{p.rows.samples, p.rows.channels};
-    const Tensor active = empty(shape, accumulator_of(grad.scalar_type()), grad);
-    const Tensor sign = empty(shape, accumulator_of(grad.scalar_type()), grad);
-    p.grad = data(grad);
-    p.code = bytes(code);
-    p.planes = planes_of(code);
-    p.active_sum = active.mutable_data_ptr();
-    p.sign_sum = sign.mutable_data_ptr();
-    if (p.rows.numel() > 0) {
-      Backend::row_sums(p, grad);
-    } else {
-      zero(active);
-      zero(sign);
-    }
-    return {active, sign};
-  }
-
   template <class Library>
   static void add_to(Library& m) {
     m.impl("soft_threshold", TORCH_BOX(&soft_threshold));
     m.impl("soft_threshold_with_code", TORCH_BOX(&soft_threshold_with_code));
     m.impl("soft_threshold_", TORCH_BOX(&soft_threshold_));
     m.impl("soft_threshold_backward", TORCH_BOX(&soft_threshold_backward));
-    m.impl("soft_threshold_tangent", TORCH_BOX(&soft_threshold_tangent));
     m.impl("complex_soft_threshold_backward", TORCH_BOX(&complex_soft_threshold_backward));
     m.impl("abs_mean", TORCH_BOX(&abs_mean));
     m.impl("abs_mean_with_code", TORCH_BOX(&abs_mean_with_code));
+    m.impl("abs_mean_backward", TORCH_BOX(&abs_mean_backward));
     m.impl("shrink", TORCH_BOX(&shrink));
     m.impl("shrink_with_code", TORCH_BOX(&shrink_with_code));
     m.impl("shrink_", TORCH_BOX(&shrink_));
     m.impl("shrink_backward", TORCH_BOX(&shrink_backward));
-    m.impl("combine", TORCH_BOX(&combine));
-    m.impl("row_sums", TORCH_BOX(&row_sums));
   }
 };
 

@@ -47,17 +47,6 @@ struct SoftThresholdBackward {
   Broadcast over;
 };
 
-// dy = passes * dx - active * sign * dtau; passes = active or open. dtau is of the accumulator's type.
-struct SoftThresholdTangent {
-  DType dtype;
-  const void* dx;    // or null: 0
-  const void* dtau;  // or null: 0
-  const uint8_t* code;
-  void* dy;
-  int64_t numel;
-  Broadcast over;  // of dtau
-};
-
 // x of shape (samples, channels, length), or (samples, length, channels) in memory where channels_last.
 struct Rows {
   int64_t samples, channels, length;
@@ -81,6 +70,15 @@ struct AbsMean {
   Rows rows;
   bool per_sample;
   bool coded;  // a code may be asked for: with and without it sums run in the order that its segments need
+};
+
+// dx = sign * grad, the gradient of the mean divided by its count.
+struct AbsMeanBackward {
+  DType dtype;
+  RowValues grad;
+  const uint8_t* code;
+  void* dx;
+  Rows rows;
 };
 
 struct Shrink {
@@ -110,28 +108,6 @@ struct ShrinkBackward {
   bool alpha_per_sample, alpha_per_channel;  // false: that axis of dalpha is 1
   Rows rows;
   bool per_sample;
-};
-
-// out = active * (g + sign * w) + sign * v; g, w and v may each be null (0). Two planes (abs_mean): nothing is active.
-struct Combine {
-  DType dtype;
-  const void* grad;
-  RowValues w, v;
-  const uint8_t* code;
-  int planes;
-  void* out;
-  Rows rows;
-};
-
-// active_sum = sum over the row of active * sign * g, sign_sum = sum of sign * g; (samples, channels) each, or null.
-struct RowSums {
-  DType dtype;
-  const void* grad;
-  const uint8_t* code;
-  int planes;
-  void* active_sum;
-  void* sign_sum;
-  Rows rows;
 };
 
 // A normalisation of `features` numbers a sample. Every pointer is of the accumulator's type; null weights are 1, null

@@ -2,7 +2,8 @@
 //
 // `value` is tau where tau is None. A with_code operator returns what its backward needs (shrinkage_math.h) last; so do
 // the in-place forms, an empty tensor without with_code. In a backward operator a gradient that is not needed comes
-// back empty. `alpha` is (N or 1, C or 1); means, row values and alpha are of the accumulator's type.
+// back empty. `alpha` and the grad of abs_mean_backward, which is divided by the count already, are (N or 1, C or 1);
+// they and means are of the accumulator's type.
 //
 // gate_norm and input_norm are a NormKind of params.h. Of the operators with a gate the plain forms only read running
 // statistics, and return the batch's own in state and input_state; those with an underscore bring them up to date.
@@ -18,14 +19,13 @@ STABLE_TORCH_LIBRARY(drsn_ops, m) {
       "channels_last, "
       "bool need_x) -> (Tensor, Tensor)");
   m.def(
-      "soft_threshold_tangent(Tensor? dx, Tensor? dtau, Tensor code, SymInt[] shape, ScalarType dtype, "
-      "bool channels_last) -> Tensor");
-  m.def(
       "complex_soft_threshold_backward(Tensor grad, Tensor x, Tensor? tau, float value, bool need_x, bool need_tau) -> "
       "(Tensor, Tensor)");
 
   m.def("abs_mean(Tensor x, bool per_sample) -> Tensor");
   m.def("abs_mean_with_code(Tensor x, bool per_sample) -> (Tensor, Tensor)");
+  m.def(
+      "abs_mean_backward(Tensor grad, Tensor code, SymInt[] shape, ScalarType dtype, bool channels_last) -> Tensor");
 
   m.def("shrink(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> (Tensor, Tensor)");
   m.def("shrink_with_code(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> (Tensor, Tensor, Tensor)");
@@ -70,12 +70,6 @@ STABLE_TORCH_LIBRARY(drsn_ops, m) {
       "Tensor? b2, int gate_norm, float eps, bool per_sample, bool need_z, bool need_parameters) -> "
       "(Tensor dz, Tensor dweight, Tensor dbias, Tensor dw1, Tensor db1, Tensor dnorm_weight, Tensor dnorm_bias, "
       "Tensor dw2, Tensor db2)");
-
-  m.def(
-      "combine(Tensor? grad, Tensor? w, Tensor? v, Tensor code, SymInt[] shape, ScalarType dtype, bool channels_last) "
-      "-> "
-      "Tensor");
-  m.def("row_sums(Tensor grad, Tensor code, bool channels_last) -> (Tensor, Tensor)");
 
   m.def("cpu_simd() -> str");
 }

@@ -62,14 +62,10 @@ DRSN_INLINE unsigned element_code(A x, A tau) {
          unsigned(magnitude > tau) << kActive;
 }
 
-// What the gradient of x receives: g where active, plus the row's share of the mean's gradient along sign(x), plus the
-// row's tangent of the threshold along sign(x) where active.
-//   combine = active * (g + sign * w) + sign * v
+// What the gradient of x receives: g where active, plus the row's share of the mean's gradient along sign(x).
 template <class A>
-DRSN_INLINE A combine(bool negative, bool nonzero, bool active, A g, A w, A v) {
-  const A sign_w = negative ? -w : w;
-  const A sign_v = negative ? -v : v;
-  return (active ? g + sign_w : A(0)) + (nonzero ? sign_v : A(0));
+DRSN_INLINE A combine(bool negative, bool nonzero, bool active, A g, A v) {
+  return (active ? g : A(0)) + (nonzero ? (negative ? -v : v) : A(0));
 }
 
 }  // namespace drsn

@@ -3,8 +3,8 @@
 Which way a call goes:
 
 - nothing needs a gradient: the operator that keeps no code;
-- eager autograd: the ``Function`` below, whose backward works from the code. It is linear in the gradient, and its
-  adjoint is an operator too, so ``create_graph=True`` goes on to any order in fused operators;
+- eager autograd: the ``Function`` below, whose backward is an operator that works from the code, or, where
+  ``create_graph=True`` asks for more, the plain formulas of `codes` on the same bits, to any order;
 - ``torch.compile``, ``torch.export``, ``torch.jit.trace``: the registered operator as ``tracing`` describes it;
 - a ``torch.func`` transform, forward-mode AD, or a device without kernels: the plain formulas of ``reference``.
 """
@@ -22,8 +22,8 @@ from torch.autograd import forward_ad as _forward_ad
 
 from . import reference
 from ._library import has_kernels
-from .codes import Layout, Masks, is_channels_last, soft_threshold_masks, widened
-from .reference import accumulator
+from .codes import Layout, Masks, is_channels_last, shrink_gradients, soft_threshold_gradients
+from .reference import per_row
 
 _ops = torch.ops.drsn_ops
 
@@ -141,67 +141,16 @@ class SoftThreshold(FastFunction):
         (code,) = ctx.saved_tensors
         need_x, need_tau = ctx.needs_input_grad[:2]
         layout = Layout(grad.shape, grad.dtype, ctx.channels_last)
-        dx, dtau = soft_threshold_backward(grad, code, layout, ctx.tau if need_tau else None, need_x)
+        tau_shape, tau_dtype = ctx.tau if need_tau else ([], None)
+        if _needs_grad(grad) or _transforming(grad):
+            dx, dtau = soft_threshold_gradients(grad, code, layout)
+            if need_tau:
+                dtau = dtau.sum_to_size(tau_shape).to(tau_dtype)
+        else:
+            dx, dtau = _ops.soft_threshold_backward.default(
+                grad, code, tau_shape, tau_dtype, layout.channels_last, need_x
+            )
         return dx if need_x else None, dtau if need_tau else None, None, None
-
-
-def soft_threshold_backward(
-    grad: Tensor, code: Tensor, layout: Layout, tau: tuple[Sequence[int], torch.dtype] | None, need_x: bool
-) -> tuple[Tensor, Tensor]:
-    """``(passes * grad, -sum of active * sign * grad)``; a result that is not needed is empty."""
-    if _transforming(grad):
-        passes, masks = soft_threshold_masks(code, layout)
-        dx = torch.where(passes, grad, 0)
-        dtau = -masks.along_sign(widened(grad))
-        return dx, dtau if tau is None else dtau.sum_to_size(tau[0]).to(tau[1])
-    arguments = (
-        grad,
-        code,
-        [] if tau is None else tau[0],
-        None if tau is None else tau[1],
-        layout.channels_last,
-        need_x,
-    )
-    if _needs_grad(grad):
-        return SoftThresholdBackward.call(layout, *arguments)
-    return _ops.soft_threshold_backward.default(*arguments)
-
-
-class SoftThresholdBackward(FastFunction):
-    @staticmethod
-    def forward(ctx: Any, layout: Layout, grad: Tensor, code: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        ctx.layout = layout
-        ctx.save_for_backward(code)
-        ctx.set_materialize_grads(False)
-        dx, dtau = _ops.soft_threshold_backward.default(grad, code, *rest)
-        return dx, dtau
-
-    @staticmethod
-    def backward(ctx: Any, dx: Tensor | None, dtau: Tensor | None) -> tuple[Tensor | None, ...]:
-        (code,) = ctx.saved_tensors
-        tangent = (
-            None if dx is None and dtau is None else SoftThresholdTangent.call(ctx.layout, dx, dtau, code)
-        )
-        return None, tangent, None, None, None, None, None
-
-
-class SoftThresholdTangent(FastFunction):
-    """``passes * dx - active * sign * dtau``."""
-
-    @staticmethod
-    def forward(ctx: Any, layout: Layout, dx: Tensor | None, dtau: Tensor | None, code: Tensor) -> Tensor:
-        ctx.layout = layout
-        ctx.tau = None if dtau is None else (dtau.shape, dtau.dtype)
-        ctx.save_for_backward(code)
-        wide = None if dtau is None else dtau.to(accumulator(layout.dtype))
-        return _ops.soft_threshold_tangent.default(dx, wide, code, *layout)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (code,) = ctx.saved_tensors
-        _, need_dx, need_dtau, _ = ctx.needs_input_grad
-        dx, dtau = soft_threshold_backward(grad, code, ctx.layout, ctx.tau if need_dtau else None, need_dx)
-        return None, dx if need_dx else None, dtau if need_dtau else None, None
 
 
 class ComplexSoftThreshold(FastFunction):
@@ -234,65 +183,6 @@ class ComplexSoftThreshold(FastFunction):
         return dx if need_x else None, dtau if need_tau else None, None, None
 
 
-# The two linear maps of a code that every derivative of abs_mean and shrink is made of.
-
-
-def combine(grad: Tensor | None, w: Tensor | None, v: Tensor | None, code: Tensor, layout: Layout) -> Tensor:
-    """``active * (grad + sign * w) + sign * v`` with one w and one v a row."""
-    if _transforming(grad, w, v):
-        combined = Masks.read(code, layout).combine(grad, w, v, accumulator(layout.dtype))
-        return combined.to(layout.dtype)
-    if _needs_grad(grad, w, v):
-        return Combine.call(grad, w, v, code, layout)
-    return _ops.combine.default(grad, w, v, code, *layout)
-
-
-def row_sums(grad: Tensor, code: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """The sums over each row, (N, C), of ``active * sign * grad`` and of ``sign * grad``."""
-    if _transforming(grad):
-        return Masks.read(code, layout).row_sums(grad)
-    if _needs_grad(grad):
-        return RowSums.call(grad, code, layout)
-    return _ops.row_sums.default(grad, code, layout.channels_last)
-
-
-class Combine(FastFunction):
-    @staticmethod
-    def forward(
-        ctx: Any, grad: Tensor | None, w: Tensor | None, v: Tensor | None, code: Tensor, layout: Layout
-    ) -> Tensor:
-        ctx.layout = layout
-        ctx.shapes = [None if t is None else t.shape for t in (w, v)]
-        ctx.save_for_backward(code)
-        return _ops.combine.default(grad, w, v, code, *layout)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (code,) = ctx.saved_tensors
-        need_grad, need_w, need_v = ctx.needs_input_grad[:3]
-        dgrad = combine(grad, None, None, code, ctx.layout) if need_grad else None
-        active, sign = row_sums(grad, code, ctx.layout) if need_w or need_v else (None, None)
-        dw = active.sum_to_size(ctx.shapes[0]) if need_w and active is not None else None
-        dv = sign.sum_to_size(ctx.shapes[1]) if need_v and sign is not None else None
-        return dgrad, dw, dv, None, None
-
-
-class RowSums(FastFunction):
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, code: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        ctx.layout = layout
-        ctx.save_for_backward(code)
-        ctx.set_materialize_grads(False)
-        return _ops.row_sums.default(grad, code, layout.channels_last)
-
-    @staticmethod
-    def backward(ctx: Any, active: Tensor | None, sign: Tensor | None) -> tuple[Tensor | None, ...]:
-        (code,) = ctx.saved_tensors
-        if active is None and sign is None:
-            return None, None, None
-        return combine(None, active, sign, code, ctx.layout), None, None
-
-
 def _count(shape: Sequence[int], per_sample: bool) -> int:
     return max(math.prod(shape[1 if per_sample else 2 :]), 1)
 
@@ -321,7 +211,12 @@ class AbsMean(FastFunction):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (code,) = ctx.saved_tensors
-        return combine(None, None, grad / _count(ctx.layout.shape, ctx.per_sample), code, ctx.layout), None
+        layout = ctx.layout
+        grad = grad / _count(layout.shape, ctx.per_sample)
+        if not (_needs_grad(grad) or _transforming(grad)):
+            return _ops.abs_mean_backward.default(grad, code, *layout), None
+        masks = Masks.read(code, layout)
+        return masks.along_sign(per_row(grad, masks.nonzero)).to(layout.dtype), None
 
 
 def shrink(
@@ -400,10 +295,7 @@ def shrink_backward(
         return _ops.shrink_backward.default(
             grad, grad_mean, code, alpha, mean, per_sample, layout.channels_last, need_x, need_alpha
         )
-    # The same in steps that can be differentiated: alpha, and mean, which is an output of the operator, have gradients.
-    dtau = -row_sums(grad, code, layout)[0] * ~(alpha * mean < 0)
-    dmean = (dtau * alpha).sum_to_size(mean.shape)
-    if grad_mean is not None:
-        dmean = dmean + grad_mean
-    dx = combine(grad, None, dmean / _count(layout.shape, per_sample), code, layout)
-    return dx, (dtau * mean).sum_to_size(alpha.shape)
+    # alpha, and mean, which is an output of the operator, have gradients
+    count = _count(layout.shape, per_sample)
+    dx, dalpha = shrink_gradients(Masks.read(code, layout), grad, grad_mean, alpha, mean, count)
+    return dx.to(layout.dtype), dalpha

@@ -1,4 +1,4 @@
-"""What a code tells of each element, in plain PyTorch: for transforms that follow nothing else, and for exporters.
+"""What a code tells of each element, in plain PyTorch: for second derivatives, for transforms that follow nothing else, and for exporters.
 
 The format and the formulas are those of csrc/shrinkage_math.h.
 """
@@ -82,23 +82,27 @@ class Masks(NamedTuple):
     def pass_active(self, t: Tensor) -> Tensor:
         return torch.where(self.active, t, 0)
 
-    def combine(self, grad: Tensor | None, w: Tensor | None, v: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """``active * (grad + sign * w) + sign * v`` of this type, with one w and one v a row."""
-        out = torch.zeros_like(self.active, dtype=dtype)
-        if grad is not None:
-            out = self.pass_active(grad.to(dtype))
-        if w is not None:
-            out = out + self.pass_active(self.along_sign(per_row(w, self.active)))
-        return out if v is None else out + self.along_sign(per_row(v, self.active))
+    def combine(self, grad: Tensor, v: Tensor) -> Tensor:
+        """``active * grad + sign * v`` of the type of v, one v a row."""
+        return self.pass_active(grad.to(v.dtype)) + self.along_sign(per_row(v, self.active))
 
-    def row_sums(self, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The sums over each row, (N, C), of ``active * sign * grad`` and of ``sign * grad``."""
-        signed = self.along_sign(widened(grad))
-        active, sign = (t.unsqueeze(-1).flatten(2).sum(-1) for t in (self.pass_active(signed), signed))
-        return active, sign
+    def active_sums(self, grad: Tensor) -> Tensor:
+        """The sums over each row, (N, C), of ``active * sign * grad``."""
+        return self.pass_active(self.along_sign(widened(grad))).unsqueeze(-1).flatten(2).sum(-1)
 
 
-def soft_threshold_masks(code: Tensor, layout: Layout) -> tuple[Tensor, Masks]:
-    """Where a gradient passes, and what else the code tells; an open element is not active."""
+def soft_threshold_gradients(grad: Tensor, code: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """The gradients of x and, of the accumulator's type and each element, of tau."""
     negative, active = layout.planes(code)
-    return negative | active, Masks(negative, active, active)
+    dtau = -Masks(negative, active, active).along_sign(widened(grad))
+    return torch.where(negative | active, grad, 0), dtau  # negative alone: open
+
+
+def shrink_gradients(
+    masks: Masks, grad: Tensor, grad_mean: Tensor | None, alpha: Tensor, mean: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x, of the accumulator's type, and of alpha; ``count`` elements make a mean."""
+    dtau = torch.where(alpha * mean < 0, 0, -masks.active_sums(grad))
+    dmean = (dtau * alpha).sum_to_size(mean.shape)
+    dmean = dmean if grad_mean is None else dmean + grad_mean
+    return masks.combine(grad, dmean / count), (dtau * mean).sum_to_size(alpha.shape)

@@ -17,10 +17,10 @@ from torch._ops import OpOverload
 
 from . import reference
 from .autograd import _count
-from .codes import Layout, Masks, soft_threshold_masks, widened
+from .codes import Layout, Masks, shrink_gradients, soft_threshold_gradients, widened
 from .gate import BATCH, LAYER, NONE, RMS, RUNNING, Gate, Norm
 from .gated_autograd import _update_gate, _update_input, normalised
-from .reference import accumulator, per_row
+from .reference import per_row
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _TABLE: dict[OpOverload, Callable[..., Any]] = {}
@@ -138,30 +138,11 @@ def _soft_threshold_backward(
     need_x: bool,
 ) -> tuple[Tensor, Tensor]:
     layout = Layout(grad.shape, grad.dtype, channels_last)
-    passes, masks = soft_threshold_masks(code, layout)
-    dx = _lay_out(torch.where(passes, grad, 0), layout) if need_x else grad.new_empty([0])
+    dx, dtau = soft_threshold_gradients(grad, code, layout)
+    dx = _lay_out(dx, layout) if need_x else grad.new_empty([0])
     if tau_dtype is None:
         return dx, grad.new_empty([0])
-    return dx, _like_tau(-masks.along_sign(widened(grad)), tau_shape, tau_dtype, layout)
-
-
-@_decomposes("soft_threshold_tangent")
-def _soft_threshold_tangent(
-    dx: Tensor | None,
-    dtau: Tensor | None,
-    code: Tensor,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Tensor:
-    layout = Layout(shape, dtype, channels_last)
-    passes, masks = soft_threshold_masks(code, layout)
-    dy = torch.zeros_like(passes, dtype=accumulator(dtype))
-    if dx is not None:
-        dy = torch.where(passes, dx, dy)
-    if dtau is not None:
-        dy = dy - masks.along_sign(dtau)
-    return _lay_out(dy, layout)
+    return dx, _like_tau(dtau, tau_shape, tau_dtype, layout)
 
 
 @_decomposes("complex_soft_threshold_backward")
@@ -191,6 +172,15 @@ def _abs_mean(x: Tensor, per_sample: bool) -> Tensor:
 @_decomposes("abs_mean_with_code")
 def _abs_mean_with_code(x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
     return _abs_mean(x, per_sample), _row_code([x < 0, x.abs() > 0], x)
+
+
+@_decomposes("abs_mean_backward")
+def _abs_mean_backward(
+    grad: Tensor, code: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool
+) -> Tensor:
+    layout = Layout(shape, dtype, channels_last)
+    masks = Masks.read(code, layout)
+    return _lay_out(masks.along_sign(per_row(grad, masks.nonzero)), layout)
 
 
 def _shrink_by(x: Tensor, tau: Tensor, residual: Tensor | None, layout: Layout) -> Tensor:
@@ -231,25 +221,6 @@ def _shrink_in_place(
     return mean, code
 
 
-@_decomposes("combine")
-def _combine_code(
-    grad: Tensor | None,
-    w: Tensor | None,
-    v: Tensor | None,
-    code: Tensor,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Tensor:
-    layout = Layout(shape, dtype, channels_last)
-    return _lay_out(Masks.read(code, layout).combine(grad, w, v, accumulator(dtype)), layout)
-
-
-@_decomposes("row_sums")
-def _row_sums_of_code(grad: Tensor, code: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    return Masks.read(code, Layout(grad.shape, grad.dtype, channels_last)).row_sums(grad)
-
-
 @_decomposes("shrink_backward")
 def _shrink_backward(
     grad: Tensor,
@@ -263,14 +234,11 @@ def _shrink_backward(
     need_alpha: bool,
 ) -> tuple[Tensor, Tensor]:
     layout = Layout(grad.shape, grad.dtype, channels_last)
-    masks = Masks.read(code, layout)
-    dtau = torch.where(alpha * mean < 0, 0, -masks.row_sums(grad)[0])
-    dmean = (dtau * alpha).sum_to_size(mean.shape)
-    dmean = dmean if grad_mean is None else dmean + grad_mean
-    dx = masks.combine(grad, None, dmean / _count(layout.shape, per_sample), mean.dtype)
+    count = _count(layout.shape, per_sample)
+    dx, dalpha = shrink_gradients(Masks.read(code, layout), grad, grad_mean, alpha, mean, count)
     return (
         _lay_out(dx, layout) if need_x else grad.new_empty([0]),
-        (dtau * mean).sum_to_size(alpha.shape) if need_alpha else mean.new_empty([0]),
+        dalpha if need_alpha else mean.new_empty([0]),
     )
 
 
@@ -420,14 +388,14 @@ def _gated_backward(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The gradients of x, in the accumulator's type, and of the gate's parameters."""
     _, alpha, _ = gate.read(state, mean.shape[0])
-    dtau = -masks.row_sums(grad)[0]
+    dtau = -masks.active_sums(grad)
     statistic = mean.mean(1, keepdim=True) if per_sample else mean
     dalpha = (dtau * statistic).sum_to_size(alpha.shape)
     dmean, found = gate.backward(dalpha, mean, state)
     direct = dtau * alpha
     dmean = dmean + (direct.mean(1, keepdim=True) if per_sample else direct)
     dmean = dmean if grad_mean is None else dmean + grad_mean
-    return masks.combine(grad, None, dmean / _count(grad.shape, False), mean.dtype), found
+    return masks.combine(grad, dmean / _count(grad.shape, False)), found
 
 
 def _wanted(

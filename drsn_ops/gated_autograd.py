@@ -21,10 +21,8 @@ from .autograd import (
     _overwrites,
     _transforming,
     aliases,
-    combine,
-    row_sums,
 )
-from .codes import Layout
+from .codes import Layout, Masks
 from .gate import BATCH, LAYER, RMS, RUNNING, Gate, Norm
 
 _ops = torch.ops.drsn_ops
@@ -140,14 +138,16 @@ def _gated_shrink_backward(
         tensors = aliases(mean, *parameters)
         alpha = gate_formula(tensors[0], tensors[1:], kind, eps, state)
     statistic = mean.mean(1, keepdim=True) if per_sample else mean
-    dtau = -row_sums(grad, code, ctx.layout)[0]
+    masks = Masks.read(code, ctx.layout)
+    dtau = -masks.active_sums(grad)
     dalpha = (dtau * statistic).sum_to_size(alpha.shape)
     dmean = (dtau * alpha).sum_to_size(statistic.shape) / (mean.shape[1] if per_sample else 1)
     gate_mean, *found = _gradients(alpha, tensors, dalpha, create_graph)
     for share in (gate_mean, grad_mean):
         if share is not None:
             dmean = dmean + share
-    return [combine(grad, None, dmean / _count(ctx.layout.shape, False), code, ctx.layout), *found]
+    dx = masks.combine(grad, dmean / _count(ctx.layout.shape, False)).to(grad.dtype)
+    return [dx, *found]
 
 
 def _gradients(

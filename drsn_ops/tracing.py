@@ -69,18 +69,6 @@ def _dtau_like(
     return Layout(list(tau_shape), tau_dtype, follows).empty(grad)
 
 
-@register_fake("drsn_ops::soft_threshold_tangent")
-def _(
-    dx: Tensor | None,
-    dtau: Tensor | None,
-    code: Tensor,
-    shape: list[int],
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Tensor:
-    return Layout(list(shape), dtype, channels_last).empty(code)
-
-
 @register_fake("drsn_ops::complex_soft_threshold_backward")
 def _(
     grad: Tensor, x: Tensor, tau: Tensor | None, value: float, need_x: bool, need_tau: bool
@@ -98,6 +86,11 @@ def _(x: Tensor, per_sample: bool) -> Tensor:
 @register_fake("drsn_ops::abs_mean_with_code")
 def _(x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
     return _mean_like(x, per_sample), _code_like(x, 2)
+
+
+@register_fake("drsn_ops::abs_mean_backward")
+def _(grad: Tensor, code: Tensor, shape: list[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    return Layout(list(shape), dtype, channels_last).empty(code)
 
 
 @register_fake("drsn_ops::shrink")
@@ -132,24 +125,6 @@ def _(
     layout = Layout(list(grad.shape), grad.dtype, channels_last)
     dx = layout.empty(grad) if need_x else grad.new_empty([0])
     return dx, mean.new_empty(alpha.shape if need_alpha else [0])
-
-
-@register_fake("drsn_ops::combine")
-def _(
-    grad: Tensor | None,
-    w: Tensor | None,
-    v: Tensor | None,
-    code: Tensor,
-    shape: list[int],
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Tensor:
-    return Layout(list(shape), dtype, channels_last).empty(code)
-
-
-@register_fake("drsn_ops::row_sums")
-def _(grad: Tensor, code: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    return _mean_like(grad, False), _mean_like(grad, False)
 
 
 def _save_soft_threshold(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

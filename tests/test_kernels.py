@@ -1,6 +1,6 @@
 """The operators by what chooses a kernel on a GPU: lengths and numbers of rows, layouts, alignment, types.
 
-``sanitizer`` marks what is small enough for compute-sanitizer; together these launch every kernel but one.
+``sanitizer`` marks what is small enough for compute-sanitizer; together these launch every kernel.
 """
 
 import pytest
@@ -84,7 +84,7 @@ def test_first_derivatives(device, rows, dtype):
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("rows", ROWS)
 def test_second_derivatives(device, rows, dtype):
-    """Along one direction, by the inputs and by the gradient that comes in, whose share is the tangent."""
+    """Along one direction, by the inputs and by the gradient that comes in."""
     shape, layout = ROWS[rows]
     x, alpha = make_shrink(shape, "channel", "row", dtype, device)
     x = lay_out(x, layout)

@@ -15,6 +15,7 @@ from torch.library import opcheck
 
 import drsn_ops
 from drsn_ops import _library, autograd, codes
+from drsn_ops.reference import accumulator
 
 ops = torch.ops.drsn_ops
 
@@ -52,12 +53,11 @@ def test_opcheck(device, layout, dtype):
     opcheck(
         ops.soft_threshold_backward.default, (x, code, [3, 1, 1], torch.float32, last, True), test_utils=plain
     )
-    opcheck(ops.soft_threshold_tangent.default, (x, tau, code, list(x.shape), dtype, last), test_utils=plain)
     _, mean, code = ops.shrink_with_code(x, alpha, None, False)
     backward = (x, mean, code, alpha, mean, False, last, True, True)
     opcheck(ops.shrink_backward.default, backward, test_utils=plain)
-    opcheck(ops.combine.default, (x, mean, alpha, code, list(x.shape), dtype, last), test_utils=plain)
-    opcheck(ops.row_sums.default, (x, code, last), test_utils=plain)
+    mean, code = ops.abs_mean_with_code(x, False)
+    opcheck(ops.abs_mean_backward.default, (mean, code, list(x.shape), dtype, last), test_utils=plain)
     if layout != "transposed":
         opcheck(ops.soft_threshold_.default, (x.clone(), tau, 0.0, True), test_utils=plain)
         opcheck(ops.shrink_.default, (x.clone(), alpha, None, False, True), test_utils=plain)
@@ -202,8 +202,8 @@ def kept_for_backward(run, *inputs):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_bytes_kept_for_backward(device, dtype, shape, layout):
     x = leaf(lay_out(torch.randn(shape, device=device).to(dtype), layout))
-    alpha = leaf(torch.rand(shape[:2], device=device, dtype=autograd.accumulator(dtype)))
-    tau = leaf(torch.tensor(0.5, device=device, dtype=autograd.accumulator(dtype)))
+    alpha = leaf(torch.rand(shape[:2], device=device, dtype=accumulator(dtype)))
+    tau = leaf(torch.tensor(0.5, device=device, dtype=accumulator(dtype)))
     rows = shape[0] * shape[1]
     assert kept_for_backward(drsn_ops.shrink, x, alpha) <= 0.375 * x.numel() + 16 * rows
     assert kept_for_backward(drsn_ops.soft_threshold, x, tau) <= 0.25 * x.numel() + 2

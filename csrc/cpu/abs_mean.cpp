@@ -1,4 +1,4 @@
-// The mean of |x|, and the two linear maps of a code that every derivative is made of.
+// The mean of |x| and its derivative.
 #include <numeric>
 
 #include "operators.h"
@@ -35,51 +35,19 @@ void abs_mean_typed(const AbsMean& p) {
 }
 
 template <class T>
-void combine_typed(const Combine& p) {
+void abs_mean_backward_typed(const AbsMeanBackward& p) {
   using A = accumulator_t<T>;
   const auto& k = kernels<T>();
   const Lines lines(p.rows, false);
-  const LineCode code(p.code, lines, p.planes);
-  const T* g = p.planes > kActive ? as<T>(p.grad) : nullptr;
-  T* out = as<T>(p.out);
-  const std::vector<A> w = each_row<A>(p.planes > kActive ? p.w : RowValues{}, p.rows);
-  const std::vector<A> v = each_row<A>(p.v, p.rows);
+  const LineCode code(p.code, lines, kAbsMeanPlanes);
+  T* dx = as<T>(p.dx);
+  const std::vector<A> grad = each_row<A>(p.grad, p.rows);
   for_each_task(lines.count, lines.length, [&](int64_t line) {
-    const int64_t offset = line * lines.length;
-    const AlongLine<A> along_w(w.empty() ? nullptr : w.data(), line, lines.width);
-    const AlongLine<A> along_v(v.empty() ? nullptr : v.data(), line, lines.width);
-    along_v.for_each(0, lines.length, [&](int64_t i, int64_t count) {
-      k.combine(g ? g + offset + i : nullptr, code.read(line, i), along_w.at(i), along_v.at(i), out + offset + i,
-                count);
+    const AlongLine<A> along(grad.data(), line, lines.width);
+    along.for_each(0, lines.length, [&](int64_t i, int64_t count) {
+      k.combine(nullptr, code.read(line, i), along.at(i), dx + line * lines.length + i, count);
     });
   });
-}
-
-template <class T>
-void row_sums_typed(const RowSums& p) {
-  using A = accumulator_t<T>;
-  const Lines lines(p.rows, false);
-  const LineCode code(p.code, lines, p.planes);
-  const T* g = as<T>(p.grad);
-  const int64_t width = lines.width;
-  // The sum along sign(x) is the sum along active * sign(x) with kNonzero in the place of kActive.
-  const auto sum_over = [&](bool active, A* out) {
-    if (!out) return;
-    if (active && p.planes <= kActive) return std::fill(out, out + p.rows.samples * p.rows.channels, A(0));
-    two_passes(
-        lines, false,
-        [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
-          Bits bits = code.read(line, begin);
-          if (!active) bits.active = bits.nonzero;
-          add_signed(g + line * lines.length + begin, bits, count, n, width, sums);
-        },
-        [&](int64_t unit, int64_t count, const double* sums) {
-          std::copy(sums, sums + count * width, out + unit * width);
-        },
-        [](int64_t, int64_t, int64_t, int64_t) {});
-  };
-  sum_over(true, as<A>(p.active_sum));
-  sum_over(false, as<A>(p.sign_sum));
 }
 
 }  // namespace
@@ -88,12 +56,8 @@ void abs_mean(const AbsMean& p) {
   with_type(p.dtype, [&](auto type) { abs_mean_typed<decltype(type)>(p); });
 }
 
-void combine(const Combine& p) {
-  with_type(p.dtype, [&](auto type) { combine_typed<decltype(type)>(p); });
-}
-
-void row_sums(const RowSums& p) {
-  with_type(p.dtype, [&](auto type) { row_sums_typed<decltype(type)>(p); });
+void abs_mean_backward(const AbsMeanBackward& p) {
+  with_type(p.dtype, [&](auto type) { abs_mean_backward_typed<decltype(type)>(p); });
 }
 
 }  // namespace drsn::cpu

@@ -80,9 +80,9 @@ struct Kernels {
   // The sums, or sums[i] +=, of active * sign * g.
   void (*signed_sums)(const T* g, Bits code, int64_t rows, int64_t n, double* sums);
   void (*signed_add)(const T* g, Bits code, A* sums, int64_t n);
-  // out = passes * g + active * sign * w + nonzero * sign * v; in a code without kNonzero the open elements pass too.
-  void (*combine)(const T* g, Bits code, Values<A> w, Values<A> v, T* out, int64_t n);
-  // The same with w = 0 and one v a row.
+  // out = active * g + nonzero * sign * v; g or v may be null. Without v the open elements pass too.
+  void (*combine)(const T* g, Bits code, Values<A> v, T* out, int64_t n);
+  // The same with both and one v a row.
   void (*spread_rows)(const T* g, Bits code, const A* v, T* out, int64_t rows, int64_t n);
   // Of a row of z: its sum, and the sum of the squares of what it is from its own mean.
   void (*moments)(const T* z, int64_t n, double* sum, double* squares);

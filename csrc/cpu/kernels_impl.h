@@ -241,42 +241,39 @@ void signed_add(const T* g, Bits code, accumulator_t<T>* sums, int64_t n) {
   });
 }
 
-// kBand: the gradient alone; kSpread: with v, the first-order backward of shrink; kAny: whatever is there.
-enum class Terms { kBand, kSpread, kAny };
+// kBand: the gradient alone, in the code of soft_threshold; kSign: v alone; kSpread: both.
+enum class Terms { kBand, kSign, kSpread };
 
 template <class T, Terms kTerms, bool kShifted, bool kVary>
-DRSN_INLINE void combine_loop(const T* g, Bits code, const accumulator_t<T>* w, const accumulator_t<T>* v, T* out,
-                              int64_t n) {
+DRSN_INLINE void combine_loop(const T* g, Bits code, const accumulator_t<T>* v, T* out, int64_t n) {
   using V = vector_t<T>;
   using B = bits_t<T>;
-  const V one_w = w && !kVary ? splat<T>(*w) : V{};
-  const V one_v = v && !kVary ? splat<T>(*v) : V{};
+  const V one = kTerms != Terms::kBand && !kVary ? splat<T>(*v) : V{};
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
     const int64_t bit = code.offset + i;
     const B negative = read_bits<T, kShifted>(code.negative, bit, count);
-    const B active = code.active ? read_bits<T, kShifted>(code.active, bit, count) : B(0);
     V sum = {};
-    if (kTerms != Terms::kAny || g) sum = keep(B(code.nonzero ? active : active | negative), load(g + i, count));
-    if (kTerms == Terms::kAny && w) sum += keep(active, negate(negative, kVary ? load(w + i, count) : one_w));
-    if (kTerms == Terms::kSpread || (kTerms == Terms::kAny && v)) {
+    if constexpr (kTerms != Terms::kSign) {
+      const B active = read_bits<T, kShifted>(code.active, bit, count);
+      sum = keep(B(kTerms == Terms::kBand ? active | negative : active), load(g + i, count));
+    }
+    if constexpr (kTerms != Terms::kBand) {
       const B nonzero = read_bits<T, kShifted>(code.nonzero, bit, count);
-      sum += keep(nonzero, negate(negative, kVary ? load(v + i, count) : one_v));
+      sum += keep(nonzero, negate(negative, kVary ? load(v + i, count) : one));
     }
     store(out + i, sum, count);
   });
 }
 
 template <class T>
-void combine(const T* g, Bits code, Values<accumulator_t<T>> w, Values<accumulator_t<T>> v, T* out, int64_t n) {
+void combine(const T* g, Bits code, Values<accumulator_t<T>> v, T* out, int64_t n) {
   with_shift(code, [&](auto shifted) {
     constexpr bool kShifted = decltype(shifted)::value;
-    if (g && !w.data && !v.data) return combine_loop<T, Terms::kBand, kShifted, false>(g, code, w.data, v.data, out, n);
-    if (w.vary || v.vary) {
-      if (g && !w.data) return combine_loop<T, Terms::kSpread, kShifted, true>(g, code, w.data, v.data, out, n);
-      return combine_loop<T, Terms::kAny, kShifted, true>(g, code, w.data, v.data, out, n);
-    }
-    if (g && !w.data) return combine_loop<T, Terms::kSpread, kShifted, false>(g, code, w.data, v.data, out, n);
-    return combine_loop<T, Terms::kAny, kShifted, false>(g, code, w.data, v.data, out, n);
+    if (!v.data) return combine_loop<T, Terms::kBand, kShifted, false>(g, code, v.data, out, n);
+    if (!g && v.vary) return combine_loop<T, Terms::kSign, kShifted, true>(g, code, v.data, out, n);
+    if (!g) return combine_loop<T, Terms::kSign, kShifted, false>(g, code, v.data, out, n);
+    if (v.vary) return combine_loop<T, Terms::kSpread, kShifted, true>(g, code, v.data, out, n);
+    return combine_loop<T, Terms::kSpread, kShifted, false>(g, code, v.data, out, n);
   });
 }
 
@@ -284,8 +281,7 @@ template <class T>
 void spread_rows(const T* g, Bits code, const accumulator_t<T>* v, T* out, int64_t rows, int64_t n) {
   with_shift(code, [&](auto shifted) {
     for (int64_t r = 0; r < rows; ++r) {
-      combine_loop<T, Terms::kSpread, decltype(shifted)::value, false>(g + r * n, code.row(r), nullptr, v + r,
-                                                                       out + r * n, n);
+      combine_loop<T, Terms::kSpread, decltype(shifted)::value, false>(g + r * n, code.row(r), v + r, out + r * n, n);
     }
   });
 }

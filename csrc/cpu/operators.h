@@ -6,12 +6,10 @@ namespace drsn::cpu {
 
 void soft_threshold(const SoftThreshold& p);
 void soft_threshold_backward(const SoftThresholdBackward& p);
-void soft_threshold_tangent(const SoftThresholdTangent& p);
 void abs_mean(const AbsMean& p);
+void abs_mean_backward(const AbsMeanBackward& p);
 void shrink(const Shrink& p);
 void shrink_backward(const ShrinkBackward& p);
-void combine(const Combine& p);
-void row_sums(const RowSums& p);
 void gated_shrink(const GatedShrink& p);
 void gated_shrink_backward(const GatedShrinkBackward& p);
 

@@ -289,7 +289,7 @@ void spread_lines(const Lines& lines, int64_t line, int64_t count, int64_t begin
     const int64_t first = line * lines.length;
     const AlongLine<accumulator_t<T>> along(v, line, lines.width);
     along.for_each(begin, n, [&](int64_t i, int64_t span) {
-      k.combine(g + first + i, code.read(line, i), {}, along.at(i), dx + first + i, span);
+      k.combine(g + first + i, code.read(line, i), along.at(i), dx + first + i, span);
     });
   }
 }

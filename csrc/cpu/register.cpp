@@ -13,14 +13,12 @@ struct Cpu {
   static void soft_threshold_backward(const drsn::SoftThresholdBackward& p, const drsn::Tensor&) {
     drsn::cpu::soft_threshold_backward(p);
   }
-  static void soft_threshold_tangent(const drsn::SoftThresholdTangent& p, const drsn::Tensor&) {
-    drsn::cpu::soft_threshold_tangent(p);
-  }
   static void abs_mean(const drsn::AbsMean& p, const drsn::Tensor&) { drsn::cpu::abs_mean(p); }
+  static void abs_mean_backward(const drsn::AbsMeanBackward& p, const drsn::Tensor&) {
+    drsn::cpu::abs_mean_backward(p);
+  }
   static void shrink(const drsn::Shrink& p, const drsn::Tensor&) { drsn::cpu::shrink(p); }
   static void shrink_backward(const drsn::ShrinkBackward& p, const drsn::Tensor&) { drsn::cpu::shrink_backward(p); }
-  static void combine(const drsn::Combine& p, const drsn::Tensor&) { drsn::cpu::combine(p); }
-  static void row_sums(const drsn::RowSums& p, const drsn::Tensor&) { drsn::cpu::row_sums(p); }
   static void gated_shrink(const drsn::GatedShrink& p, const drsn::Tensor&) { drsn::cpu::gated_shrink(p); }
   static void gated_shrink_backward(const drsn::GatedShrinkBackward& p, const drsn::Tensor&) {
     drsn::cpu::gated_shrink_backward(p);

@@ -199,7 +199,7 @@ void backward(const SoftThresholdBackward& p) {
   const T* g = as<T>(p.grad);
   T* dx = as<T>(p.dx);
   const auto gradient_of_x = [&](int64_t i, int64_t n) {
-    if (dx) k.combine(g + i, read_code(p.code, p.numel, i), {}, {}, dx + i, n);
+    if (dx) k.combine(g + i, read_code(p.code, p.numel, i), {}, dx + i, n);
   };
   // dtau = -sign * g where active
   const auto gradient_of_tau = [&](int64_t i, int64_t n, A* out) {
@@ -233,25 +233,6 @@ void backward(const SoftThresholdBackward& p) {
           k.signed_sums(g + i, read_code(p.code, p.numel, i), 1, n, &sum);
           return 0.0 - sum;
         });
-  });
-}
-
-template <class T>
-void tangent(const SoftThresholdTangent& p) {
-  using A = accumulator_t<T>;
-  const auto& k = kernels<T>();
-  const T* dx = as<T>(p.dx);
-  T* dy = as<T>(p.dy);
-  const Threshold<T> dtau(p.dtau, true, 0, p.over);
-  for_each_piece(p.numel, [&](int64_t begin, int64_t n) {
-    A minus[kBuffer];
-    for (int64_t start = begin; start < begin + n; start += kBuffer) {
-      dtau.for_each(start, std::min(kBuffer, begin + n - start), [&](int64_t i, int64_t count, Values<A> t) {
-        const int64_t distinct = t.vary ? count : 1;
-        for (int64_t j = 0; j < distinct; ++j) minus[j] = -t.data[j];
-        k.combine(dx ? dx + i : nullptr, read_code(p.code, p.numel, i), {minus, t.vary}, {}, dy + i, count);
-      });
-    }
   });
 }
 
@@ -326,10 +307,6 @@ void soft_threshold_backward(const SoftThresholdBackward& p) {
   if (p.dtype == DType::kComplexFloat) return complex_backward<float>(p);
   if (p.dtype == DType::kComplexDouble) return complex_backward<double>(p);
   with_type(p.dtype, [&](auto type) { backward<decltype(type)>(p); });
-}
-
-void soft_threshold_tangent(const SoftThresholdTangent& p) {
-  with_type(p.dtype, [&](auto type) { tangent<decltype(type)>(p); });
 }
 
 }  // namespace drsn::cpu

@@ -9,7 +9,7 @@ template <class scalar, int V>
 struct GradientSum {
   using scalar_t = scalar;
   static constexpr int kVector = V;
-  static constexpr int kSums = 2;
+  static constexpr int kSums = 1;
   using acc_t = Accumulator<scalar_t>;
   struct Item {
     Packed<scalar_t, V> g;
@@ -19,7 +19,7 @@ struct GradientSum {
   const scalar_t* grad;
   scalar_t* dx;
   CodeView code;
-  int nonzero_plane, active_plane;
+  int active_plane;
 
   __device__ __forceinline__ Item load(int64_t outer, int64_t inside, int64_t element, int left) const {
     return {cuda::load<V>(left, grad + element), load_code(left > 0, code.data, code.segment(outer), code.plane_bytes,
@@ -41,13 +41,6 @@ struct GradientSum {
       passed.value[j] = active || negative ? grads.value[j] : scalar_t{};  // negative alone: open
     }
     if (dx != nullptr) store<V>(left, dx + element, passed);
-    if (nonzero_plane == kNoPlane) return;
-    const unsigned nonzero_bits = word >> 8 * nonzero_plane;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const acc_t g = widen(grads.value[j]);
-      sums[1][j % W] += test(nonzero_bits, 0, j) ? (test(word, kNegative, j) ? -g : g) : acc_t(0);
-    }
   }
 };
 
@@ -57,7 +50,6 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   using acc_t = Accumulator<scalar_t>;
   constexpr int kSlots = kElementwiseSlots<V>;
   const scalar_t* grad = static_cast<const scalar_t*>(op.grad);
-  const acc_t* w = static_cast<const acc_t*>(op.w.data);
   const acc_t* v = static_cast<const acc_t*>(op.v.data);
   scalar_t* out = static_cast<scalar_t*>(op.out);
   // Last part first: the end of grad is what a sum before this kernel left in the cache.
@@ -79,18 +71,17 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     RowWalk::Place p = place[i];
     if (!p.inside) continue;
     const unsigned word = bytes[i].word(p.position);
-    acc_t w_j = 0, v_j = 0;
+    acc_t v_j = 0;
     const Vector<scalar_t, V> grads = unpack(g[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (j == 0 || walk.channels_last) {
-        if (w != nullptr) w_j = w[offset_of(op.w, p.n, p.c)];
-        if (v != nullptr) v_j = v[offset_of(op.v, p.n, p.c)];
+        v_j = v[offset_of(op.v, p.n, p.c)];
         walk.advance(p);
       }
       result.value[j] = narrow<scalar_t>(drsn::combine(test(word, kNegative, j), test(word, kNonzero, j),
-                                                       test(word, kActive, j), acc_t(widen(grads.value[j])), w_j, v_j));
+                                                       test(word, kActive, j), acc_t(widen(grads.value[j])), v_j));
     }
     store<V>(V, out + p.element, result);
   }
@@ -104,34 +95,9 @@ cudaError_t gradient_sums(const GradientSums& op, const Reduction& reduction, vo
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
         const GradientSum<scalar_t, V> sum{static_cast<const scalar_t*>(op.grad), static_cast<scalar_t*>(op.dx),
-                                           op.code, op.nonzero_plane, op.active_plane};
-        return reduce(op.dtype, sum, reduction, {op.active_sum, op.sign_sum}, workspace, stream);
+                                           op.code, op.active_plane};
+        return reduce(op.dtype, sum, reduction, {op.active_sum}, workspace, stream);
       });
-}
-
-int64_t row_sums_workspace(const RowSums& op) {
-  if (op.rows.numel() == 0) return 0;
-  const int wanted = (op.active_sum != nullptr) + (op.sign_sum != nullptr);
-  return wanted * Reduction(row_axes(op.rows, false)).workspace_elements() * accumulator_bytes(op.dtype);
-}
-
-cudaError_t row_sums(const RowSums& op, void* workspace, cudaStream_t stream) {
-  if (op.rows.numel() == 0) {
-    const int64_t bytes = op.rows.samples * op.rows.channels * accumulator_bytes(op.dtype);
-    for (void* sum : {op.active_sum, op.sign_sum}) {
-      if (sum != nullptr && bytes > 0) DRSN_CUDA_TRY(cudaMemsetAsync(sum, 0, bytes, stream));
-    }
-    return cudaSuccess;
-  }
-  const GradientSums sums{op.dtype,
-                          op.grad,
-                          CodeView(op.code, op.rows.segment_length(), op.planes, false),
-                          kNonzero,
-                          kActive,
-                          nullptr,
-                          Target{op.active_sum, true, 1},
-                          Target{op.sign_sum, true, 1}};
-  return gradient_sums(sums, Reduction(row_axes(op.rows, false)), workspace, stream);
 }
 
 cudaError_t combine(const Combine& op, cudaStream_t stream) {
@@ -143,6 +109,10 @@ cudaError_t combine(const Combine& op, cudaStream_t stream) {
         return launch(&combine_kernel<decltype(scalar), V>, elementwise_blocks(walk.total, V), kThreads, stream, op,
                       walk);
       });
+}
+
+cudaError_t abs_mean_backward(const AbsMeanBackward& op, cudaStream_t stream) {
+  return combine({op.dtype, nullptr, op.grad, op.code, kAbsMeanPlanes, op.dx, op.rows}, stream);
 }
 
 }  // namespace drsn::cuda

@@ -248,7 +248,6 @@ __device__ __forceinline__ unsigned spread(unsigned element_bits, int j) {
   return ((element_bits & 1) | (element_bits & 2) << 7 | (element_bits & 4) << 14) << j;
 }
 __device__ __forceinline__ bool test(unsigned word, int plane, int j) { return word >> (8 * plane + j) & 1; }
-constexpr int kNoPlane = 3;  // never set
 
 // The bytes with position `pos` of the segment of `code` that starts at byte `segment`. They become a word in a step of
 // its own, so that a thread has all its loads in flight before it waits for one.

@@ -253,14 +253,13 @@ struct BackwardParts {
 };
 
 cudaError_t backward_off_chip(const GatedShrinkBackward& op, BackwardParts& parts, cudaStream_t stream) {
-  DRSN_CUDA_TRY(
-      row_sums({op.dtype, op.grad, op.code, kShrinkPlanes, parts.active_sum, nullptr, op.rows}, parts.sums, stream));
+  DRSN_CUDA_TRY(row_sums(op, parts.active_sum, parts.sums, stream));
   parts.gate.active_sum = parts.active_sum;
   if (op.dx != nullptr) parts.gate.share = parts.share;
   DRSN_CUDA_TRY(gate_backward(op.dtype, parts.gate, stream));
   if (op.dx == nullptr) return cudaSuccess;
   const RowValues share{parts.share, op.rows.channels, 1};
-  return combine({op.dtype, op.grad, RowValues{}, share, op.code, kShrinkPlanes, op.dx, op.rows}, stream);
+  return combine({op.dtype, op.grad, share, op.code, kShrinkPlanes, op.dx, op.rows}, stream);
 }
 
 }  // namespace

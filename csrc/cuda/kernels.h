@@ -16,18 +16,15 @@ int64_t soft_threshold_backward_workspace(const SoftThresholdBackward& op);
 int64_t abs_mean_workspace(const AbsMean& op);
 int64_t shrink_workspace(const Shrink& op);
 int64_t shrink_backward_workspace(const ShrinkBackward& op);
-int64_t row_sums_workspace(const RowSums& op);
 int64_t gated_shrink_workspace(const GatedShrink& op);
 int64_t gated_shrink_backward_workspace(const GatedShrinkBackward& op);
 
 cudaError_t soft_threshold(const SoftThreshold& op, cudaStream_t stream);
 cudaError_t soft_threshold_backward(const SoftThresholdBackward& op, void* workspace, cudaStream_t stream);
-cudaError_t soft_threshold_tangent(const SoftThresholdTangent& op, cudaStream_t stream);
 cudaError_t abs_mean(const AbsMean& op, void* workspace, cudaStream_t stream);
+cudaError_t abs_mean_backward(const AbsMeanBackward& op, cudaStream_t stream);
 cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream);
 cudaError_t shrink_backward(const ShrinkBackward& op, void* workspace, cudaStream_t stream);
-cudaError_t combine(const Combine& op, cudaStream_t stream);
-cudaError_t row_sums(const RowSums& op, void* workspace, cudaStream_t stream);
 cudaError_t gated_shrink(const GatedShrink& op, void* workspace, cudaStream_t stream);
 cudaError_t gated_shrink_backward(const GatedShrinkBackward& op, void* workspace, cudaStream_t stream);
 

@@ -220,16 +220,35 @@ inline bool vectors_fit(const Reduction& r, int V) {
   return (r.outer == 1 && r.reduced == 1) || r.inner % V == 0;
 }
 
-// The sums a gradient and a code give: active_sum of active * sign * grad, sign_sum of sign * grad; and, for the code
-// of soft_threshold, dx on the way.
+// The sum of active * sign * grad, and, for the code of soft_threshold, dx on the way.
 struct GradientSums {
   DType dtype;
   const void* grad;
   CodeView code;
-  int nonzero_plane, active_plane;  // or kNoPlane
-  void* dx;                         // or null
-  Target active_sum, sign_sum;
+  int active_plane;
+  void* dx;  // or null
+  Target active_sum;
 };
 cudaError_t gradient_sums(const GradientSums& op, const Reduction& reduction, void* workspace, cudaStream_t stream);
+
+// That sum for each row of a shrinkage. The workspace is that of row_axes.
+template <class Op>
+cudaError_t row_sums(const Op& op, void* active_sum, void* workspace, cudaStream_t stream) {
+  const CodeView code(op.code, op.rows.segment_length(), kShrinkPlanes, false);
+  return gradient_sums({op.dtype, op.grad, code, kActive, nullptr, Target{active_sum, true, 1}},
+                       Reduction(row_axes(op.rows, false)), workspace, stream);
+}
+
+// out = active * grad + sign * v. Two planes, those of abs_mean: nothing is active.
+struct Combine {
+  DType dtype;
+  const void* grad;  // or null: 0
+  RowValues v;
+  const uint8_t* code;
+  int planes;
+  void* out;
+  Rows rows;
+};
+cudaError_t combine(const Combine& op, cudaStream_t stream);
 
 }  // namespace drsn::cuda

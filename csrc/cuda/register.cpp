@@ -44,12 +44,12 @@ struct Cuda {
     const Scratch memory(drsn::cuda::soft_threshold_backward_workspace(p), t);
     check(drsn::cuda::soft_threshold_backward(p, memory.data(), stream_of(t)));
   }
-  static void soft_threshold_tangent(const drsn::SoftThresholdTangent& p, const Tensor& t) {
-    check(drsn::cuda::soft_threshold_tangent(p, stream_of(t)));
-  }
   static void abs_mean(const drsn::AbsMean& p, const Tensor& t) {
     const Scratch memory(drsn::cuda::abs_mean_workspace(p), t);
     check(drsn::cuda::abs_mean(p, memory.data(), stream_of(t)));
+  }
+  static void abs_mean_backward(const drsn::AbsMeanBackward& p, const Tensor& t) {
+    check(drsn::cuda::abs_mean_backward(p, stream_of(t)));
   }
   static void shrink(const drsn::Shrink& p, const Tensor& t) {
     const Scratch memory(drsn::cuda::shrink_workspace(p), t);
@@ -66,11 +66,6 @@ struct Cuda {
   static void gated_shrink_backward(const drsn::GatedShrinkBackward& p, const Tensor& t) {
     const Scratch memory(drsn::cuda::gated_shrink_backward_workspace(p), t);
     check(drsn::cuda::gated_shrink_backward(p, memory.data(), stream_of(t)));
-  }
-  static void combine(const drsn::Combine& p, const Tensor& t) { check(drsn::cuda::combine(p, stream_of(t))); }
-  static void row_sums(const drsn::RowSums& p, const Tensor& t) {
-    const Scratch memory(drsn::cuda::row_sums_workspace(p), t);
-    check(drsn::cuda::row_sums(p, memory.data(), stream_of(t)));
   }
 };
 

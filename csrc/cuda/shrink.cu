@@ -193,13 +193,12 @@ cudaError_t backward_off_chip(const ShrinkBackward& op, acc_t* row_dalpha, acc_t
   const BackwardWorkspace parts(op);
   acc_t* active_sum = workspace + parts.active_sum;
   acc_t* share = workspace + parts.share;
-  const RowSums sums{op.dtype, op.grad, op.code, kShrinkPlanes, active_sum, nullptr, op.rows};
-  DRSN_CUDA_TRY(row_sums(sums, workspace + parts.sums, stream));
+  DRSN_CUDA_TRY(row_sums(op, active_sum, workspace + parts.sums, stream));
   DRSN_CUDA_TRY(launch(&shrink_backward_rows<acc_t>, std::min<int64_t>(op.rows.samples, 65535), kThreads, stream, op,
                        active_sum, row_dalpha, share));
   if (op.dx == nullptr) return cudaSuccess;
   const RowValues v = op.per_sample ? RowValues{share, 1, 0} : RowValues{share, op.rows.channels, 1};
-  return combine({op.dtype, op.grad, RowValues{}, v, op.code, kShrinkPlanes, op.dx, op.rows}, stream);
+  return combine({op.dtype, op.grad, v, op.code, kShrinkPlanes, op.dx, op.rows}, stream);
 }
 
 }  // namespace

@@ -72,44 +72,6 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   static_cast<complex_t*>(op.y)[e] = {u.x * magnitude, u.y * magnitude};
 }
 
-template <class scalar_t, int V>
-__global__ void __launch_bounds__(kThreads, kFewBlocks)
-    soft_threshold_tangent_kernel(const __grid_constant__ SoftThresholdTangent op, const __grid_constant__ Axes over) {
-  using acc_t = Accumulator<scalar_t>;
-  constexpr int kSlots = kElementwiseSlots<V>;
-  const scalar_t* dx = static_cast<const scalar_t*>(op.dx);
-  const acc_t* dtau = static_cast<const acc_t*>(op.dtau);
-  scalar_t* dy = static_cast<scalar_t*>(op.dy);
-  const int64_t base = int64_t(blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
-
-  Packed<scalar_t, V> values[kSlots];
-  CodeBytes bytes[kSlots];
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    const int64_t e = (base + i * kThreads) * V;
-    values[i] = load<V>(dx == nullptr ? 0 : op.numel - e, dx + e);
-    bytes[i] = load_code(e < op.numel, op.code, 0, code_bytes(op.numel), kSoftThresholdPlanes, e);
-  }
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    const int64_t e = (base + i * kThreads) * V;
-    acc_t change[V] = {};
-    if (e < op.numel && dtau != nullptr) {
-      over.read(change, e, op.numel, [&](int64_t offset) { return dtau[offset]; });
-    }
-    const unsigned word = bytes[i].word(e);
-    Vector<scalar_t, V> result;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const bool negative = test(word, kNegative, j);
-      const bool active = test(word, kSoftThresholdActive, j);
-      const acc_t passed = active || negative ? acc_t(widen(unpack(values[i]).value[j])) : acc_t(0);
-      result.value[j] = narrow<scalar_t>(active ? passed + (negative ? change[j] : -change[j]) : passed);
-    }
-    store<V>(op.numel - e, dy + e, result);
-  }
-}
-
 template <class real_t, class complex_t>
 struct ComplexBackward {
   using scalar_t = real_t;
@@ -204,23 +166,10 @@ cudaError_t soft_threshold_backward(const SoftThresholdBackward& op, void* works
   const GradientSums sums{op.dtype,
                           op.grad,
                           CodeView(op.code, op.numel, kSoftThresholdPlanes, true),
-                          kNoPlane,
                           kSoftThresholdActive,
                           op.dx,
-                          Target{op.dtau, wide, -1},
-                          Target{nullptr, true, 1}};
+                          Target{op.dtau, wide, -1}};
   return gradient_sums(sums, reduction_of(op), workspace, stream);
-}
-
-cudaError_t soft_threshold_tangent(const SoftThresholdTangent& op, cudaStream_t stream) {
-  if (op.numel == 0) return cudaSuccess;
-  const Axes over(op.over);
-  return dispatch(
-      op.dtype, [&](int V) { return aligned(op.dx, op.dy) && (op.dtau == nullptr || vectors_fit(op.over, V)); },
-      [&](auto scalar, auto V) {
-        return launch(&soft_threshold_tangent_kernel<decltype(scalar), V>, elementwise_blocks(ceil_div(op.numel, V), V),
-                      kThreads, stream, op, over);
-      });
 }
 
 }  // namespace drsn::cuda
