@@ -5,39 +5,63 @@
 
 namespace drsn {
 
-inline std::string words(const Shape& shape) {
-  std::string text = "(";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + (shape.size() == 1 ? ",)" : ")");
-}
-
 // A parameter as the kernels read it, contiguous and of the accumulator's type, whatever real type it has; it keeps the
 // memory alive.
-inline Optional parameter(const Optional& t, const Shape& shape, const Tensor& x, const std::string& name) {
+inline Optional parameter(const char* name, const Optional& t, const Shape& shape, const Tensor& x) {
   if (!t) return t;
-  const Shape found = shape_of(*t);
-  if (found != shape) throw std::invalid_argument(name + ": got shape " + words(found) + ", expected " + words(shape));
-  if (t->device() != x.device())
-    throw std::invalid_argument(name + ": got a tensor on another device than the input's");
+  dtype_of(name, t->scalar_type());
+  check_tensor(name, *t, shape, t->scalar_type(), x);
   const ScalarType wide = accumulator_of(x.scalar_type());
-  if (t->scalar_type() == wide && t->is_contiguous()) return t;
+  if (t->scalar_type() == wide) return laid_out(*t, false);
   Tensor copy = empty(shape, wide, *t);
   torch::stable::copy_(copy, *t);
   return copy;
 }
+
+// What a normalisation's arguments are called: in the schemas and, behind that, in a user's modules.
+struct NormNames {
+  const char *kind, *weight, *bias, *mean, *var, *batches, *momentum;
+  NormKind first;  // of those that it may have, to kRunning
+};
+inline constexpr NormNames kGateNorm{"gate_norm",
+                                     "norm_weight (gate[1].weight)",
+                                     "norm_bias (gate[1].bias)",
+                                     "running_mean (gate[1].running_mean)",
+                                     "running_var (gate[1].running_var)",
+                                     "batches (gate[1].num_batches_tracked)",
+                                     "momentum (gate[1].momentum)",
+                                     NormKind::kNone};
+// The same where the input's normalisation has the shorter names.
+inline constexpr NormNames kSecondGateNorm{kGateNorm.kind,
+                                           kGateNorm.weight,
+                                           kGateNorm.bias,
+                                           "gate_running_mean (gate[1].running_mean)",
+                                           "gate_running_var (gate[1].running_var)",
+                                           "gate_batches (gate[1].num_batches_tracked)",
+                                           "gate_momentum (gate[1].momentum)",
+                                           kGateNorm.first};
+inline constexpr NormNames kInputNorm{"input_norm",
+                                      "weight (batch_norm.weight)",
+                                      "bias (batch_norm.bias)",
+                                      "running_mean (batch_norm.running_mean)",
+                                      "running_var (batch_norm.running_var)",
+                                      "batches (batch_norm.num_batches_tracked)",
+                                      "momentum (batch_norm.momentum)",
+                                      NormKind::kBatch};
 
 // A normalisation's tensors. Statistics of a narrower type are brought up to date through a copy.
 class NormTensors {
  public:
   Norm norm{};
 
-  NormTensors(const std::string& owner, int64_t kind, double eps, const Optional& weight, const Optional& bias,
+  NormTensors(const NormNames& names, int64_t kind, double eps, const Optional& weight, const Optional& bias,
               int64_t features, const Tensor& x)
-      : owner_(owner),
+      : names_(names),
         features_(features),
-        weight_(parameter(weight, {features}, x, owner_ + "weight")),
-        bias_(parameter(bias, {features}, x, owner_ + "bias")) {
-    check(kind >= 0 && kind <= int64_t(NormKind::kRunning), "norm: expected a NormKind of params.h");
+        weight_(parameter(names.weight, weight, {features}, x)),
+        bias_(parameter(names.bias, bias, {features}, x)) {
+    if (kind < int64_t(names.first) || kind > int64_t(NormKind::kRunning))
+      refuse(names.kind, std::to_string(kind), "a NormKind of params.h that it may have");
     norm.kind = NormKind(kind);
     norm.eps = eps;
     norm.weight = data(weight_);
@@ -55,12 +79,18 @@ class NormTensors {
     given_mean_ = mean;
     given_var_ = var;
     norm.momentum = momentum;
-    check(momentum >= 0 || batches, "momentum: negative, the average over all batches, needs num_batches_tracked");
-    if (!batches) return;
-    check(batches->numel() == 1 && batches->scalar_type() == ScalarType::Long && batches->device() == x.device(),
-          "num_batches_tracked: expected one int64 on the device of the input");
+    if (!batches) {
+      if (!(momentum >= 0))
+        refuse(names_.momentum, std::to_string(momentum), "a number >= 0 without num_batches_tracked");
+      return;
+    }
+    if (batches->numel() != 1 || batches->scalar_type() != ScalarType::Long || !same_device(*batches, x))
+      refuse(names_.batches, words(*batches), "one int64 on " + device_words(x));
     norm.batches = static_cast<int64_t*>(batches->mutable_data_ptr());
   }
+
+  // Whether there are running statistics or batches to bring up to date.
+  bool updates() const { return norm.kind == NormKind::kBatch; }
 
   void finish() const {
     for (const auto& [given, used] : {std::pair(given_mean_, mean_), std::pair(given_var_, var_)}) {
@@ -73,17 +103,24 @@ class NormTensors {
 
  private:
   void take_running(const Optional& mean, const Optional& var, const Tensor& x) {
-    check(mean.has_value() == var.has_value(), "running_mean, running_var: expected both or neither");
-    mean_ = parameter(mean, {features_}, x, owner_ + "running_mean");
-    var_ = parameter(var, {features_}, x, owner_ + "running_var");
+    if (mean.has_value() != var.has_value())
+      refuse(mean ? names_.var : names_.mean, "None", "both statistics or neither");
+    mean_ = parameter(names_.mean, mean, {features_}, x);
+    var_ = parameter(names_.var, var, {features_}, x);
     norm.running_mean = mean_ ? mean_->mutable_data_ptr() : nullptr;
     norm.running_var = var_ ? var_->mutable_data_ptr() : nullptr;
   }
 
-  std::string owner_;
+  const NormNames& names_;
   int64_t features_;
   Optional weight_, bias_, mean_, var_, given_mean_, given_var_;
 };
+
+// How many numbers a linear layer makes.
+inline int64_t features_of(const char* name, const Tensor& weight, const char* shape) {
+  if (weight.dim() != 2 || weight.size(0) == 0) refuse(name, words(weight), std::string("shape ") + shape);
+  return weight.size(0);
+}
 
 // A gate's tensors, with what the kernels see of them.
 struct GateTensors {
@@ -92,16 +129,18 @@ struct GateTensors {
   NormTensors norm;
 
   GateTensors(const Tensor& x, const Tensor& given_w1, const Optional& given_b1, const Optional& norm_weight,
-              const Optional& norm_bias, const Tensor& given_w2, const Optional& given_b2, int64_t kind, double eps)
-      : channels(x.dim() >= 2 ? x.size(1) : 0),
-        hidden(given_w1.dim() == 2 ? given_w1.size(0) : 0),
-        outputs(given_w2.dim() == 2 ? given_w2.size(0) : 0),
-        w1(parameter(given_w1, {hidden, channels}, x, "gate[0].weight")),
-        b1(parameter(given_b1, {hidden}, x, "gate[0].bias")),
-        w2(parameter(given_w2, {outputs, hidden}, x, "gate[3].weight")),
-        b2(parameter(given_b2, {outputs}, x, "gate[3].bias")),
-        norm("gate[1].", kind, eps, norm_weight, norm_bias, hidden, x) {
-    check(outputs == 1 || outputs == channels, "gate[3].weight: expected 1 output or as many as channels");
+              const Optional& norm_bias, const Tensor& given_w2, const Optional& given_b2, int64_t kind, double eps,
+              const NormNames& names = kGateNorm)
+      : channels(x.size(1)),
+        hidden(features_of("w1 (gate[0].weight)", given_w1, "(at least 1, C)")),
+        outputs(features_of("w2 (gate[3].weight)", given_w2, "(C or 1, H)")),
+        w1(parameter("w1 (gate[0].weight)", given_w1, {hidden, channels}, x)),
+        b1(parameter("b1 (gate[0].bias)", given_b1, {hidden}, x)),
+        w2(parameter("w2 (gate[3].weight)", given_w2, {outputs, hidden}, x)),
+        b2(parameter("b2 (gate[3].bias)", given_b2, {outputs}, x)),
+        norm(names, kind, eps, norm_weight, norm_bias, hidden, x) {
+    if (outputs != 1 && outputs != channels)
+      refuse("w2 (gate[3].weight)", words(given_w2), "1 output or as many as channels, " + std::to_string(channels));
   }
 
   Gate gate() const { return {hidden, outputs, data(w1), data(b1), data(w2), data(b2), norm.norm}; }
@@ -131,62 +170,71 @@ template <class Backend>
 struct GatedOperators {
   using Gradients = std::vector<Tensor>;
 
+  // The sizes and the type of a first tensor, which has elements.
+  template <class Parameters>
+  static Parameters prepared(const char* name, const Tensor& x, bool per_sample, bool channels_last) {
+    Parameters p{};
+    p.dtype = dtype_of(name, x.scalar_type());
+    p.rows = rows_of(name, shape_of(x), channels_last);
+    p.per_sample = per_sample;
+    if (p.rows.numel() == 0) refuse(name, "shape " + words(shape_of(x)), "at least one element");
+    return p;
+  }
+
   // Fills in what both operators share, allocates mean and state, and runs.
-  static std::tuple<Tensor, Tensor> run(GatedShrink p, const Tensor& x, const GateTensors& gate, Optional residual,
-                                        const Tensor& y, bool channels_last) {
-    const ScalarType type = x.scalar_type(), wide = accumulator_of(type);
-    if (residual) {
-      check(shape_of(*residual) == shape_of(x) && residual->scalar_type() == type,
-            "residual: expected the shape and type of x");
-      residual = laid_out(*residual, channels_last);
-    }
+  static std::tuple<Tensor, Tensor> run(GatedShrink p, const Tensor& x, const GateTensors& gate,
+                                        const Optional& residual, const Tensor& y) {
+    const ScalarType wide = accumulator_of(x.scalar_type());
     const Tensor mean = empty({p.rows.samples, p.rows.channels}, wide, x);
     const Tensor state = empty({gate.state_size(p.rows.samples)}, wide, x);
-    p.dtype = dtype_of(type);
     p.x = data(x);
     p.residual = data(residual);
     p.y = y.mutable_data_ptr();
     p.gate = gate.gate();
     p.mean = mean.mutable_data_ptr();
     p.state = state.mutable_data_ptr();
-    check(p.rows.numel() > 0 && gate.hidden > 0, "x: expected at least one element, and the gate a hidden feature");
     Backend::gated_shrink(p, x);
     return {mean, state};
   }
 
   // y, mean, state and, where wanted, the code. The result goes into x where `inplace`.
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> run_gated_shrink(Tensor x, const GateTensors& gate,
-                                                                     const Optional& residual, bool per_sample,
-                                                                     bool inplace, bool with_code) {
-    GatedShrink p{};
-    p.rows = rows_of(shape_of(x), is_channels_last(x));
-    p.per_sample = per_sample;
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> run_gated_shrink(GatedShrink p, Tensor x, const GateTensors& gate,
+                                                                     const Optional& residual, bool inplace,
+                                                                     bool with_code) {
     const bool channels_last = p.rows.channels_last;
-    if (inplace) check(lies_in(x, channels_last), "x: to be overwritten it has to be contiguous or channels_last");
     x = laid_out(x, channels_last);
     const Tensor y = inplace ? empty({0}, x.scalar_type(), x) : empty(shape_of(x), x.scalar_type(), x, channels_last);
     const Tensor code = with_code ? empty_code(p.rows, kShrinkPlanes, x) : empty({0}, ScalarType::Byte, x);
     if (with_code) p.code = bytes(code);
-    const auto [mean, state] = run(p, x, gate, residual, inplace ? x : y, channels_last);
+    const auto [mean, state] = run(p, x, gate, residual, inplace ? x : y);
     return {y, mean, state, code};
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> gated_shrink_with_code(
       Tensor x, Optional residual, Tensor w1, Optional b1, Optional norm_weight, Optional norm_bias, Tensor w2,
       Optional b2, Optional running_mean, Optional running_var, int64_t gate_norm, double eps, bool per_sample) {
-    const typename Backend::Guard guard(x);
-    GateTensors gate(x, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
-    gate.norm.read_running(running_mean, running_var, x);
-    return run_gated_shrink(x, gate, residual, per_sample, false, true);
+    return plain_gated_shrink(x, residual, w1, b1, norm_weight, norm_bias, w2, b2, running_mean, running_var, gate_norm,
+                              eps, per_sample, true);
   }
 
   static Tensor gated_shrink(Tensor x, Optional residual, Tensor w1, Optional b1, Optional norm_weight,
                              Optional norm_bias, Tensor w2, Optional b2, Optional running_mean, Optional running_var,
                              int64_t gate_norm, double eps, bool per_sample) {
+    return std::get<0>(plain_gated_shrink(x, residual, w1, b1, norm_weight, norm_bias, w2, b2, running_mean,
+                                          running_var, gate_norm, eps, per_sample, false));
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> plain_gated_shrink(
+      const Tensor& x, const Optional& residual, const Tensor& w1, const Optional& b1, const Optional& norm_weight,
+      const Optional& norm_bias, const Tensor& w2, const Optional& b2, const Optional& running_mean,
+      const Optional& running_var, int64_t gate_norm, double eps, bool per_sample, bool with_code) {
     const typename Backend::Guard guard(x);
+    const bool channels_last = is_channels_last(x);
+    const auto p = prepared<GatedShrink>("x", x, per_sample, channels_last);
     GateTensors gate(x, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     gate.norm.read_running(running_mean, running_var, x);
-    return std::get<0>(run_gated_shrink(x, gate, residual, per_sample, false, false));
+    const Optional addend = checked("residual", residual, shape_of(x), x.scalar_type(), x, channels_last);
+    return run_gated_shrink(p, x, gate, addend, false, with_code);
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> gated_shrink_(Tensor x, Optional residual, Tensor w1, Optional b1,
@@ -196,23 +244,38 @@ struct GatedOperators {
                                                                   double momentum, int64_t gate_norm, double eps,
                                                                   bool per_sample, bool inplace, bool with_code) {
     const typename Backend::Guard guard(x);
+    const bool channels_last = is_channels_last(x);
+    const auto p = prepared<GatedShrink>("x", x, per_sample, channels_last);
+    if (inplace) check_overwritten(x, channels_last);
     GateTensors gate(x, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     gate.norm.write_running(running_mean, running_var, batches, momentum, x);
-    auto result = run_gated_shrink(x, gate, residual, per_sample, inplace, with_code);
+    residual = checked("residual", residual, shape_of(x), x.scalar_type(), x, channels_last);
+    const Access updated = gate.norm.updates() ? Access::kWrites : Access::kReads;
+    if (inplace || updated == Access::kWrites) {
+      check_overlap({{"x", x, inplace ? Access::kWrites : Access::kReads},
+                     {"residual", residual, Access::kReadsElement},
+                     {"w1 (gate[0].weight)", w1, Access::kReads},
+                     {"b1 (gate[0].bias)", b1, Access::kReads},
+                     {kGateNorm.weight, norm_weight, Access::kReads},
+                     {kGateNorm.bias, norm_bias, Access::kReads},
+                     {"w2 (gate[3].weight)", w2, Access::kReads},
+                     {"b2 (gate[3].bias)", b2, Access::kReads},
+                     {kGateNorm.mean, running_mean, updated},
+                     {kGateNorm.var, running_var, updated},
+                     {kGateNorm.batches, batches, updated}});
+    }
+    auto result = run_gated_shrink(p, x, gate, residual, inplace, with_code);
     gate.norm.finish();
     return result;
   }
 
   // What the backward passes of both operators share; `p` has what is their own.
-  static Gradients run_backward(GatedShrinkBackward p, const Tensor& grad, const GateTensors& gate, const Tensor& mean,
-                                const Tensor& state, bool need_gate) {
-    const ScalarType type = grad.scalar_type(), wide = accumulator_of(type);
-    check(shape_of(mean) == Shape{p.rows.samples, p.rows.channels} && mean.scalar_type() == wide,
-          "mean: expected (N, C) of the accumulator's type");
-    check(state.numel() == gate.state_size(p.rows.samples) && state.scalar_type() == wide,
-          "state: belongs to another gate");
+  static Gradients run_backward(GatedShrinkBackward p, const Tensor& grad, const GateTensors& gate, Tensor mean,
+                                Tensor state, bool need_gate) {
+    const ScalarType wide = accumulator_of(grad.scalar_type());
+    mean = checked("mean", mean, shape_of_mean(p.rows, false), wide, grad);
+    state = checked("state", state, {gate.state_size(p.rows.samples)}, wide, grad);
     const Gradients found = gate.gradients(need_gate, wide, grad);
-    p.dtype = dtype_of(type);
     p.grad = data(grad);
     p.gate = gate.gate();
     p.mean = data(mean);
@@ -223,7 +286,6 @@ struct GatedOperators {
     p.dnorm_bias = pointer_or_null(found[3]);
     p.dw2 = pointer_or_null(found[4]);
     p.db2 = pointer_or_null(found[5]);
-    check(p.rows.numel() > 0 && gate.hidden > 0, "grad: expected at least one element, and the gate a hidden feature");
     Backend::gated_shrink_backward(p, grad);
     return found;
   }
@@ -235,14 +297,11 @@ struct GatedOperators {
     const typename Backend::Guard guard(grad);
     const ScalarType type = grad.scalar_type();
     const Shape shape = shape_of(grad);
-    GatedShrinkBackward p{};
-    p.rows = rows_of(shape, channels_last);
-    p.per_sample = per_sample;
+    auto p = prepared<GatedShrinkBackward>("grad", grad, per_sample, channels_last);
     const GateTensors gate(grad, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     grad = laid_out(grad, channels_last);
-    if (grad_mean) grad_mean = laid_out(*grad_mean, false);
-    check(code.numel() == kShrinkPlanes * p.rows.segments() * code_bytes(p.rows.segment_length()),
-          "code: belongs to an x of another shape");
+    grad_mean = checked("grad_mean", grad_mean, shape_of_mean(p.rows, false), accumulator_of(type), grad);
+    code = checked("code", code, shape_of_code(p.rows, kShrinkPlanes), ScalarType::Byte, grad);
     const Tensor dx = empty(need_x ? shape : Shape{0}, type, grad, need_x && channels_last);
     p.grad_mean = data(grad_mean);
     p.code = bytes(code);
@@ -251,25 +310,17 @@ struct GatedOperators {
     return {dx, g[0], g[1], g[2], g[3], g[4], g[5]};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> run_batch_norm_shrink(Tensor z, const NormTensors& input,
-                                                                          const GateTensors& gate,
-                                                                          const Optional& residual, bool per_sample) {
-    const ScalarType wide = accumulator_of(z.scalar_type());
-    GatedShrink p{};
-    p.rows = rows_of(shape_of(z), false);
-    p.per_sample = per_sample;
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> run_batch_norm_shrink(GatedShrink p, Tensor z,
+                                                                          const NormTensors& input,
+                                                                          const GateTensors& gate, Optional residual) {
+    residual = checked("residual", residual, shape_of(z), z.scalar_type(), z);
     p.input = input.norm;
     z = laid_out(z, false);
     const Tensor y = empty(shape_of(z), z.scalar_type(), z);
-    const Tensor input_state = empty({2, p.rows.channels}, wide, z);
+    const Tensor input_state = empty({2, p.rows.channels}, accumulator_of(z.scalar_type()), z);
     p.input_state = input_state.mutable_data_ptr();
-    const auto [mean, state] = run(p, z, gate, residual, y, false);
+    const auto [mean, state] = run(p, z, gate, residual, y);
     return {y, mean, state, input_state};
-  }
-
-  static void check_input_norm(int64_t kind) {
-    check(kind == int64_t(NormKind::kBatch) || kind == int64_t(NormKind::kRunning),
-          "input_norm: expected kBatch or kRunning");
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_shrink(
@@ -278,13 +329,12 @@ struct GatedOperators {
       Optional b2, Optional gate_running_mean, Optional gate_running_var, int64_t gate_norm, double eps,
       bool per_sample) {
     const typename Backend::Guard guard(z);
-    check_input_norm(input_norm);
-    check(z.dim() >= 2, "z: expected (N, C, *spatial)");
-    NormTensors input("batch_norm.", input_norm, input_eps, weight, bias, z.size(1), z);
+    const auto p = prepared<GatedShrink>("z", z, per_sample, false);
+    NormTensors input(kInputNorm, input_norm, input_eps, weight, bias, p.rows.channels, z);
     input.read_running(running_mean, running_var, z);
-    GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps, kSecondGateNorm);
     gate.norm.read_running(gate_running_mean, gate_running_var, z);
-    return run_batch_norm_shrink(z, input, gate, residual, per_sample);
+    return run_batch_norm_shrink(p, z, input, gate, residual);
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_shrink_(
@@ -294,13 +344,30 @@ struct GatedOperators {
       Optional gate_running_var, Optional gate_batches, double gate_momentum, int64_t gate_norm, double eps,
       bool per_sample) {
     const typename Backend::Guard guard(z);
-    check_input_norm(input_norm);
-    check(z.dim() >= 2, "z: expected (N, C, *spatial)");
-    NormTensors input("batch_norm.", input_norm, input_eps, weight, bias, z.size(1), z);
+    const auto p = prepared<GatedShrink>("z", z, per_sample, false);
+    NormTensors input(kInputNorm, input_norm, input_eps, weight, bias, p.rows.channels, z);
     input.write_running(running_mean, running_var, batches, momentum, z);
-    GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps, kSecondGateNorm);
     gate.norm.write_running(gate_running_mean, gate_running_var, gate_batches, gate_momentum, z);
-    auto result = run_batch_norm_shrink(z, input, gate, residual, per_sample);
+    const Access input_updated = input.updates() ? Access::kWrites : Access::kReads;
+    const Access gate_updated = gate.norm.updates() ? Access::kWrites : Access::kReads;
+    check_overlap({{"z", z, Access::kReads},
+                   {"residual", residual, Access::kReads},
+                   {kInputNorm.weight, weight, Access::kReads},
+                   {kInputNorm.bias, bias, Access::kReads},
+                   {"w1 (gate[0].weight)", w1, Access::kReads},
+                   {"b1 (gate[0].bias)", b1, Access::kReads},
+                   {kSecondGateNorm.weight, norm_weight, Access::kReads},
+                   {kSecondGateNorm.bias, norm_bias, Access::kReads},
+                   {"w2 (gate[3].weight)", w2, Access::kReads},
+                   {"b2 (gate[3].bias)", b2, Access::kReads},
+                   {kInputNorm.mean, running_mean, input_updated},
+                   {kInputNorm.var, running_var, input_updated},
+                   {kInputNorm.batches, batches, input_updated},
+                   {kSecondGateNorm.mean, gate_running_mean, gate_updated},
+                   {kSecondGateNorm.var, gate_running_var, gate_updated},
+                   {kSecondGateNorm.batches, gate_batches, gate_updated}});
+    auto result = run_batch_norm_shrink(p, z, input, gate, residual);
     input.finish();
     gate.norm.finish();
     return result;
@@ -313,17 +380,12 @@ struct GatedOperators {
     const typename Backend::Guard guard(grad);
     const ScalarType type = grad.scalar_type(), wide = accumulator_of(type);
     const Shape shape = shape_of(grad);
-    GatedShrinkBackward p{};
-    p.rows = rows_of(shape, false);
-    p.per_sample = per_sample;
-    check_input_norm(input_norm);
-    const NormTensors input("batch_norm.", input_norm, 0, weight, bias, p.rows.channels, grad);
+    auto p = prepared<GatedShrinkBackward>("grad", grad, per_sample, false);
+    const NormTensors input(kInputNorm, input_norm, 0, weight, bias, p.rows.channels, grad);
     const GateTensors gate(grad, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
-    check(shape_of(z) == shape && z.scalar_type() == type, "z: expected the shape and type of grad");
-    check(shape_of(input_state) == Shape{2, p.rows.channels} && input_state.scalar_type() == wide,
-          "input_state: expected (2, C) of the accumulator's type");
+    z = checked("z", z, shape, type, grad);
+    input_state = checked("input_state", input_state, {2, p.rows.channels}, wide, grad);
     grad = laid_out(grad, false);
-    z = laid_out(z, false);
     const auto one = [&](bool wanted) { return empty({wanted ? p.rows.channels : 0}, wide, grad); };
     const Tensor dz = empty(need_z ? shape : Shape{0}, type, grad);
     const Tensor dweight = one(need_parameters && weight), dbias = one(need_parameters && bias);

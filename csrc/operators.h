@@ -2,6 +2,7 @@
 // a static function for each struct of params.h, and `Guard`, which makes a tensor's device current.
 #pragma once
 
+#include "overlap.h"
 #include "shrinkage_math.h"
 #include "torch_api.h"
 
@@ -9,8 +10,9 @@ namespace drsn {
 
 using Optional = std::optional<Tensor>;
 
-inline Rows rows_of(const Shape& shape, bool channels_last) {
-  check(shape.size() >= 2, "x: expected (N, C, *spatial)");
+inline Rows rows_of(const char* name, const Shape& shape, bool channels_last) {
+  if (shape.size() < 2 || *std::min_element(shape.begin(), shape.end()) < 0)
+    refuse(name, "shape " + words(shape), "(N, C, *spatial)");
   int64_t length = 1;
   for (size_t axis = 2; axis < shape.size(); ++axis) length *= shape[axis];
   return {shape[0], shape[1], length, channels_last};
@@ -22,26 +24,43 @@ inline RowValues row_values(const Optional& matrix) {
   return {data(matrix), matrix->size(0) == 1 ? 0 : matrix->stride(0), matrix->size(1) == 1 ? 0 : matrix->stride(1)};
 }
 
-inline void check_row_matrix(const Tensor& t, const Rows& rows, ScalarType dtype, const char* message) {
-  check(t.dim() == 2 && (t.size(0) == rows.samples || t.size(0) == 1) &&
-            (t.size(1) == rows.channels || t.size(1) == 1) && t.scalar_type() == dtype,
-        message);
+inline void check_row_matrix(const char* name, const Tensor& t, const Rows& rows, ScalarType type, const Tensor& like) {
+  if (t.dim() == 2 && (t.size(0) == rows.samples || t.size(0) == 1) && (t.size(1) == rows.channels || t.size(1) == 1) &&
+      t.scalar_type() == type && same_device(t, like))
+    return;
+  const std::string shape = "(" + std::to_string(rows.samples) + " or 1, " + std::to_string(rows.channels) + " or 1)";
+  refuse(name, words(t), words(type, shape, like));
+}
+
+inline Shape shape_of_code(const Rows& rows, int64_t planes) {
+  return {rows.segments(), planes, code_bytes(rows.segment_length())};
+}
+
+inline Shape shape_of_mean(const Rows& rows, bool per_sample) { return {rows.samples, per_sample ? 1 : rows.channels}; }
+
+inline Optional checked(const char* name, const Optional& t, const Shape& shape, ScalarType type, const Tensor& like,
+                        bool channels_last = false) {
+  return t ? Optional(checked(name, *t, shape, type, like, channels_last)) : t;
 }
 
 inline Tensor empty_code(const Rows& rows, int64_t planes, const Tensor& like) {
-  return empty({rows.segments(), planes, code_bytes(rows.segment_length())}, ScalarType::Byte, like);
+  return empty(shape_of_code(rows, planes), ScalarType::Byte, like);
 }
 
-inline Broadcast broadcast(const Shape& shape, bool channels_last, const Shape& tau_shape, const Shape& tau_strides) {
+inline Broadcast broadcast(const char* name, const Shape& shape, bool channels_last, const Shape& tau_shape,
+                           const Shape& tau_strides) {
   const auto axes = int64_t(shape.size());
   const auto missing = axes - int64_t(tau_shape.size());
-  check(missing >= 0, "tau: has more axes than x");
+  const auto fits = [&](bool holds) {
+    if (!holds) refuse(name, "shape " + words(tau_shape), "one that broadcasts to x, " + words(shape));
+  };
+  fits(missing >= 0);
   Broadcast over{};
   for (int64_t p = 0; p < axes; ++p) {
     const int axis = memory_axis(p, axes, channels_last);
     const int64_t tau_axis = axis - missing;
     const int64_t tau_size = tau_axis < 0 ? 1 : tau_shape[tau_axis];
-    check(tau_size == 1 || tau_size == shape[axis], "tau: does not broadcast to x");
+    fits(tau_size == 1 || tau_size == shape[axis]);
     if (shape[axis] == 1) continue;
     const int64_t stride = tau_size == 1 ? 0 : tau_strides[tau_axis];
     const int last = over.axes - 1;
@@ -49,7 +68,10 @@ inline Broadcast broadcast(const Shape& shape, bool channels_last, const Shape& 
       over.size[last] *= shape[axis];
       over.stride[last] = stride;
     } else {
-      check(over.axes < kMaxAxes, "tau: repeats along more axes than the kernels follow");
+      if (over.axes == kMaxAxes) {
+        refuse(name, "shape " + words(tau_shape),
+               "one that repeats along no more than " + std::to_string(kMaxAxes) + " axes");
+      }
       over.size[over.axes] = shape[axis];
       over.stride[over.axes++] = stride;
     }
@@ -63,10 +85,23 @@ inline Shape strides_of(const Tensor& t) {
   return Shape(strides.begin(), strides.end());
 }
 
-inline bool check_tau_type(ScalarType tau, ScalarType x) {
+// Whether it is the accumulator's.
+inline bool check_tau_type(const char* name, ScalarType tau, ScalarType x) {
   const ScalarType wide = accumulator_of(x);
-  check(tau == wide || tau == x, "tau: expected the type of x or of its accumulator");
+  const bool complex = x == ScalarType::ComplexFloat || x == ScalarType::ComplexDouble;
+  if (tau != wide && (tau != x || complex))
+    refuse(name, words(tau), (complex || x == wide ? "" : words(x) + " or ") + words(wide));
   return tau == wide;
+}
+
+// The shape is for `broadcast` to check.
+inline bool check_tau(const Tensor& tau, const Tensor& x) {
+  if (!same_device(tau, x)) refuse("tau", words(tau), "one on " + device_words(x));
+  return check_tau_type("tau", tau.scalar_type(), x.scalar_type());
+}
+
+inline void check_overwritten(const Tensor& x, bool channels_last) {
+  if (!lies_in(x, channels_last)) refuse("x", "strided memory", "contiguous or channels_last to be overwritten");
 }
 
 inline void zero(Tensor t) { torch::stable::zero_(t); }
@@ -79,15 +114,15 @@ struct Operators {
     const Shape shape = shape_of(x);
     const ScalarType type = x.scalar_type();
     SoftThreshold p{};
-    p.dtype = dtype_of(type);
+    p.dtype = dtype_of("x", type, code ? Numbers::kReal : Numbers::kBoth);
     p.x = data(x);
     p.y = y.mutable_data_ptr();
     p.tau = data(tau);
     p.value = value;
     p.numel = x.numel();
     if (tau) {
-      p.tau_in_accumulator = check_tau_type(tau->scalar_type(), type);
-      p.over = broadcast(shape, channels_last, shape_of(*tau), strides_of(*tau));
+      p.tau_in_accumulator = check_tau(*tau, x);
+      p.over = broadcast("tau", shape, channels_last, shape_of(*tau), strides_of(*tau));
     } else {
       p.over = {1, {p.numel}, {0}};
     }
@@ -121,7 +156,8 @@ struct Operators {
   static Tensor soft_threshold_(Tensor x, Optional tau, double value, bool with_code) {
     const typename Backend::Guard guard(x);
     const bool channels_last = is_channels_last(x);
-    check(lies_in(x, channels_last), "x: to be overwritten it has to be contiguous or channels_last");
+    check_overwritten(x, channels_last);
+    check_overlap({{"x", x, Access::kWrites}, {"tau", tau, Access::kReadsElement}});
     const Tensor code = empty_soft_threshold_code(x, with_code);
     run_soft_threshold(x, tau, value, x, channels_last, with_code ? bytes(code) : nullptr);
     return code;
@@ -134,7 +170,7 @@ struct Operators {
                                                                 bool need_x) {
     const Shape shape = shape_of(grad);
     const ScalarType type = grad.scalar_type();
-    p.dtype = dtype_of(type);
+    p.dtype = dtype_of("grad", type, p.x ? Numbers::kComplex : Numbers::kReal);
     p.grad = data(grad);
     p.numel = grad.numel();
     const Tensor dx = empty(need_x ? shape : Shape{0}, type, grad, need_x && channels_last);
@@ -144,7 +180,7 @@ struct Operators {
     p.dx = need_x ? dx.mutable_data_ptr() : nullptr;
     p.dtau = tau_dtype ? dtau.mutable_data_ptr() : nullptr;
     p.dtau_numel = dtau.numel();
-    p.over = broadcast(shape, channels_last, tau_shape, strides_for(tau_shape, follows));
+    p.over = broadcast(p.x ? "tau" : "tau_shape", shape, channels_last, tau_shape, strides_for(tau_shape, follows));
     if (p.numel > 0) {
       Backend::soft_threshold_backward(p, grad);
     } else if (p.dtau) {
@@ -158,10 +194,10 @@ struct Operators {
                                                             bool need_x) {
     const typename Backend::Guard guard(grad);
     grad = laid_out(grad, channels_last);
-    check(code.numel() == kSoftThresholdPlanes * code_bytes(grad.numel()), "code: belongs to an x of another size");
+    code = checked("code", code, {kSoftThresholdPlanes, code_bytes(grad.numel())}, ScalarType::Byte, grad);
     SoftThresholdBackward p{};
     p.code = bytes(code);
-    if (tau_dtype) p.tau_in_accumulator = check_tau_type(*tau_dtype, grad.scalar_type());
+    if (tau_dtype) p.tau_in_accumulator = check_tau_type("tau_dtype", *tau_dtype, grad.scalar_type());
     return run_soft_threshold_backward(p, grad, tau_shape, tau_dtype, channels_last, need_x);
   }
 
@@ -169,19 +205,18 @@ struct Operators {
                                                                     bool need_x, bool need_tau) {
     const typename Backend::Guard guard(x);
     const bool channels_last = is_channels_last(x);
+    dtype_of("x", x.scalar_type(), Numbers::kComplex);
     x = laid_out(x, channels_last);
-    grad = laid_out(grad, channels_last);
-    check(shape_of(grad) == shape_of(x) && grad.scalar_type() == x.scalar_type(),
-          "grad: expected the shape and type of x");
+    grad = checked("grad", grad, shape_of(x), x.scalar_type(), x, channels_last);
     SoftThresholdBackward p{};
     p.x = data(x);
     p.value = value;
     Tensor dense_tau = x;
     std::optional<ScalarType> tau_dtype;
     if (tau) {
-      dense_tau = laid_out(*tau, channels_last && shape_of(*tau) == shape_of(x));
+      p.tau_in_accumulator = check_tau(*tau, x);
+      dense_tau = laid_out(*tau, channels_last && has_shape(*tau, shape_of(x)));
       p.tau = data(dense_tau);
-      p.tau_in_accumulator = check_tau_type(tau->scalar_type(), x.scalar_type());
       if (need_tau) tau_dtype = tau->scalar_type();
     }
     return run_soft_threshold_backward(p, grad, tau ? shape_of(*tau) : Shape{}, tau_dtype, channels_last, need_x);
@@ -191,12 +226,12 @@ struct Operators {
     const typename Backend::Guard guard(x);
     const ScalarType type = x.scalar_type();
     AbsMean p{};
-    p.dtype = dtype_of(type);
-    p.rows = rows_of(shape_of(x), is_channels_last(x));
+    p.dtype = dtype_of("x", type);
+    p.rows = rows_of("x", shape_of(x), is_channels_last(x));
     p.per_sample = per_sample;
     p.coded = true;
     x = laid_out(x, p.rows.channels_last);
-    const Tensor mean = empty({p.rows.samples, per_sample ? 1 : p.rows.channels}, accumulator_of(type), x);
+    const Tensor mean = empty(shape_of_mean(p.rows, per_sample), accumulator_of(type), x);
     if (code) {
       *code = empty_code(p.rows, kAbsMeanPlanes, x);
       p.code = bytes(*code);
@@ -218,9 +253,10 @@ struct Operators {
   static Tensor abs_mean_backward(Tensor grad, Tensor code, Shape shape, ScalarType dtype, bool channels_last) {
     const typename Backend::Guard guard(code);
     AbsMeanBackward p{};
-    p.dtype = dtype_of(dtype);
-    p.rows = rows_of(shape, channels_last);
-    check_row_matrix(grad, p.rows, accumulator_of(dtype), "grad: expected (N or 1, C or 1) of the accumulator's type");
+    p.dtype = dtype_of("dtype", dtype);
+    p.rows = rows_of("shape", shape, channels_last);
+    check_row_matrix("grad", grad, p.rows, accumulator_of(dtype), code);
+    code = checked("code", code, shape_of_code(p.rows, kAbsMeanPlanes), ScalarType::Byte, code);
     const Tensor dx = empty(shape, dtype, code, channels_last);
     p.grad = row_values(grad);
     p.code = bytes(code);
@@ -230,7 +266,7 @@ struct Operators {
   }
 
   static Tensor empty_shrink_code(const Tensor& x, bool channels_last) {
-    return empty_code(rows_of(shape_of(x), channels_last), kShrinkPlanes, x);
+    return empty_code(rows_of("x", shape_of(x), channels_last), kShrinkPlanes, x);
   }
 
   // Writes y, which may be x, and the code where there is one; returns the means.
@@ -238,16 +274,16 @@ struct Operators {
                            bool channels_last, uint8_t* code) {
     const ScalarType type = x.scalar_type();
     Shrink p{};
-    p.dtype = dtype_of(type);
-    p.rows = rows_of(shape_of(x), channels_last);
+    p.dtype = dtype_of("x", type);
+    p.rows = rows_of("x", shape_of(x), channels_last);
     p.per_sample = per_sample;
-    check_row_matrix(alpha, p.rows, accumulator_of(type), "alpha: expected (N or 1, C or 1) of the accumulator's type");
-    if (residual) {
-      check(shape_of(*residual) == shape_of(x) && residual->scalar_type() == type,
-            "residual: expected the shape and type of x");
-      residual = laid_out(*residual, channels_last);
+    check_row_matrix("alpha", alpha, p.rows, accumulator_of(type), x);
+    residual = checked("residual", residual, shape_of(x), type, x, channels_last);
+    if (y.get() == x.get()) {
+      check_overlap(
+          {{"x", x, Access::kWrites}, {"alpha", alpha, Access::kReads}, {"residual", residual, Access::kReadsElement}});
     }
-    const Tensor mean = empty({p.rows.samples, per_sample ? 1 : p.rows.channels}, accumulator_of(type), x);
+    const Tensor mean = empty(shape_of_mean(p.rows, per_sample), accumulator_of(type), x);
     p.x = data(x);
     p.residual = data(residual);
     p.y = y.mutable_data_ptr();
@@ -281,7 +317,7 @@ struct Operators {
                                             bool with_code) {
     const typename Backend::Guard guard(x);
     const bool channels_last = is_channels_last(x);
-    check(lies_in(x, channels_last), "x: to be overwritten it has to be contiguous or channels_last");
+    check_overwritten(x, channels_last);
     const Tensor code = with_code ? empty_shrink_code(x, channels_last) : empty({0}, ScalarType::Byte, x);
     return {run_shrink(x, alpha, residual, x, per_sample, channels_last, with_code ? bytes(code) : nullptr), code};
   }
@@ -293,15 +329,15 @@ struct Operators {
     const Shape shape = shape_of(grad);
     const ScalarType type = grad.scalar_type();
     const ScalarType wide = accumulator_of(type);
-    grad = laid_out(grad, channels_last);
-    if (grad_mean) grad_mean = laid_out(*grad_mean, false);
     ShrinkBackward p{};
-    p.dtype = dtype_of(type);
-    p.rows = rows_of(shape, channels_last);
+    p.dtype = dtype_of("grad", type);
+    p.rows = rows_of("grad", shape, channels_last);
     p.per_sample = per_sample;
-    check_row_matrix(alpha, p.rows, wide, "alpha: expected (N or 1, C or 1) of the accumulator's type");
-    check(code.numel() == kShrinkPlanes * p.rows.segments() * code_bytes(p.rows.segment_length()),
-          "code: belongs to an x of another shape");
+    grad = laid_out(grad, channels_last);
+    grad_mean = checked("grad_mean", grad_mean, shape_of_mean(p.rows, per_sample), wide, grad);
+    mean = checked("mean", mean, shape_of_mean(p.rows, per_sample), wide, grad);
+    code = checked("code", code, shape_of_code(p.rows, kShrinkPlanes), ScalarType::Byte, grad);
+    check_row_matrix("alpha", alpha, p.rows, wide, grad);
     const Tensor dx = empty(need_x ? shape : Shape{0}, type, grad, need_x && channels_last);
     const Tensor dalpha = empty(need_alpha ? shape_of(alpha) : Shape{0}, wide, grad);
     p.grad = data(grad);

@@ -24,8 +24,7 @@ STABLE_TORCH_LIBRARY(drsn_ops, m) {
 
   m.def("abs_mean(Tensor x, bool per_sample) -> Tensor");
   m.def("abs_mean_with_code(Tensor x, bool per_sample) -> (Tensor, Tensor)");
-  m.def(
-      "abs_mean_backward(Tensor grad, Tensor code, SymInt[] shape, ScalarType dtype, bool channels_last) -> Tensor");
+  m.def("abs_mean_backward(Tensor grad, Tensor code, SymInt[] shape, ScalarType dtype, bool channels_last) -> Tensor");
 
   m.def("shrink(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> (Tensor, Tensor)");
   m.def("shrink_with_code(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> (Tensor, Tensor, Tensor)");

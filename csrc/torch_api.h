@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
@@ -40,6 +41,66 @@ inline Shape shape_of(const Tensor& t) {
   return Shape(sizes.begin(), sizes.end());
 }
 
+inline bool has_shape(const Tensor& t, const Shape& shape) {
+  const auto sizes = t.sizes();
+  return std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.get_device_index() == b.get_device_index() && a.device().type() == b.device().type();
+}
+
+// What came, or is expected, as Python would say it.
+inline std::string words(const Shape& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+inline std::string words(ScalarType type) {
+  switch (type) {
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
+inline std::string device_words(const Tensor& t) {
+  if (t.is_cpu()) return "the CPU";
+  return (t.is_cuda() ? "CUDA device " : "another device, ") + std::to_string(t.get_device_index());
+}
+
+inline std::string words(ScalarType type, const std::string& shape, const Tensor& on) {
+  return words(type) + " of shape " + shape + " on " + device_words(on);
+}
+
+inline std::string words(const Tensor& t) { return words(t.scalar_type(), words(shape_of(t)), t); }
+
+[[noreturn]] inline void refuse(const char* name, const std::string& got, const std::string& expected) {
+  throw std::invalid_argument(std::string(name) + ": got " + got + ", expected " + expected);
+}
+
 // The axes of a tensor of so many axes in the order of memory: (0, 1, 2, ...), or (0, 2, ..., 1) where channels_last.
 inline int memory_axis(int64_t position, int64_t axes, bool channels_last) {
   if (!channels_last || position == 0) return int(position);
@@ -64,12 +125,7 @@ inline Shape strides_for(const Shape& shape, bool channels_last) {
   const bool memory =
       said.empty() || said.find("out of memory") != said.npos || said.find("allocate memory") != said.npos;
   std::string message(!memory ? "no tensor" : cuda ? "CUDA out of memory" : "out of memory");
-  message += ": drsn_ops asked PyTorch for a tensor of shape (";
-  for (size_t axis = 0; axis < shape.size(); ++axis) {
-    if (axis > 0) message += ", ";
-    message += std::to_string(shape[axis]);
-  }
-  message += ")";
+  message += ": drsn_ops asked PyTorch for a tensor of shape " + words(shape);
   if (!said.empty()) message += ". " + said;
   throw std::runtime_error(message);
 }
@@ -106,28 +162,37 @@ inline Tensor laid_out(const Tensor& t, bool channels_last) {
   return copy;
 }
 
-inline DType dtype_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Half:
-      return DType::kHalf;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Float:
-      return DType::kFloat;
-    case ScalarType::Double:
-      return DType::kDouble;
-    case ScalarType::ComplexFloat:
-      return DType::kComplexFloat;
-    case ScalarType::ComplexDouble:
-      return DType::kComplexDouble;
-    default:
-      throw std::invalid_argument(
-          "expected float16, bfloat16, float32, float64 or, for soft_threshold, complex64 or complex128");
-  }
+// Complex numbers are soft_threshold's alone.
+enum class Numbers { kReal, kComplex, kBoth };
+
+inline DType dtype_of(const char* name, ScalarType type, Numbers numbers = Numbers::kReal) {
+  const bool real = numbers != Numbers::kComplex, complex = numbers != Numbers::kReal;
+  if (real && type == ScalarType::Half) return DType::kHalf;
+  if (real && type == ScalarType::BFloat16) return DType::kBFloat16;
+  if (real && type == ScalarType::Float) return DType::kFloat;
+  if (real && type == ScalarType::Double) return DType::kDouble;
+  if (complex && type == ScalarType::ComplexFloat) return DType::kComplexFloat;
+  if (complex && type == ScalarType::ComplexDouble) return DType::kComplexDouble;
+  refuse(name, words(type),
+         std::string(real ? "float16, bfloat16, float32 or float64" : "") + (real && complex ? ", or " : "") +
+             (complex ? "complex64 or complex128" : ""));
 }
 
 inline ScalarType accumulator_of(ScalarType type) {
-  return accumulates_in_double(dtype_of(type)) ? ScalarType::Double : ScalarType::Float;
+  return type == ScalarType::Double || type == ScalarType::ComplexDouble ? ScalarType::Double : ScalarType::Float;
+}
+
+// Refuses a tensor that an operator cannot compute with; it has to lie on the device of `like`.
+inline void check_tensor(const char* name, const Tensor& t, const Shape& shape, ScalarType type, const Tensor& like) {
+  if (has_shape(t, shape) && t.scalar_type() == type && same_device(t, like)) return;
+  refuse(name, words(t), words(type, words(shape), like));
+}
+
+// The same, and then the tensor as the kernels read it.
+inline Tensor checked(const char* name, const Tensor& t, const Shape& shape, ScalarType type, const Tensor& like,
+                      bool channels_last = false) {
+  check_tensor(name, t, shape, type, like);
+  return laid_out(t, channels_last);
 }
 
 inline const void* data(const Tensor& t) { return t.const_data_ptr(); }

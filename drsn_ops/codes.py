@@ -1,4 +1,4 @@
-"""What a code tells of each element, in plain PyTorch: for second derivatives, for transforms that follow nothing else, and for exporters.
+"""What a code tells of each element, in plain PyTorch: for second derivatives, transforms and exporters.
 
 The format and the formulas are those of csrc/shrinkage_math.h.
 """

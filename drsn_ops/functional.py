@@ -117,7 +117,7 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
         tau: in the units of x: a number >= 0, or a real tensor that broadcasts to x and receives a gradient of its own
             shape. A negative entry of a tensor is not an error: it acts as 0 and gets the gradient 0, as
             ``tau.clamp(min=0)`` would.
-        inplace: write the result into x.
+        inplace: write the result into x, whose memory tau may not share, unless tau is x itself.
 
     Returns:
         A tensor of the shape and type of x, contiguous or, like x, channels_last; x itself where ``inplace``.
@@ -125,6 +125,7 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     Raises:
         TypeError: a type that is not listed.
         ValueError: a negative number, a tau that does not broadcast to x, or one on another device.
+        RuntimeError: with ``inplace``, a tau that shares memory with x.
 
     >>> x = torch.tensor([-2.0, -0.5, 0.5, 3.0])
     >>> drsn_ops.soft_threshold(x, 1.0)
@@ -225,7 +226,8 @@ def shrink(
             number. A negative threshold acts as 0 and passes no gradient.
         statistic: ``"channel"``, the mean of each channel, or ``"sample"``, that of the whole sample.
         residual: a tensor of the shape of x, added in the same pass.
-        inplace: write the result, the sum where there is a residual, into x.
+        inplace: write the result, the sum where there is a residual, into x, whose memory no other tensor may share,
+            unless the residual is x itself.
         return_threshold: return ``(result, tau)``; tau = alpha * mean is (N, C), or (N, 1) where neither depends on
             the channel, float64 for float64, else float32.
 
@@ -236,6 +238,7 @@ def shrink(
     Raises:
         TypeError: x, alpha or residual has a type that is not listed.
         ValueError: a shape, a device or ``statistic`` that does not fit.
+        RuntimeError: with ``inplace``, a tensor that shares memory with x.
 
     >>> x = torch.tensor([[[1.0, -3.0], [0.0, 4.0]]])
     >>> drsn_ops.shrink(x, 0.5)
@@ -257,9 +260,11 @@ def shrink(
     gate = reference.gate_values(alpha, wide, x.device)
     _check_residual(residual, x)
     fused = residual if residual is not None and residual.dtype == x.dtype else None
+    # of another type, it may still lie in the memory of x
+    addend = residual.clone() if inplace and residual is not None and fused is None else residual
     y, mean = _operators(x).shrink(x, gate, fused, statistic == "sample", inplace)
-    if residual is not None and fused is None:
-        y = _add(y, residual, inplace)
+    if addend is not None and fused is None:
+        y = _add(y, addend, inplace)
     return (y, (gate if isinstance(alpha, Tensor) else alpha) * mean) if return_threshold else y
 
 
@@ -314,7 +319,8 @@ def gated_shrink(
         gate: a module that makes (N, C) or (N, 1) numbers out of the (N, C) means.
         statistic: ``"channel"``, the mean of each channel, or ``"sample"``, that of the whole sample.
         residual: a tensor of the shape of x, added in the same pass.
-        inplace: write the result, the sum where there is a residual, into x.
+        inplace: write the result, the sum where there is a residual, into x, whose memory no other tensor may share,
+            unless the residual is x itself.
 
     Returns:
         A tensor of the shape and type of x (a residual of a wider type widens it), contiguous or, like x,
@@ -324,6 +330,7 @@ def gated_shrink(
         TypeError: a gate that is no module, or a type of x or residual that is not listed.
         ValueError: a shape, a device or ``statistic`` that does not fit, or a batch of one for a gate that normalises
             over the batch.
+        RuntimeError: with ``inplace``, a tensor that shares memory with x.
 
     >>> x = torch.tensor([[[4.0, -2.0], [1.0, 1.0]]])
     >>> gate = drsn_ops.Shrinkage(2, norm="none").fc.requires_grad_(False)
@@ -339,8 +346,9 @@ def gated_shrink(
     _check_residual(residual, x)
     _check_batch(gate, x, "x")
     if residual is not None and residual.dtype != x.dtype:
+        addend = residual.clone() if inplace else residual  # it may lie in the memory of x
         y = gated_shrink(x, gate, statistic=statistic, inplace=inplace)
-        return _add(y, residual, inplace)
+        return _add(y, addend, inplace)
     plain = plain_gate(gate, x)
     if plain is not None and x.numel() > 0 and _operators(x).fuses(x, residual, *plain.parameters):
         return gated_autograd.gated_shrink(x, residual, plain, statistic == "sample", inplace)

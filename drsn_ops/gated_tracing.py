@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd, register_fake
+from torch.library import register_autograd
 
 from .codes import Layout
 from .gate import BATCH, RUNNING
 from .gated_autograd import BatchNormShrink, GatedShrink
 from .reference import accumulator
-from .tracing import _code_like, _mean_like
+from .tracing import _code_like, _mean_like, register_fake
 
 
 def _state_like(x: Tensor, w1: Tensor, w2: Tensor, kind: int) -> Tensor:
@@ -27,12 +27,12 @@ def _gradients_like(grad: Tensor, parameters: tuple[Tensor | None, ...], needed:
     return [grad.new_empty([0] if t is None or not needed else t.shape, dtype=wide) for t in parameters]
 
 
-@register_fake("drsn_ops::gated_shrink")
+@register_fake("gated_shrink")
 def _(x: Tensor, residual: Tensor | None, *gate: Any) -> Tensor:
     return Layout.of(x).empty(x)
 
 
-@register_fake("drsn_ops::gated_shrink_with_code")
+@register_fake("gated_shrink_with_code")
 def _(
     x: Tensor,
     residual: Tensor | None,
@@ -47,7 +47,7 @@ def _(
     return Layout.of(x).empty(x), _mean_like(x, False), _state_like(x, w1, w2, kind), _code_like(x, 3)
 
 
-@register_fake("drsn_ops::gated_shrink_")
+@register_fake("gated_shrink_")
 def _(
     x: Tensor,
     residual: Tensor | None,
@@ -64,7 +64,7 @@ def _(
     return y, _mean_like(x, False), _state_like(x, w1, w2, kind), code if with_code else code.new_empty([0])
 
 
-@register_fake("drsn_ops::gated_shrink_backward")
+@register_fake("gated_shrink_backward")
 def _(
     grad: Tensor, grad_mean: Tensor | None, code: Tensor, mean: Tensor, state: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
@@ -87,10 +87,10 @@ def _batch_norm_shrink_like(operator: str) -> Callable[..., tuple[Tensor, ...]]:
 
 
 for _operator in ("batch_norm_shrink", "batch_norm_shrink_"):
-    register_fake(f"drsn_ops::{_operator}", _batch_norm_shrink_like(_operator))
+    register_fake(_operator)(_batch_norm_shrink_like(_operator))
 
 
-@register_fake("drsn_ops::batch_norm_shrink_backward")
+@register_fake("batch_norm_shrink_backward")
 def _(
     grad: Tensor,
     z: Tensor,

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd, register_fake
+from torch.library import register_autograd
 
 from .autograd import AbsMean, Shrink, SoftThreshold
 from .codes import Layout, is_channels_last
 from .reference import accumulator
+
+_Fake = TypeVar("_Fake", bound=Callable[..., Any])
+
+
+def register_fake(operator: str) -> Callable[[_Fake], _Fake]:
+    """``torch.library.register_fake`` for functions that say nothing of devices: a mix of them ends up here, as a call
+    with a meta tensor.
+    """
+    arguments = getattr(torch.ops.drsn_ops, operator).default._schema.arguments
+
+    def register(fake: _Fake) -> _Fake:
+        @functools.wraps(fake)
+        def checked(*values: Any) -> Any:
+            given = [(a.name, v) for a, v in zip(arguments, values, strict=True) if isinstance(v, Tensor)]
+            first, x = given[0]
+            for name, t in given:
+                if t.device != x.device:
+                    raise ValueError(
+                        f"{name}: got a tensor on {t.device}, expected {x.device}, the device of {first}"
+                    )
+            return fake(*values)
+
+        torch.library.register_fake(f"drsn_ops::{operator}", checked)
+        return fake
+
+    return register
 
 
 def _code_like(x: Tensor, planes: int) -> Tensor:
@@ -30,22 +57,22 @@ def _mean_like(x: Tensor, per_sample: bool) -> Tensor:
     return x.new_empty([x.shape[0], 1 if per_sample else x.shape[1]], dtype=accumulator(x.dtype))
 
 
-@register_fake("drsn_ops::soft_threshold")
+@register_fake("soft_threshold")
 def _(x: Tensor, tau: Tensor | None, value: float) -> Tensor:
     return Layout.of(x).empty(x)
 
 
-@register_fake("drsn_ops::soft_threshold_with_code")
+@register_fake("soft_threshold_with_code")
 def _(x: Tensor, tau: Tensor | None, value: float) -> tuple[Tensor, Tensor]:
     return Layout.of(x).empty(x), _soft_threshold_code_like(x)
 
 
-@register_fake("drsn_ops::soft_threshold_")
+@register_fake("soft_threshold_")
 def _(x: Tensor, tau: Tensor | None, value: float, with_code: bool) -> Tensor:
     return _soft_threshold_code_like(x)[: 2 if with_code else 0]
 
 
-@register_fake("drsn_ops::soft_threshold_backward")
+@register_fake("soft_threshold_backward")
 def _(
     grad: Tensor,
     code: Tensor,
@@ -69,7 +96,7 @@ def _dtau_like(
     return Layout(list(tau_shape), tau_dtype, follows).empty(grad)
 
 
-@register_fake("drsn_ops::complex_soft_threshold_backward")
+@register_fake("complex_soft_threshold_backward")
 def _(
     grad: Tensor, x: Tensor, tau: Tensor | None, value: float, need_x: bool, need_tau: bool
 ) -> tuple[Tensor, Tensor]:
@@ -78,39 +105,39 @@ def _(
     return layout.empty(x) if need_x else x.new_empty([0]), dtau
 
 
-@register_fake("drsn_ops::abs_mean")
+@register_fake("abs_mean")
 def _(x: Tensor, per_sample: bool) -> Tensor:
     return _mean_like(x, per_sample)
 
 
-@register_fake("drsn_ops::abs_mean_with_code")
+@register_fake("abs_mean_with_code")
 def _(x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
     return _mean_like(x, per_sample), _code_like(x, 2)
 
 
-@register_fake("drsn_ops::abs_mean_backward")
+@register_fake("abs_mean_backward")
 def _(grad: Tensor, code: Tensor, shape: list[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
     return Layout(list(shape), dtype, channels_last).empty(code)
 
 
-@register_fake("drsn_ops::shrink")
+@register_fake("shrink")
 def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor]:
     return Layout.of(x).empty(x), _mean_like(x, per_sample)
 
 
-@register_fake("drsn_ops::shrink_with_code")
+@register_fake("shrink_with_code")
 def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor, Tensor]:
     return Layout.of(x).empty(x), _mean_like(x, per_sample), _code_like(x, 3)
 
 
-@register_fake("drsn_ops::shrink_")
+@register_fake("shrink_")
 def _(
     x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, with_code: bool
 ) -> tuple[Tensor, Tensor]:
     return _mean_like(x, per_sample), _code_like(x, 3) if with_code else x.new_empty([0], dtype=torch.uint8)
 
 
-@register_fake("drsn_ops::shrink_backward")
+@register_fake("shrink_backward")
 def _(
     grad: Tensor,
     grad_mean: Tensor | None,

@@ -1,11 +1,14 @@
-// Processors with AVX2, FMA and F16C. Standard headers come before the target: what they define is shared by every
-// file.
+// Processors with AVX2, FMA and F16C. What headers define is shared by every file, so they
+// come before the target.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+
+#include "kernels.h"
+#include "shrinkage_math.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

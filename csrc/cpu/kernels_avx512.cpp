@@ -1,11 +1,14 @@
-// Processors with AVX-512 (x86-64-v4). Standard headers come before the target: what they define is shared by every
-// file.
+// Processors with AVX-512 (x86-64-v4). What headers define is shared by every file, so they
+// come before the target.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+
+#include "kernels.h"
+#include "shrinkage_math.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \

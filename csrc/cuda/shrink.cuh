@@ -166,9 +166,8 @@ __device__ __forceinline__ void combine_held(const Packed<scalar_t, V> (&held)[k
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      result.value[j] =
-          narrow<scalar_t>(drsn::combine(test(word[i], kNegative, j), test(word[i], kNonzero, j),
-                                         test(word[i], kActive, j), acc_t(widen(mine.value[j])), share));
+      result.value[j] = narrow<scalar_t>(drsn::combine(test(word[i], kNegative, j), test(word[i], kNonzero, j),
+                                                       test(word[i], kActive, j), acc_t(widen(mine.value[j])), share));
     }
     if (position < length) store<V>(V, dx + unsigned(position), result);
   }

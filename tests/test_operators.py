@@ -1,0 +1,189 @@
+"""Every operator of the registry with one wrong argument at a time: an error that names it, or the right result."""
+
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from checks import make_gate
+from torch import Tensor
+
+from drsn_ops.decomposition import decompositions
+from drsn_ops.gate import BATCH, plain_batch_norm, plain_gate
+
+ops = torch.ops.drsn_ops
+SCHEMAS = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("drsn_ops::") and s.arguments]
+OPERATORS = sorted(s.name.removeprefix("drsn_ops::") for s in SCHEMAS)
+
+
+def right_calls():
+    """For each operator the arguments of right calls; every optional tensor is there."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 20)
+    grad, residual = torch.randn_like(x), torch.randn_like(x)
+    tau, alpha = torch.rand(3, 1), torch.rand(2, 3)
+    z, complex_tau = torch.randn(2, 3, 20, dtype=torch.complex64), torch.rand(3, 1)
+    gate = plain_gate(make_gate(3, 5, 3).float().requires_grad_(False), x)
+    norm = plain_batch_norm(torch.nn.BatchNorm1d(3).requires_grad_(False), x)
+    assert gate.kind == norm.kind == BATCH
+    _, code = ops.soft_threshold_with_code(x, tau, 0.0)
+    mean, mean_code = ops.abs_mean_with_code(x, False)
+    _, _, shrink_code = ops.shrink_with_code(x, alpha, None, False)
+    _, _, state, gated_code = ops.gated_shrink_with_code(x, None, *gate.functional, False)
+    _, norm_mean, norm_state, input_state = ops.batch_norm_shrink(
+        x, None, *norm.functional, *gate.functional, False
+    )
+    after_gate = (gate.kind, gate.eps, False)
+    return {
+        "soft_threshold": [(x, tau, 0.0), (z, complex_tau, 0.0)],
+        "soft_threshold_with_code": [(x, tau, 0.0)],
+        "soft_threshold_": [(x, tau, 0.0, True), (z, complex_tau, 0.0, False)],
+        "soft_threshold_backward": [(grad, code, [3, 1], torch.float32, False, True)],
+        "complex_soft_threshold_backward": [(z.flip(0), z, complex_tau, 0.0, True, True)],
+        "abs_mean": [(x, False)],
+        "abs_mean_with_code": [(x, False)],
+        "abs_mean_backward": [(alpha, mean_code, [2, 3, 20], torch.float32, False)],
+        "shrink": [(x, alpha, residual, False)],
+        "shrink_with_code": [(x, alpha, residual, False)],
+        "shrink_": [(x, alpha, residual, False, True)],
+        "shrink_backward": [(grad, alpha, shrink_code, alpha, mean, False, False, True, True)],
+        "gated_shrink": [(x, residual, *gate.functional, False)],
+        "gated_shrink_with_code": [(x, residual, *gate.functional, False)],
+        "gated_shrink_": [(x, residual, *gate, False, True, True)],
+        "gated_shrink_backward": [
+            (grad, mean, gated_code, mean, state, *gate.parameters, *after_gate, False, True, True)
+        ],
+        "batch_norm_shrink": [(x, residual, *norm.functional, *gate.functional, False)],
+        "batch_norm_shrink_": [(x, residual, *norm, *gate, False)],
+        "batch_norm_shrink_backward": [
+            (grad, x, *norm[:2], norm.kind, norm_mean, norm_state, input_state)
+            + (*gate.parameters, *after_gate, True, True)
+        ],
+    }
+
+
+def changed(value):
+    """The argument as it should not be, or might be."""
+    if isinstance(value, Tensor):
+        for shape in {(), (1,), (17,), (2, 17), (1, *value.shape), value.shape[1:], value.shape[:-1]}:
+            yield value.new_ones(shape)
+        for axis, size in enumerate(value.shape):
+            for other in (0, 1, size - 1, size + 1, 8 * size):
+                yield value.new_ones([*value.shape[:axis], other, *value.shape[axis + 1 :]])
+        for dtype in (torch.float16, torch.float64, torch.int8, torch.int64, torch.uint8, torch.complex64):
+            yield value.real.to(dtype)
+        yield value.new_ones(()).expand(value.shape)
+        yield torch.stack([value, torch.ones_like(value)], -1)[..., 0]
+        yield value.to("meta")
+    elif isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        yield from (-1, 0, 1, 2, 3, 4, 5, 2**40)
+    elif isinstance(value, float):
+        yield from (math.nan, math.inf, -1.0)
+    elif isinstance(value, torch.dtype):
+        yield from (torch.float16, torch.float64, torch.int64, torch.complex64)
+    elif isinstance(value, list):
+        yield from ([], [1], value[1:], [1, *value], [-size for size in value], [8 * size for size in value])
+        yield [2**40 for _ in value]
+
+
+def copied(arguments):
+    """New memory of the same values and strides."""
+
+    def copy(t):
+        if any(stride == 0 for stride in t.stride()):
+            return t.flatten()[:1].clone().expand(t.shape)
+        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).copy_(t)
+
+    return [copy(a) if isinstance(a, Tensor) else a for a in arguments]
+
+
+def tensors_of(result, arguments):
+    """What came out, and what may have been written."""
+    results = result if isinstance(result, (tuple, list)) else [result]
+    return [*results, *(a for a in arguments if isinstance(a, Tensor))]
+
+
+def fault(operator, arguments, position):
+    """What is wrong with a call whose argument at this position was changed; None if nothing is."""
+    names = [argument.name for argument in operator._schema.arguments]
+    given, others = copied(arguments), copied(arguments)
+    try:
+        found = tensors_of(operator(*given), given)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        named = re.match(r"(\w+)( \([^)]*\))?: (got|unsupported operation|drsn_ops asked)", str(error))
+        memory = re.match("(out of memory|no tensor): drsn_ops asked", str(error))
+        # where it says how large others have to be, one of them may be named
+        leads = position == 0 or names[position] in ("x", "w1", "w2")
+        sizes_others = leads or not isinstance(arguments[position], Tensor)
+        if memory or (named and named[1] in (names if sizes_others else [names[position]])):
+            return None
+        return f"the error names no argument: {error}"
+    if isinstance(arguments[position], float):
+        return None  # it came back: no number leads to other memory
+    try:
+        wanted = tensors_of(decompositions()[operator](*others), others)
+        torch.testing.assert_close(found, wanted, equal_nan=True, rtol=1e-2, atol=1e-3)
+    except Exception as error:
+        return f"no error, and not what the decomposition says: {type(error).__name__}: {error}"
+    return None
+
+
+def walk(name):
+    """Prints a line before each call, so that the last one tells where the process ended, and what is wrong."""
+    operator = getattr(ops, name).default
+    for arguments in right_calls()[name]:
+        print(f"right: {name}", flush=True)
+        wrong = fault(operator, arguments, 0)
+        assert wrong is None, wrong
+        operator(*copied(arguments))  # does not raise
+        for position, argument in enumerate(operator._schema.arguments):
+            for value in changed(arguments[position]):
+                alone = sum(isinstance(a, Tensor) for a in arguments) == 1
+                if isinstance(value, Tensor) and value.is_meta and alone:
+                    continue  # a right call
+                call = [*arguments[:position], value, *arguments[position + 1 :]]
+                text = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else value
+                print(f"{name}, {argument.name}: {text}", flush=True)
+                wrong = fault(operator, call, position)
+                if wrong is not None:
+                    print(f"FAULT {name}, {argument.name}: {text}: {wrong}".replace("\n", " "), flush=True)
+
+
+def test_there_is_a_right_call_of_every_operator():
+    assert sorted(right_calls()) == OPERATORS
+
+
+@pytest.fixture(scope="module")
+def walked():
+    """What each operator printed, and how the one process after another ended in which they ran."""
+    program = "import sys; sys.path[:0] = sys.argv[2:]; import test_operators\n"
+    program += "for name in sys.argv[1].split(): test_operators.walk(name)"
+    printed, left = {}, list(OPERATORS)
+    while left:
+        run = subprocess.run(
+            [sys.executable, "-c", program, " ".join(left), *sys.path],
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        for line in run.stdout.splitlines():
+            name = re.search(r"(?:FAULT |right: |^)(\w+)", line)[1]
+            printed.setdefault(name, []).append(line)
+        done = [name for name in left if name in printed]
+        if run.returncode == 0:
+            break
+        printed[done[-1]].append(f"FAULT ended by {run.returncode}: {run.stderr[-2000:]}")
+        left = left[left.index(done[-1]) + 1 :]
+    return printed
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_wrong_argument_is_refused_or_served(walked, name):
+    """An operator that ends its process is the last one of it."""
+    lines = walked[name]
+    last = lines[-2] if lines[-1].startswith("FAULT ended") else ""
+    assert [last, *(line for line in lines if line.startswith("FAULT"))] == [""]
