@@ -2,7 +2,11 @@
 
 import hashlib
 import importlib
+import itertools
 import os
+import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -92,6 +96,28 @@ class TestUseCuda:
     def test_architectures_that_are_asked_for(self, run_setup, tmp_path):
         names = run_setup(CUDA_HOME=make_toolkit(tmp_path), TORCH_CUDA_ARCH_LIST="8.6 9.0a")
         assert names["CUDA_ARCHS"] == "8.6;9.0a"
+
+
+def test_no_file_of_a_debug_build_gives_others_what_it_compiled_for_newer_processors(run_setup, tmp_path):
+    """Of a function in two files the linker keeps one, which then runs on every processor."""
+    compiler, nm = (shutil.which(tool) for tool in (os.environ.get("CXX") or "c++", "nm"))
+    if platform.machine() != "x86_64" or compiler is None or nm is None:
+        pytest.skip("needs an x86-64 processor, a C++ compiler and nm")
+    flags = run_setup(DEBUG="1", USE_CUDA="0")["extensions"]["drsn_ops._ops_cpu"].extra_compile_args["cxx"]
+    assert "-O0" in flags
+    sources = sorted((ROOT / "csrc" / "cpu").glob("kernels*.cpp"))
+    own = [flag for flag in flags if not flag.startswith("-isystem") and flag != "-g"]
+    defined = []
+    for source in sources:
+        built = tmp_path / f"{source.stem}.o"
+        include = f"-I{ROOT / 'csrc'}"
+        subprocess.run(
+            [compiler, *own, "-std=c++17", include, "-c", str(source), "-o", str(built)], check=True
+        )
+        names = subprocess.check_output([nm, "--defined-only", str(built)], text=True)
+        defined.append({line.split()[-1] for line in names.splitlines() if line.split()[-2] in "WVu"})
+    shared = {name for one, other in itertools.combinations(defined, 2) for name in one & other}
+    assert shared <= {"DW.ref.__gxx_personality_v0"}  # an address
 
 
 class TestToolkits:

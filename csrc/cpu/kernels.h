@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "shrinkage_math.h"
+
 namespace drsn::cpu {
 
 struct Half {
@@ -22,11 +24,6 @@ struct Planes {
   uint8_t* nonzero = nullptr;
   uint8_t* active = nullptr;
   int64_t stride = 0;
-
-  Planes row(int64_t r) const {
-    return {negative + r * stride, nonzero ? nonzero + r * stride : nullptr, active ? active + r * stride : nullptr,
-            stride};
-  }
 };
 
 // The same to read, from bit `offset` of each plane on.
@@ -36,12 +33,16 @@ struct Bits {
   const uint8_t* active;
   int64_t offset = 0;
   int64_t stride = 0;
-
-  Bits row(int64_t r) const {
-    return {negative + r * stride, nonzero ? nonzero + r * stride : nullptr, active ? active + r * stride : nullptr,
-            offset, stride};
-  }
 };
+
+// The planes of a later row; no member functions, whose symbols every file would share.
+template <class P>
+DRSN_INLINE P row_of(P code, int64_t r) {
+  code.negative += r * code.stride;
+  if (code.nonzero) code.nonzero += r * code.stride;
+  if (code.active) code.active += r * code.stride;
+  return code;
+}
 
 // A number for every element, or, where it does not vary, one for all. Null: 0.
 template <class A>

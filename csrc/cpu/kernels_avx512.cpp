@@ -8,7 +8,6 @@
 #include <type_traits>
 
 #include "kernels.h"
-#include "shrinkage_math.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \

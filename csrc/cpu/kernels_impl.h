@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "kernels.h"
-#include "shrinkage_math.h"
 
 // A lambda that is not inlined costs a call for each vector.
 #define DRSN_LAMBDA __attribute__((always_inline))
@@ -201,7 +200,7 @@ void shrink_rows(const T* x, Affine<accumulator_t<T>> affine, const accumulator_
     if (kAffine || !code.active) {
       shrink_loop<T, Code::kNone, false, kAffine>(x + r * n, of_row, tau + r, add, y + r * n, {}, n);
     } else {
-      shrink_loop<T, Code::kShrink, false, false>(x + r * n, of_row, tau + r, add, y + r * n, code.row(r), n);
+      shrink_loop<T, Code::kShrink, false, false>(x + r * n, of_row, tau + r, add, y + r * n, row_of(code, r), n);
     }
   });
 }
@@ -223,7 +222,7 @@ template <class T>
 void signed_sums(const T* g, Bits code, int64_t rows, int64_t n, double* sums) {
   with_shift(code, [&](auto shifted) {
     for (int64_t r = 0; r < rows; ++r) {
-      const Bits bits = code.row(r);
+      const Bits bits = row_of(code, r);
       add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
         out[0] = signed_active<T, decltype(shifted)::value>(g + r * n, bits, i, count);
       });
@@ -281,7 +280,8 @@ template <class T>
 void spread_rows(const T* g, Bits code, const accumulator_t<T>* v, T* out, int64_t rows, int64_t n) {
   with_shift(code, [&](auto shifted) {
     for (int64_t r = 0; r < rows; ++r) {
-      combine_loop<T, Terms::kSpread, decltype(shifted)::value, false>(g + r * n, code.row(r), v + r, out + r * n, n);
+      combine_loop<T, Terms::kSpread, decltype(shifted)::value, false>(g + r * n, row_of(code, r), v + r, out + r * n,
+                                                                       n);
     }
   });
 }
