@@ -9,10 +9,10 @@ namespace drsn {
 // memory alive.
 inline Optional parameter(const char* name, const Optional& t, const Shape& shape, const Tensor& x) {
   if (!t) return t;
-  dtype_of(name, t->scalar_type());
-  check_tensor(name, *t, shape, t->scalar_type(), x);
-  const ScalarType wide = accumulator_of(x.scalar_type());
-  if (t->scalar_type() == wide) return laid_out(*t, false);
+  const ScalarType type = t->scalar_type(), wide = accumulator_of(x.scalar_type());
+  dtype_of(name, type);
+  check_tensor(name, *t, shape, type, x);
+  if (type == wide) return laid_out(*t, false);
   Tensor copy = empty(shape, wide, *t);
   torch::stable::copy_(copy, *t);
   return copy;

@@ -31,13 +31,14 @@ struct Span {
 };
 
 inline Span span_of(const Tensor& t) {
+  const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  if (t.is_contiguous()) return {begin, begin + uintptr_t(t.numel()) * t.element_size()};
   const auto sizes = t.sizes(), strides = t.strides();
   int64_t last = 0;
   for (size_t axis = 0; axis < sizes.size(); ++axis) {
     if (sizes[axis] == 0) return {};
     last += (sizes[axis] - 1) * strides[axis];
   }
-  const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
   return {begin, begin + uintptr_t(last + 1) * t.element_size()};
 }
 

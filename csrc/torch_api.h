@@ -47,7 +47,11 @@ inline bool has_shape(const Tensor& t, const Shape& shape) {
 }
 
 inline bool same_device(const Tensor& a, const Tensor& b) {
-  return a.get_device_index() == b.get_device_index() && a.device().type() == b.device().type();
+  // Tensor::device asks for each kind of device that there is.
+  int32_t of_a, of_b;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(a.get(), &of_a));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(b.get(), &of_b));
+  return of_a == of_b && a.get_device_index() == b.get_device_index();
 }
 
 // What came, or is expected, as Python would say it.

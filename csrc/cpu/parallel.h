@@ -183,7 +183,7 @@ void add_signed(const T* g, Bits code, int64_t count, int64_t n, int64_t width, 
   for (int64_t line = 0; line < count; ++line) {
     const T* from = g + line * n;
     sum_columns<accumulator_t<T>>(n, width, sums + line * width, [&](int64_t i, int64_t span, auto* columns) {
-      Bits bits = code.row(line);
+      Bits bits = row_of(code, line);
       bits.offset += i;
       k.signed_add(from + i, bits, columns, span);
     });
