@@ -64,6 +64,12 @@ def _is_per_row(t: Tensor, n: int, c: int) -> bool:
     return t.dim() == 2 and t.shape[0] == n and (t.shape[1] == c or t.shape[1] == 1)
 
 
+def _check_number(name: str, value: object) -> None:
+    # numpy's scalars are Real; the types before it are found faster
+    if not isinstance(value, (float, int, Real)) or isinstance(value, bool):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a number or a tensor")
+
+
 def _check_companion(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
     """A second tensor has a real floating type and lies on the device of x, which the caller may know as another."""
     if t.dtype not in _REAL:
@@ -133,11 +139,12 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     """
     _check_x(x, _REAL + _COMPLEX)
     if not isinstance(tau, Tensor):
-        if not isinstance(tau, Real) or isinstance(tau, bool):
-            raise TypeError(f"tau: got {type(tau).__name__}, expected a number or a tensor")
+        _check_number("tau", tau)
         if tau < 0:
             raise ValueError(f"tau: got {tau}, expected a number >= 0")
-        return _operators(x).soft_threshold(x, None, float(tau), inplace)
+        if not reference.varies(tau):
+            return _operators(x).soft_threshold(x, None, float(tau), inplace)
+        tau = reference.filled((), tau, accumulator(x.dtype), x.device)
     if tau.dim() == 0 and tau.device != x.device:
         tau = tau.to(x.device)
     _check_companion("tau", tau, x)
@@ -255,8 +262,8 @@ def shrink(
             raise ValueError(
                 f"alpha: got shape {tuple(alpha.shape)}, expected ({n}, {c}), ({n}, 1) or ({c},)"
             )
-    elif not isinstance(alpha, Real) or isinstance(alpha, bool):
-        raise TypeError(f"alpha: got {type(alpha).__name__}, expected a number or a tensor")
+    else:
+        _check_number("alpha", alpha)
     gate = reference.gate_values(alpha, wide, x.device)
     _check_residual(residual, x)
     fused = residual if residual is not None and residual.dtype == x.dtype else None

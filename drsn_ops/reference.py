@@ -7,6 +7,7 @@ under ``torch.func`` and forward-mode transforms, and on devices for which no ke
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -23,10 +24,26 @@ def per_row(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(values.shape + (1,) * (x.dim() - 2))
 
 
+def varies(value: float) -> bool:
+    """Whether a compiler follows this number as one that changes from call to call."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # which would import sympy with the package
+
+    return not has_static_value(value)
+
+
+def filled(shape: Sequence[int], value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``torch.full``, which makes a constant of a number that changes under a compiler, where a sum does not."""
+    if varies(value):
+        return torch.zeros(shape, dtype=dtype, device=device) + value
+    return torch.full(shape, value, dtype=dtype, device=device)
+
+
 def gate_values(alpha: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``alpha`` of shape (N, C), (N, 1) or (C,), or a number, as a matrix of (N or 1, C or 1)."""
     if not isinstance(alpha, Tensor):
-        return torch.full((1, 1), alpha, dtype=dtype, device=device)
+        return filled((1, 1), alpha, dtype, device)
     alpha = alpha.to(dtype)
     return alpha if alpha.dim() == 2 else alpha.reshape(1, -1)
 

@@ -107,6 +107,86 @@ def test_training_compiles_whole_and_once_for_every_batch(device, no_caches, nam
     assert counter.frame_count <= 2
 
 
+NUMBERS = {
+    "soft_threshold": drsn_ops.soft_threshold,
+    "soft_threshold by an integer": lambda x, t: drsn_ops.soft_threshold(x, t),
+    "soft_threshold in place": lambda x, t: drsn_ops.soft_threshold(x * 1, t, inplace=True),
+    "soft_threshold, complex": lambda x, t: drsn_ops.soft_threshold(torch.complex(x, x), t).abs(),
+    "soft_threshold, complex in place": lambda x, t: drsn_ops.soft_threshold(
+        torch.complex(x, x), t, inplace=True
+    ).abs(),
+    "shrink": drsn_ops.shrink,
+    "shrink in place": lambda x, t: drsn_ops.shrink(x * 1, t, residual=x, inplace=True),
+}
+# where another use of the number could leave an old one behind in what inductor makes
+NUMBERS_IN_INDUCTOR = {
+    "soft_threshold by what is computed of it": lambda x, t: drsn_ops.soft_threshold(x * t, t * 0.5),
+    "shrink and its threshold": lambda x, t: torch.stack(
+        [r.sum() for r in drsn_ops.shrink(x, t, return_threshold=True)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", {**NUMBERS, **NUMBERS_IN_INDUCTOR})
+def test_a_number_that_changes_compiles_twice(device, no_caches, name):
+    """Once as the first call's constant, once as any number."""
+    function = {**NUMBERS, **NUMBERS_IN_INDUCTOR}[name]
+    counter = CompileCounterWithBackend("aot_eager" if name in NUMBERS else "inductor")
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    x = torch.randn(2, 3, 8, device=device, requires_grad=True)
+    for step in range(12):
+        t = step if name.endswith("integer") else 0.05 + 0.04 * step
+        y, expected = compiled(x, t), function(x, t)
+        torch.testing.assert_close(y, expected)
+        grad = torch.randn_like(y)
+        torch.testing.assert_close(torch.autograd.grad(y, x, grad), torch.autograd.grad(expected, x, grad))
+    assert counter.frame_count <= 2
+
+
+def test_a_number_that_becomes_negative_is_refused(device, no_caches):
+    compiled = torch.compile(drsn_ops.soft_threshold, backend="eager")
+    x = torch.randn(3, device=device)
+    for t in (0.5, 0.25, 0.125):
+        compiled(x, t)
+    with pytest.raises(ValueError, match="tau: got -0.5, expected a number >= 0"):
+        compiled(x, -0.5)
+
+
+def test_a_constant_number_stays_one_of_the_graph(device, no_caches):
+    codes = []
+
+    def backend(graph, _):
+        codes.append(graph.code)
+        return graph.forward
+
+    torch.compile(lambda x: drsn_ops.soft_threshold(x, 0.5), backend=backend)(torch.randn(3, device=device))
+    assert "0.5" in codes[0] and "full" not in codes[0] and "zeros" not in codes[0]
+
+
+@pytest.mark.parametrize("before", [None, torch.nn.BatchNorm1d])
+def test_a_momentum_that_changes_compiles_twice(device, no_caches, before):
+    """Of the gate's BatchNorm, and of the one before the shrinkage."""
+    gate = drsn_ops.Shrinkage(4).fc
+    modules = torch.nn.ModuleList([gate] if before is None else [before(4), gate]).to(device)
+    twin = copy.deepcopy(modules)
+
+    def call(modules, x):
+        if before is None:
+            return drsn_ops.gated_shrink(x, modules[0])
+        return drsn_ops.batch_norm_shrink(x, *modules)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x: call(modules, x), fullgraph=True, backend=counter)
+    for step in range(12):
+        for module in (*modules.modules(), *twin.modules()):
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.momentum = 0.05 + 0.05 * step
+        x = torch.randn(3, 4, 8, device=device)
+        torch.testing.assert_close(compiled(x), call(twin, x))
+        torch.testing.assert_close(dict(modules.named_buffers()), dict(twin.named_buffers()))
+    assert counter.frame_count <= 2
+
+
 TRACED = {
     "soft_threshold": lambda x: drsn_ops.soft_threshold(x, 0.5),
     "abs_mean": drsn_ops.abs_mean,
