@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from . import autograd, gated_autograd, reference
 from .gate import _PLAIN_TENSORS, plain_batch_norm, plain_gate, uses_batch
-from .reference import accumulator
+from .reference import REAL, accumulator
 
 Statistic = Literal["channel", "sample"]
 
-_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX = (torch.complex64, torch.complex128)
 
 
@@ -38,7 +37,7 @@ def _operators(x: Tensor) -> Any:
     return sharding
 
 
-def _check_x(x: Tensor, dtypes: tuple[torch.dtype, ...] = _REAL, name: str = "x") -> None:
+def _check_x(x: Tensor, dtypes: tuple[torch.dtype, ...] = REAL, name: str = "x") -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: got {type(x).__name__}, expected a tensor")
     if x.dtype not in dtypes:
@@ -72,7 +71,7 @@ def _check_number(name: str, value: object) -> None:
 
 def _check_companion(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
     """A second tensor has a real floating type and lies on the device of x, which the caller may know as another."""
-    if t.dtype not in _REAL:
+    if t.dtype not in REAL:
         raise TypeError(f"{name}: got a tensor of {t.dtype}, expected a real floating-point type")
     if t.device != x.device:
         raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of {of}")
@@ -137,7 +136,7 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     >>> drsn_ops.soft_threshold(x, 1.0)
     tensor([-1., -0.,  0.,  2.])
     """
-    _check_x(x, _REAL + _COMPLEX)
+    _check_x(x, REAL + _COMPLEX)
     if not isinstance(tau, Tensor):
         _check_number("tau", tau)
         if tau < 0:
@@ -319,7 +318,8 @@ def gated_shrink(
     ``nn.BatchNorm1d``, ``nn.LayerNorm``, ``nn.RMSNorm`` and ``nn.Identity``. It computes the gate in float32 (float64
     for a float64 x) whatever the parameters' type, under ``torch.autocast`` too, and brings a BatchNorm's running
     statistics up to date. Any other gate, and one with a hook, a subclass, a parametrization or a replaced
-    ``forward``, is called as it is, between `abs_mean` and `shrink`; autocast then applies to it.
+    ``forward``, is called as it is, between `abs_mean` and `shrink`, on means of the type of its first parameter of a
+    real floating-point type, in float32 (float64 for a float64 x) where it has none; autocast then applies to it.
 
     Args:
         x: (N, C, \*spatial) with up to three spatial axes, float16, bfloat16, float32 or float64.

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type of statistics, thresholds and sums: float64 for float64 and complex128, else float32."""
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
@@ -28,7 +31,8 @@ def varies(value: float) -> bool:
     """Whether a compiler follows this number as one that changes from call to call."""
     if not torch.compiler.is_compiling():
         return False
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # which would import sympy with the package
+    # here, since it would import sympy with the package
+    from torch.fx.experimental.symbolic_shapes import has_static_value
 
     return not has_static_value(value)
 
@@ -103,9 +107,13 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def gate_dtype(gate: torch.nn.Module, otherwise: torch.dtype) -> torch.dtype:
-    """The type that a gate computes in: that of its first weight, which a replica has as an attribute alone."""
-    weights = (getattr(module, "weight", None) for module in gate.modules())
-    return next((weight.dtype for weight in weights if isinstance(weight, Tensor)), otherwise)
+    """The type that a gate computes in: that of its first parameter in one of `REAL`; others only store numbers."""
+    for module in gate.modules():
+        weight = getattr(module, "weight", None)  # a replica has it as an attribute alone
+        for parameter in (weight, *module._parameters.values()):
+            if isinstance(parameter, Tensor) and parameter.dtype in REAL:
+                return parameter.dtype
+    return otherwise
 
 
 def gated_shrink(

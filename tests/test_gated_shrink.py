@@ -459,6 +459,90 @@ class Marked(torch.Tensor):
     """A tensor of another class, as DTensor is."""
 
 
+class Stored(nn.Module):
+    """A linear layer whose weights are kept in a narrow type and scaled in ``forward``."""
+
+    def __init__(self, linear, dtype, scale_dtype=None):
+        super().__init__()
+        largest = torch.iinfo(dtype).max if dtype == torch.int8 else 1.0
+        scale = linear.weight.detach().abs().max() / largest
+        stored = linear.weight.detach() / scale
+        stored = stored.round() if dtype == torch.int8 else stored
+        self.weight = nn.Parameter(stored.to(dtype), requires_grad=False)
+        if scale_dtype is None:
+            self.scale = scale.item()
+        else:
+            self.scale = nn.Parameter(scale.to(scale_dtype))
+
+    def forward(self, m):
+        self.came = m.dtype
+        wide = m.dtype if isinstance(self.scale, float) else self.scale.dtype
+        return nn.functional.linear(m, self.weight.to(wide) * self.scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_gate_with_weights_that_are_only_stored_gets_the_means_as_they_are(device, dtype, x_dtype):
+    gate = nn.Sequential(Stored(nn.Linear(4, 4), dtype), nn.Sigmoid()).to(device)
+    x = make_features((3, 4, 8), device).to(x_dtype)
+    y = drsn_ops.gated_shrink(x, gate)
+    assert gate[0].came == reference.accumulator(x_dtype)
+    mean = reference.abs_mean(x)
+    expected = reference.shrink(x, gate(mean))
+    assert torch.equal(reference.gated_shrink(x, gate), expected)
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_gate_computes_in_the_type_of_its_scales(device, dtype, scale_dtype):
+    gate = nn.Sequential(Stored(nn.Linear(4, 4), dtype, scale_dtype), nn.Sigmoid()).to(device)
+    x = make_features((3, 4, 8), device).float()
+    drsn_ops.gated_shrink(x, gate)
+    assert gate[0].came == scale_dtype
+
+
+def test_a_gate_without_parameters_gets_the_means_as_they_are(device):
+    came = []
+    gate = nn.Sigmoid()
+    gate.register_forward_pre_hook(lambda _, args: came.append(args[0].dtype))
+    for dtype in (torch.bfloat16, torch.float64):
+        drsn_ops.gated_shrink(make_features((3, 4, 8), device).to(dtype), gate)
+    assert came == [torch.float32, torch.float64]
+
+
+class Quantized(torch.Tensor):
+    """A bfloat16 matrix to all that ask, kept as int8 and a scale, as other libraries' tensors are."""
+
+    @staticmethod
+    def __new__(cls, stored, scale):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, stored.shape, dtype=torch.bfloat16, device=stored.device
+        )
+
+    def __init__(self, stored, scale):
+        self.stored, self.scale = stored, scale
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        def plain(t):
+            return t.stored.bfloat16() * t.scale if isinstance(t, cls) else t
+
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].stored, args[0].scale)
+        return function(*torch.utils._pytree.tree_map(plain, args), **(kwargs or {}))
+
+
+def test_a_gate_of_another_librarys_tensors_computes_in_the_type_that_they_show(device):
+    gate = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Sigmoid()).to(device)
+    stored = torch.randint(-128, 128, (4, 4), dtype=torch.int8, device=device)
+    gate[0].weight = nn.Parameter(Quantized(stored, 0.01), requires_grad=False)
+    plain = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Sigmoid()).to(device, torch.bfloat16)
+    plain[0].weight = nn.Parameter(stored.bfloat16() * 0.01)
+    x = make_features((3, 4, 8), device).float()
+    assert torch.equal(drsn_ops.gated_shrink(x, gate), drsn_ops.gated_shrink(x, plain))
+
+
 def test_a_gate_for_another_number_of_channels(device):
     x = make_features((3, 4, 8), device)
     for gate in (make_gate(5, 5, 4), make_gate(4, 5, 2)):
