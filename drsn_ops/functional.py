@@ -318,7 +318,7 @@ def gated_shrink(
     ``nn.BatchNorm1d``, ``nn.LayerNorm``, ``nn.RMSNorm`` and ``nn.Identity``. It computes the gate in float32 (float64
     for a float64 x) whatever the parameters' type, under ``torch.autocast`` too, and brings a BatchNorm's running
     statistics up to date. Any other gate, and one with a hook, a subclass, a parametrization or a replaced
-    ``forward``, is called as it is, between `abs_mean` and `shrink`, on means of the type of its first parameter of a
+    ``forward``, on a module or on its class, is called as it is, between `abs_mean` and `shrink`, on means of the type of its first parameter of a
     real floating-point type, in float32 (float64 for a float64 x) where it has none; autocast then applies to it.
 
     Args:

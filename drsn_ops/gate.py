@@ -1,12 +1,15 @@
 """Whether a gate is the plain network that the fused operators compute, and what it is made of if so.
 
 A fused operator calls none of the gate's modules. It may stand in for them only where calling them would run PyTorch's
-own code and nothing that a user attached: no hook, no subclass (a parametrization makes one), no replaced ``forward``.
+own code and nothing that a user attached: no hook, no subclass (a parametrization makes one), no replaced ``forward``,
+be it the module's or, for all modules, the class's.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +27,36 @@ _LAYERS = (nn.Linear, nn.ReLU, nn.Linear, nn.Sigmoid)
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 # The last two are what tracers put in place of a plain tensor.
 _PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
+
+
+Kind = TypeVar("Kind", bound=type[nn.Module])
+
+
+def _unreplaced(kind: type[nn.Module], name: str) -> Callable[..., Any] | None:
+    """A method as the class was written with it, None where somebody has put another in its place.
+
+    That one may have taken over its names, as functools.wraps does, but not the globals of its module.
+    """
+    owner = next(base for base in kind.__mro__ if name in vars(base))
+    method: Any = vars(owner)[name]
+    module = sys.modules.get(owner.__module__)
+    names = getattr(method, "__qualname__", None), getattr(method, "__globals__", None)
+    return method if names == (f"{owner.__qualname__}.{name}", vars(module) if module else None) else None
+
+
+# What calling a module runs before its forward; Module.__call__ is the first of them.
+_CALLS = _unreplaced(nn.Module, "_wrapped_call_impl"), _unreplaced(nn.Module, "_call_impl")
+_FORWARDS: dict[type[nn.Module], Callable[..., Any] | None] = {}
+
+
+def watched(kind: Kind) -> Kind:
+    """Lets `is_plain` see it when the ``forward`` of this class is replaced. A class decorator."""
+    _FORWARDS[kind] = _unreplaced(kind, "forward")
+    return kind
+
+
+for _kind in (*_LAYERS, *_BATCH_NORMS.values(), nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.Sequential):
+    watched(_kind)
 
 
 class Norm(NamedTuple):
@@ -71,9 +104,10 @@ class Gate(NamedTuple):
 
 
 def is_plain(*modules: nn.Module) -> bool:
-    """Whether calling each module runs its class's ``forward`` and nothing else."""
+    """Whether calling each module runs the ``forward`` that its class was written with and nothing else."""
+    call, call_impl = _CALLS
     for module in modules:
-        own = module.__dict__
+        kind, own = type(module), module.__dict__
         if (
             own["_forward_hooks"]
             or own["_forward_pre_hooks"]
@@ -81,6 +115,8 @@ def is_plain(*modules: nn.Module) -> bool:
             or own["_backward_pre_hooks"]
             or "forward" in own
             or "_compiled_call_impl" in own
+            or kind.__call__ is not call
+            or _FORWARDS.get(kind, forward := kind.forward) is not forward
         ):
             return False
     return not (
@@ -88,16 +124,20 @@ def is_plain(*modules: nn.Module) -> bool:
         or _module._global_forward_pre_hooks
         or _module._global_backward_hooks
         or _module._global_backward_pre_hooks
+        or nn.Module._call_impl is not call_impl
     )
 
 
 def _all_plain(tensors: tuple[Tensor | None, ...], device: torch.device) -> bool:
-    return all([t is None or (type(t) in _PLAIN_TENSORS and t.device == device) for t in tensors])
+    for t in tensors:
+        if t is not None and (type(t) not in _PLAIN_TENSORS or t.device != device):
+            return False
+    return True
 
 
 def uses_batch(module: nn.Module) -> bool:
     """Whether calling the module runs PyTorch's BatchNorm over the statistics of the batch, by the rule of its own."""
-    if not isinstance(module, _BatchNorm) or type(module).forward is not _BatchNorm.forward:
+    if not isinstance(module, _BatchNorm) or type(module).forward is not _FORWARDS[nn.BatchNorm1d]:
         return False
     return module.training or (module.running_mean is None and module.running_var is None)
 

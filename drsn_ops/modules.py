@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from . import functional, reference
 from .functional import Statistic
+from .gate import watched
 
 THRESHOLDS = ("channel-wise", "channel-shared")
 STATISTICS = ("channel", "sample")
@@ -85,6 +86,7 @@ class SoftThreshold(nn.Module):
         return f"num_parameters={self.num_parameters}, init={self.init}"
 
 
+@watched
 class Shrinkage(nn.Module):
     """Soft thresholding by thresholds that a small gate derives from the input, plus an optional residual.
 

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

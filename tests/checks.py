@@ -1,5 +1,7 @@
 """What the tests of the operators share: shapes, layouts, and the one rule by which numbers are compared."""
 
+import functools
+
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -94,6 +96,27 @@ def operators_of(function, *args, **options):
     with Operators() as operators:
         function(*args, **options)
     return operators.names
+
+
+class Replaced:
+    """A method of a class in whose place is one that says so and calls it, until it is removed."""
+
+    def __init__(self, kind, name, seen):
+        self.kind, self.name, self.own = kind, name, vars(kind).get(name)
+        original = getattr(kind, name)
+
+        @functools.wraps(original)
+        def method(module, *args, **options):
+            seen()
+            return original(module, *args, **options)
+
+        setattr(kind, name, method)
+
+    def remove(self):
+        if self.own is None:
+            delattr(self.kind, self.name)
+        else:
+            setattr(self.kind, self.name, self.own)
 
 
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": nn.Identity}

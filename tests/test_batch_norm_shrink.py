@@ -7,6 +7,7 @@ import torch
 from checks import (
     NORMS,
     SHAPES,
+    Replaced,
     assert_close,
     away_from_kink,
     lay_out,
@@ -193,6 +194,20 @@ def test_modules_with_attachments_are_called(device, attachment):
     assert not fused(drsn_ops.batch_norm_shrink, z, *modules)
     if attachment != "replaced forward":  # a copy would still call the original
         compare(z, *modules)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("name", ["forward", "__call__"])
+def test_a_method_replaced_on_the_class_of_the_batch_norm_runs(device, axes, name):
+    z, seen = make_features((4, 3, *[5] * axes), device), []
+    gate = make_gate(3, 4, 3, "layer").to(device)
+    batch_norm = BATCH_NORMS[z.dim()](3).double().to(device)
+    handle = Replaced(type(batch_norm), name, lambda: seen.append(1))
+    try:
+        assert not fused(drsn_ops.batch_norm_shrink, z, batch_norm, gate) and seen
+    finally:
+        handle.remove()
+    assert fused(drsn_ops.batch_norm_shrink, z, batch_norm, gate)
 
 
 def test_other_normalisations_are_called(device):

@@ -13,6 +13,7 @@ from checks import (
     LAYOUTS,
     NORMS,
     SHAPES,
+    Replaced,
     assert_close,
     away_from_kink,
     lay_out,
@@ -25,6 +26,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.nn.modules import module as torch_module
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
@@ -403,6 +405,15 @@ ATTACHMENTS = {
     "parametrization": parametrized,
     "pruning": pruned,
 }
+METHODS = [
+    *((kind, name) for kind in (nn.Sequential, nn.Linear, nn.ReLU, nn.Sigmoid) for name in ("forward", "__call__")),
+    *((nn.BatchNorm1d, name) for name in ("forward", "__call__")),
+    (_BatchNorm, "forward"), (nn.Module, "__call__"), (nn.Module, "_call_impl"),
+]  # fmt: skip
+ATTACHMENTS |= {
+    f"{kind.__name__}.{name}": lambda gate, seen, kind=kind, name=name: Replaced(kind, name, seen)
+    for kind, name in METHODS
+}
 
 
 @pytest.mark.parametrize("attachment", ATTACHMENTS)
@@ -457,6 +468,64 @@ def test_a_gate_of_another_type_computes_in_the_accumulators(device):
 
 class Marked(torch.Tensor):
     """A tensor of another class, as DTensor is."""
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_forward_replaced_on_the_class_of_the_normalisation_runs(device, norm):
+    gate, seen = make_gate(4, 5, 4, norm).to(device), Recorder()
+    x = make_features((3, 4, 8), device)
+    handle = Replaced(NORMS[norm], "forward", seen)
+    try:
+        assert not fused(drsn_ops.gated_shrink, x, gate) and seen
+    finally:
+        handle.remove()
+    assert fused(drsn_ops.gated_shrink, x, gate)
+
+
+REPLACED_BEFORE = """
+import functools, sys, torch
+sys.path[:0] = sys.argv[3:]
+kind, name, seen = getattr(torch.nn, sys.argv[1]), sys.argv[2], []
+original = getattr(kind, name)
+
+@functools.wraps(original)
+def method(module, *args):
+    seen.append(1)
+    return original(module, *args)
+
+setattr(kind, name, method)
+import drsn_ops
+shrinkage, x = drsn_ops.Shrinkage(3).eval(), torch.randn(2, 3, 4)
+drsn_ops.gated_shrink(x, shrinkage.fc)
+assert seen
+"""
+
+
+@pytest.mark.parametrize(
+    "kind, name", [("Linear", "forward"), ("Module", "__call__"), ("Module", "_call_impl")]
+)
+def test_a_method_replaced_on_a_class_before_the_import_runs(kind, name):
+    subprocess.run([sys.executable, "-c", REPLACED_BEFORE, kind, name, *sys.path], check=True)
+
+
+def test_compile_sees_a_forward_that_is_replaced_on_a_class_later(device, no_caches):
+    codes = []
+
+    def backend(graph, _):
+        codes.append(graph.code)
+        return graph.forward
+
+    module, seen = Shrinkage(4).to(device), Recorder()
+    compiled = torch.compile(module, backend=backend)
+    x = torch.randn(3, 4, 6, device=device)
+    compiled(x)
+    assert "gated_shrink" in codes[-1]
+    handle = Replaced(nn.Sigmoid, "forward", seen)
+    try:
+        compiled(x)
+        assert "gated_shrink" not in codes[-1] and "sigmoid" in codes[-1] and seen
+    finally:
+        handle.remove()
 
 
 class Stored(nn.Module):

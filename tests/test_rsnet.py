@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import operators_of, randomise
+from checks import Replaced, operators_of, randomise
 from torch import nn
 
 from drsn_ops import Shrinkage
@@ -198,6 +198,17 @@ def test_the_fused_block_equals_its_modules(training, device):
     assert len(operators_of(block, x.detach())) == 1
     assert operators_of(block, x.detach())[0].startswith("batch_norm_shrink")
     assert not any(name.startswith("batch_norm_shrink") for name in operators_of(twin, x.detach()))
+
+
+def test_a_forward_replaced_on_the_class_of_the_shrinkage_runs(device):
+    block, seen = RSNetBlock(3, 3).to(device), []
+    x = torch.randn(2, 3, 8, device=device)
+    handle = Replaced(Shrinkage, "forward", lambda: seen.append(1))
+    try:
+        block(x)
+    finally:
+        handle.remove()
+    assert len(seen) == 1
 
 
 def test_another_module_in_the_place_of_the_shrinkage_is_called():
