@@ -23,7 +23,7 @@ from torch.autograd import forward_ad as _forward_ad
 from . import reference
 from ._library import has_kernels
 from .codes import Layout, Masks, is_channels_last, shrink_gradients, soft_threshold_gradients
-from .reference import per_row
+from .reference import Statistic, per_row
 
 _ops = torch.ops.drsn_ops
 
@@ -224,7 +224,7 @@ def shrink(
 ) -> tuple[Tensor, Tensor]:
     """``(soft_threshold(x, alpha * mean) + residual, mean)``; alpha of shape (N or 1, C or 1)."""
     if _transforming(x, alpha, residual) or not serves(x):
-        statistic = "sample" if per_sample else "channel"
+        statistic: Statistic = "sample" if per_sample else "channel"
         return reference.shrink_and_mean(x, alpha, statistic, residual, inplace)
     needs_grad = _needs_grad(x, alpha, residual)
     if inplace and not _overwrites(x, needs_grad):

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import Statistic
-from .modules import STATISTICS, THRESHOLDS, require_choice, require_positive
+from .modules import THRESHOLDS, Thresholds, require_choice, require_positive
+from .reference import STATISTICS, Statistic
 
 MEAN_WITHOUT_ABS = "mean without abs"
 MAGNITUDE_WITHOUT_SIGN = "magnitude without sign"
@@ -641,7 +641,7 @@ def _check_gradients(block: _Block, rows: _Rows) -> tuple[str, ...]:
     return ()
 
 
-def _examine(block: _Block, rows: _Rows, expected: str | None, meant: Statistic | None) -> Check:
+def _examine(block: _Block, rows: _Rows, expected: Thresholds | None, meant: Statistic | None) -> Check:
     """Every step in the order in which one mistake would look like another."""
     layouts = _layouts(*rows.shape[1:], rows.device)
     found = _find_form(block, rows, layouts)
@@ -687,7 +687,7 @@ def check_shrinkage(
     *,
     dim: int = 1,
     spatial: Sequence[int] | None = None,
-    expected: str | None = None,
+    expected: Thresholds | None = None,
     statistic: Statistic | None = None,
     training: bool = False,
 ) -> Check:

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from .functional import Statistic
-from .modules import Shrinkage
+from .modules import Norm, Shrinkage, Thresholds
+from .reference import Statistic
 from .rsnet import shrink_behind
 
 # What a block calls its shortcut; None there is x itself.
@@ -378,10 +378,10 @@ def _count(modules: Iterable[nn.Module]) -> int:
 def convert(
     model: nn.Module,
     *,
-    thresholds: str = "channel-wise",
+    thresholds: Thresholds = "channel-wise",
     statistic: Statistic | None = None,
     reduction: int = 1,
-    norm: str = "batch",
+    norm: Norm = "batch",
     where: Callable[[str, nn.Module], bool] | None = None,
 ) -> Conversion:
     """Puts a `Shrinkage` into each residual block of a ResNet, in place, and reports where::

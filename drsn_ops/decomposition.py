@@ -20,7 +20,7 @@ from .autograd import _count
 from .codes import Layout, Masks, shrink_gradients, soft_threshold_gradients, widened
 from .gate import BATCH, LAYER, NONE, RMS, RUNNING, Gate, Norm
 from .gated_autograd import _update_gate, _update_input, normalised
-from .reference import per_row
+from .reference import Statistic, per_row
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _TABLE: dict[OpOverload, Callable[..., Any]] = {}
@@ -91,7 +91,7 @@ def _row_code(planes: Sequence[Tensor], x: Tensor) -> Tensor:
     )
 
 
-def _statistic(per_sample: bool) -> str:
+def _statistic(per_sample: bool) -> Statistic:
     return "sample" if per_sample else "channel"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import nullcontext
-from numbers import Real
 from typing import Any, Literal, overload
 
 import torch
@@ -13,9 +12,7 @@ from torch import Tensor, nn
 
 from . import autograd, gated_autograd, reference
 from .gate import _PLAIN_TENSORS, plain_batch_norm, plain_gate, uses_batch
-from .reference import REAL, accumulator
-
-Statistic = Literal["channel", "sample"]
+from .reference import REAL, STATISTICS, Statistic, accumulator, wrong_type
 
 _COMPLEX = (torch.complex64, torch.complex128)
 
@@ -39,7 +36,7 @@ def _operators(x: Tensor) -> Any:
 
 def _check_x(x: Tensor, dtypes: tuple[torch.dtype, ...] = REAL, name: str = "x") -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: got {type(x).__name__}, expected a tensor")
+        raise wrong_type(name, x)
     if x.dtype not in dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name}: got a tensor of {x.dtype}, expected one of {names}")
@@ -54,19 +51,13 @@ def _check_rows(x: Tensor, name: str = "x") -> None:
 
 
 def _check_statistic(statistic: str) -> None:
-    if statistic not in ("channel", "sample"):
-        raise ValueError(f"statistic: got {statistic!r}, expected 'channel' or 'sample'")
+    if statistic not in STATISTICS:
+        raise ValueError(f"statistic: got {statistic!r}, expected {' or '.join(map(repr, STATISTICS))}")
 
 
 def _is_per_row(t: Tensor, n: int, c: int) -> bool:
     """Whether t is (n, c) or (n, 1). Sizes are compared one by one: the compiler makes no guard within a tuple."""
     return t.dim() == 2 and t.shape[0] == n and (t.shape[1] == c or t.shape[1] == 1)
-
-
-def _check_number(name: str, value: object) -> None:
-    # numpy's scalars are Real; the types before it are found faster
-    if not isinstance(value, (float, int, Real)) or isinstance(value, bool):
-        raise TypeError(f"{name}: got {type(value).__name__}, expected a number or a tensor")
 
 
 def _check_companion(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
@@ -85,7 +76,7 @@ def _check_residual(residual: Tensor | None, x: Tensor, of: str = "x") -> None:
     if residual is None:
         return
     if not isinstance(residual, Tensor):
-        raise TypeError(f"residual: got {type(residual).__name__}, expected a tensor")
+        raise wrong_type("residual", residual)
     _check_companion("residual", residual, x, of)
     if residual.shape != x.shape:
         raise ValueError(
@@ -138,7 +129,7 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     """
     _check_x(x, REAL + _COMPLEX)
     if not isinstance(tau, Tensor):
-        _check_number("tau", tau)
+        reference.require_number("tau", tau)
         if tau < 0:
             raise ValueError(f"tau: got {tau}, expected a number >= 0")
         if not reference.varies(tau):
@@ -261,8 +252,6 @@ def shrink(
             raise ValueError(
                 f"alpha: got shape {tuple(alpha.shape)}, expected ({n}, {c}), ({n}, 1) or ({c},)"
             )
-    else:
-        _check_number("alpha", alpha)
     gate = reference.gate_values(alpha, wide, x.device)
     _check_residual(residual, x)
     fused = residual if residual is not None and residual.dtype == x.dtype else None
@@ -317,9 +306,9 @@ def gated_shrink(
     ``nn.Sequential(Linear(C, H), norm, ReLU(), Linear(H, C or 1), Sigmoid())`` with ``norm`` one of
     ``nn.BatchNorm1d``, ``nn.LayerNorm``, ``nn.RMSNorm`` and ``nn.Identity``. It computes the gate in float32 (float64
     for a float64 x) whatever the parameters' type, under ``torch.autocast`` too, and brings a BatchNorm's running
-    statistics up to date. Any other gate, and one with a hook, a subclass, a parametrization or a replaced
-    ``forward``, on a module or on its class, is called as it is, between `abs_mean` and `shrink`, on means of the type of its first parameter of a
-    real floating-point type, in float32 (float64 for a float64 x) where it has none; autocast then applies to it.
+    statistics up to date. Any other gate, and one with a hook, a subclass, a parametrization or, on a module or its
+    class, a replaced ``forward``, is called as it is, between `abs_mean` and `shrink`; autocast then applies to it. Its
+    means have the type of its first real floating-point parameter; without one, float32 (float64 for a float64 x).
 
     Args:
         x: (N, C, \*spatial) with up to three spatial axes, float16, bfloat16, float32 or float64.

@@ -24,6 +24,7 @@ from .autograd import (
 )
 from .codes import Layout, Masks
 from .gate import BATCH, LAYER, RMS, RUNNING, Gate, Norm
+from .reference import Statistic
 
 _ops = torch.ops.drsn_ops
 
@@ -278,6 +279,6 @@ def _batch_norm_shrink_backward(
         else:
             x = normalised(source, input_state, weight, bias)  # type: ignore[arg-type]
         alpha = gate_formula(reference.abs_mean(x), tensors[3:], ctx.kind, ctx.eps, state)
-        statistic = "sample" if ctx.per_sample else "channel"
+        statistic: Statistic = "sample" if ctx.per_sample else "channel"
         y = reference.shrink_and_mean(x, alpha, statistic, None)[0].to(z.dtype)
     return _gradients(y, tensors, grad, create_graph)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import functional, reference
 from .files import replacing
 from .modules import Shrinkage, SoftThreshold
+from .reference import wrong_type
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -289,7 +290,7 @@ def inspect(model: nn.Module, x: Tensor) -> Inspection:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
     if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, expected a tensor")
+        raise wrong_type("x", x)
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, (Shrinkage, SoftThreshold))]
     if not found:
         raise ValueError(

@@ -20,7 +20,9 @@ from .modules import (
     BATCH_NORMS,
     CONVOLUTIONS,
     RSBU,
+    Norm,
     Shrinkage,
+    Thresholds,
     conv3,
     pad_same,
     require_choice,
@@ -158,9 +160,9 @@ def drsn_mnist(
     in_channels: int = 1,
     num_classes: int = 10,
     *,
-    thresholds: str | None = "channel-wise",
+    thresholds: Thresholds | None = "channel-wise",
     reduction: int = 1,
-    norm: str = "batch",
+    norm: Norm = "batch",
 ) -> ShrinkageNetwork:
     """The Keras program for MNIST, layer for layer: one unit of 8 channels with stride 2.
 
@@ -215,9 +217,9 @@ def drsn_cifar10(
     in_channels: int = 3,
     num_classes: int = 10,
     *,
-    thresholds: str | None = "channel-wise",
+    thresholds: Thresholds | None = "channel-wise",
     reduction: int = 4,
-    norm: str = "batch",
+    norm: Norm = "batch",
 ) -> ShrinkageNetwork:
     """The TFLearn program for CIFAR-10, layer for layer: three units of 16, 32 and 32 channels.
 
@@ -279,11 +281,11 @@ def drsn(
     num_classes: int = 8,
     *,
     dim: int = 1,
-    thresholds: str | None = "channel-wise",
+    thresholds: Thresholds | None = "channel-wise",
     blocks: int = 12,
     widths: Sequence[int] = (4, 8, 16),
     reduction: int = 1,
-    norm: str = "batch",
+    norm: Norm = "batch",
 ) -> ShrinkageNetwork:
     """The network of the paper's table II: a convolution with stride 2, then stages that halve the length.
 

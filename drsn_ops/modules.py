@@ -6,18 +6,21 @@ for Fault Diagnosis", IEEE Transactions on Industrial Informatics, 2020, DOI 10.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from . import functional, reference
-from .functional import Statistic
 from .gate import watched
+from .reference import STATISTICS, Statistic, wrong_type
 
-THRESHOLDS = ("channel-wise", "channel-shared")
-STATISTICS = ("channel", "sample")
-NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": nn.Identity}
+Thresholds = Literal["channel-wise", "channel-shared"]
+Norm = Literal["batch", "layer", "rms", "none"]
+THRESHOLDS: tuple[Thresholds, ...] = get_args(Thresholds)
+NORMS = dict(zip(get_args(Norm), (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm, nn.Identity), strict=True))
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -37,7 +40,9 @@ def require_positive(name: str, value: object) -> None:
 
 
 def require_input(x: Tensor, channels: int, dim: int) -> None:
-    """Raise ValueError unless ``x`` is a batch of ``channels`` channels with ``dim`` spatial axes."""
+    """Raise TypeError or ValueError unless ``x`` is a batch of ``channels`` channels with ``dim`` spatial axes."""
+    if not isinstance(x, Tensor):
+        raise wrong_type("x", x)
     if x.dim() != dim + 2 or x.shape[1] != channels:
         axes = "".join(f", L{i + 1}" for i in range(dim))
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, {channels}{axes})")
@@ -74,6 +79,8 @@ class SoftThreshold(nn.Module):
         nn.init.constant_(self.weight, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise wrong_type("x", x)
         if self.num_parameters == 1:
             return functional.soft_threshold(x, self.weight.reshape(()))
         if x.dim() < 2 or x.shape[1] != self.num_parameters:
@@ -133,11 +140,11 @@ class Shrinkage(nn.Module):
     def __init__(
         self,
         channels: int,
-        thresholds: str = "channel-wise",
+        thresholds: Thresholds = "channel-wise",
         *,
         statistic: Statistic | None = None,
         reduction: int = 1,
-        norm: str = "batch",
+        norm: Norm = "batch",
         inplace: bool = False,
     ) -> None:
         super().__init__()
@@ -162,6 +169,8 @@ class Shrinkage(nn.Module):
         )
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise wrong_type("x", x)
         if x.dim() < 2 or x.shape[1] != self.channels:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected {self.channels} channels on axis 1")
         if self.use_reference:
@@ -233,9 +242,9 @@ class RSBU(nn.Module):
         *,
         stride: int = 1,
         dim: int = 1,
-        thresholds: str | None = "channel-wise",
+        thresholds: Thresholds | None = "channel-wise",
         reduction: int = 1,
-        norm: str = "batch",
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         require_positive("in_channels", in_channels)

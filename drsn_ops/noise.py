@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from torch import Tensor
 from .modules import require_choice
 from .reference import accumulator
 
-KINDS = ("gaussian", "laplacian", "pink", "uniform")
+Kind = Literal["gaussian", "laplacian", "pink", "uniform"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Device = torch.device | str | None
 
@@ -92,7 +93,7 @@ _DRAW: dict[str, Callable[..., Tensor]] = dict(zip(KINDS, (gaussian, laplacian, 
 
 
 def add_noise(
-    x: Tensor, snr: float | Tensor, kind: str = "gaussian", *, generator: torch.Generator | None = None
+    x: Tensor, snr: float | Tensor, kind: Kind = "gaussian", *, generator: torch.Generator | None = None
 ) -> Tensor:
     """``x + s * noise``, with ``s`` of each sample such that ``10 log10(mean(x^2) / mean((s * noise)^2))`` is ``snr``.
 

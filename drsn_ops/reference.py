@@ -9,9 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+Statistic = Literal["channel", "sample"]
+STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -24,6 +29,21 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def per_row(values: Tensor, x: Tensor) -> Tensor:
     """Values of shape (N or 1, C or 1), made to broadcast over x of shape (N, C, \\*spatial)."""
     return values.reshape(values.shape + (1,) * (x.dim() - 2))
+
+
+def wrong_type(name: str, value: object, allowed: str = "a tensor") -> TypeError:
+    """The error of an argument that is not what was expected, with a hint where it is an array of numpy."""
+    kind = type(value)
+    full = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    hint = f"; torch.from_numpy({name}) is a tensor" if full == "numpy.ndarray" else ""
+    return TypeError(f"{name}: got {full}, expected {allowed}{hint}")
+
+
+def require_number(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a real number, Python's or numpy's."""
+    # what is Real otherwise is found more slowly
+    if not isinstance(value, (float, int, Real)) or isinstance(value, bool):
+        raise wrong_type(name, value, "a number or a tensor")
 
 
 def varies(value: float) -> bool:
@@ -46,6 +66,7 @@ def filled(shape: Sequence[int], value: float, dtype: torch.dtype, device: torch
 def gate_values(alpha: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``alpha`` of shape (N, C), (N, 1) or (C,), or a number, as a matrix of (N or 1, C or 1)."""
     if not isinstance(alpha, Tensor):
+        require_number("alpha", alpha)
         return filled((1, 1), alpha, dtype, device)
     alpha = alpha.to(dtype)
     return alpha if alpha.dim() == 2 else alpha.reshape(1, -1)
@@ -53,6 +74,10 @@ def gate_values(alpha: Tensor | float, dtype: torch.dtype, device: torch.device)
 
 def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> Tensor:
     """``sign(x) * max(|x| - tau, 0)``, with ``tau`` clamped at 0."""
+    if not isinstance(x, Tensor):
+        raise wrong_type("x", x)
+    if not isinstance(tau, Tensor):
+        require_number("tau", tau)
     wide = accumulator(x.dtype)
     source = x.clone() if inplace else x  # what autograd keeps must not be overwritten
     real = source if x.is_complex() else source.to(wide)
@@ -62,8 +87,10 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     return x.copy_(y) if inplace else y
 
 
-def abs_mean(x: Tensor, *, statistic: str = "channel") -> Tensor:
+def abs_mean(x: Tensor, *, statistic: Statistic = "channel") -> Tensor:
     """Mean of ``|x|`` per channel, (N, C), or per sample, (N, 1), in float32 or wider; 0 where there is nothing."""
+    if not isinstance(x, Tensor):
+        raise wrong_type("x", x)
     length = math.prod(x.shape[2:])
     rows = x.to(accumulator(x.dtype)).abs().reshape(x.shape[0], x.shape[1], length)
     if statistic == "sample":
@@ -75,7 +102,7 @@ def shrink(
     x: Tensor,
     alpha: Tensor | float,
     *,
-    statistic: str = "channel",
+    statistic: Statistic = "channel",
     residual: Tensor | None = None,
     inplace: bool = False,
     return_threshold: bool = False,
@@ -86,9 +113,12 @@ def shrink(
 
 
 def shrink_and_mean(
-    x: Tensor, alpha: Tensor | float, statistic: str, residual: Tensor | None, inplace: bool = False
+    x: Tensor, alpha: Tensor | float, statistic: Statistic, residual: Tensor | None, inplace: bool = False
 ) -> tuple[Tensor, Tensor]:
     """`shrink` with the abs-mean that its threshold is made of, (N, C) or (N, 1)."""
+    for name, t in (("x", x), ("residual", x if residual is None else residual)):
+        if not isinstance(t, Tensor):
+            raise wrong_type(name, t)
     wide = accumulator(x.dtype)
     source = (x.clone() if inplace else x).to(wide)
     mean = abs_mean(source, statistic=statistic)
@@ -119,7 +149,7 @@ def gated_shrink(
     x: Tensor,
     gate: torch.nn.Module,
     *,
-    statistic: str = "channel",
+    statistic: Statistic = "channel",
     residual: Tensor | None = None,
 ) -> Tensor:
     """``shrink(x, gate(m))``; for both statistics the gate's input ``m`` is the channel-wise abs-mean of x."""
@@ -133,8 +163,10 @@ def batch_norm_shrink(
     batch_norm: torch.nn.Module,
     gate: torch.nn.Module,
     *,
-    statistic: str = "channel",
+    statistic: Statistic = "channel",
     residual: Tensor | None = None,
 ) -> Tensor:
     """``gated_shrink(batch_norm(z), gate)``."""
+    if not isinstance(z, Tensor):
+        raise wrong_type("z", z)
     return gated_shrink(batch_norm(z), gate, statistic=statistic, residual=residual)

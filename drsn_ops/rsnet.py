@@ -14,18 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional
-from .functional import Statistic
 from .gate import is_plain
 from .modules import (
     BATCH_NORMS,
     CONVOLUTIONS,
-    STATISTICS,
     THRESHOLDS,
+    Norm,
     Shrinkage,
+    Thresholds,
     require_choice,
     require_input,
     require_positive,
 )
+from .reference import STATISTICS, Statistic
 
 WIDTHS = (64, 128, 256, 512)
 # The second linear layer of a gate without normalisation, one module short, as a block names it twice.
@@ -73,10 +74,10 @@ class RSNetBlock(nn.Module):
         *,
         stride: int = 1,
         dim: int = 1,
-        thresholds: str | None = "channel-wise",
+        thresholds: Thresholds | None = "channel-wise",
         statistic: Statistic | None = None,
         reduction: int = 1,
-        norm: str = "batch",
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         require_positive("in_channels", in_channels)
@@ -147,10 +148,10 @@ class RSNet(nn.Module):
         *,
         blocks: Sequence[int],
         dim: int = 1,
-        thresholds: str | None = "channel-wise",
+        thresholds: Thresholds | None = "channel-wise",
         statistic: Statistic | None = None,
         reduction: int = 1,
-        norm: str = "batch",
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         require_positive("in_channels", in_channels)
@@ -209,10 +210,10 @@ def rsnet18(
     num_classes: int = 4,
     *,
     dim: int = 1,
-    thresholds: str | None = "channel-wise",
+    thresholds: Thresholds | None = "channel-wise",
     statistic: Statistic | None = None,
     reduction: int = 1,
-    norm: str = "batch",
+    norm: Norm = "batch",
 ) -> RSNet:
     """The public PyTorch port's network of 18 layers: eight blocks of 64 to 512 channels, with checkpoints' names.
 
@@ -254,10 +255,10 @@ def rsnet34(
     num_classes: int = 4,
     *,
     dim: int = 1,
-    thresholds: str | None = "channel-wise",
+    thresholds: Thresholds | None = "channel-wise",
     statistic: Statistic | None = None,
     reduction: int = 1,
-    norm: str = "batch",
+    norm: Norm = "batch",
 ) -> RSNet:
     """`rsnet18` with 34 layers: 3, 4, 6 and 3 blocks instead of two each."""
     return RSNet(

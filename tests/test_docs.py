@@ -6,13 +6,16 @@ import importlib
 import inspect
 import pkgutil
 import re
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 
 import drsn_ops
-from drsn_ops import _C
+from drsn_ops import _C, models, noise, reference
+from drsn_ops.modules import NORMS, THRESHOLDS
+from drsn_ops.reference import STATISTICS
 
 README = Path(__file__).parents[1] / "README.md"
 MODULES = sorted(
@@ -43,6 +46,39 @@ def test_every_public_name_is_documented_and_annotated(name):
     elif issubclass(public, torch.nn.Module):
         sections += ["Shape:"]
     assert len(public.__doc__) > 80 and all(section in public.__doc__ for section in sections)
+
+
+CHOICES = {
+    "thresholds": THRESHOLDS,
+    "expected": THRESHOLDS,
+    "statistic": STATISTICS,
+    "norm": tuple(NORMS),
+    "kind": noise.KINDS,
+}
+
+
+def public_callables():
+    for module in (drsn_ops, models, noise, reference):
+        for name, public in vars(module).items():
+            if callable(public) and not name.startswith("_") and public.__module__.startswith("drsn_ops"):
+                yield public
+
+
+def test_words_to_choose_from_are_literal_types():
+    """Editors complete them, and type checkers know them: the same that are accepted."""
+    seen = set()
+    for public in public_callables():
+        names = CHOICES.keys() & inspect.signature(public).parameters.keys()
+        hints = typing.get_type_hints(public.__init__ if inspect.isclass(public) else public)
+        for name in names:
+            kinds = [
+                k
+                for k in (hints[name], *typing.get_args(hints[name]))
+                if typing.get_origin(k) is typing.Literal
+            ]
+            assert [typing.get_args(kind) for kind in kinds] == [CHOICES[name]], (public, name)
+            seen.add((public.__name__, name))
+    assert {*CHOICES} == {name for _, name in seen} and len(seen) > 20
 
 
 def test_the_stub_has_what_the_compiled_module_has():

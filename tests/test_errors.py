@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import drsn_ops
+from drsn_ops import models, reference
 
 x = torch.randn(2, 3, 4)
 CASES = [
@@ -129,6 +130,71 @@ def test_message(function, args, options, error, message):
     with pytest.raises(error, match=message):
         function(*args, **options)
     assert torch.equal(x, before)
+
+
+def of_numpy():
+    """Every function and module of x, and each second tensor of a function, with an array of numpy."""
+    numpy = pytest.importorskip("numpy")
+    array = numpy.ones((2, 3, 4), numpy.float32)
+    gate, batch_norm = drsn_ops.Shrinkage(3, norm="none").fc, torch.nn.BatchNorm1d(3).eval()
+    modules = {
+        "SoftThreshold": drsn_ops.SoftThreshold(),
+        "SoftThreshold of channels": drsn_ops.SoftThreshold(3),
+        "Shrinkage": drsn_ops.Shrinkage(3),
+        "RSBU": drsn_ops.RSBU(3, 3),
+        **{
+            name: getattr(models, name)()
+            for name in ("drsn", "convnet", "drsn_mnist", "drsn_cifar10", "rsnet18", "rsnet34")
+        },
+    }
+    plain = drsn_ops.Shrinkage(3, norm="none")
+    plain.use_reference = True
+    cases = {name: ("x", lambda module=module: module(array)) for name, module in modules.items()}
+    cases["Shrinkage in plain PyTorch"] = ("x", lambda: plain(array))
+    cases["the residual of Shrinkage"] = ("residual", lambda: modules["Shrinkage"](x, array))
+    cases["the residual of Shrinkage in plain PyTorch"] = ("residual", lambda: plain(x, array))
+    cases["inspect"] = ("x", lambda: drsn_ops.inspect(modules["Shrinkage"], array))
+    for where, f in (("", drsn_ops), ("reference.", reference)):
+        calls = {
+            "soft_threshold": ("x", lambda f=f: f.soft_threshold(array, 0.5)),
+            "tau of soft_threshold": ("tau", lambda f=f: f.soft_threshold(x, array)),
+            "tau of soft_threshold, one number": ("tau", lambda f=f: f.soft_threshold(x, numpy.array(0.5))),
+            "abs_mean": ("x", lambda f=f: f.abs_mean(array)),
+            "shrink": ("x", lambda f=f: f.shrink(array, 0.5)),
+            "alpha of shrink": ("alpha", lambda f=f: f.shrink(x, array[..., 0])),
+            "residual of shrink": ("residual", lambda f=f: f.shrink(x, 0.5, residual=array)),
+            "gated_shrink": ("x", lambda f=f: f.gated_shrink(array, gate)),
+            "residual of gated_shrink": ("residual", lambda f=f: f.gated_shrink(x, gate, residual=array)),
+            "batch_norm_shrink": ("z", lambda f=f: f.batch_norm_shrink(array, batch_norm, gate)),
+            "residual of batch_norm_shrink": (
+                "residual",
+                lambda f=f: f.batch_norm_shrink(x, batch_norm, gate, residual=array),
+            ),
+        }
+        cases.update({where + name: case for name, case in calls.items()})
+    return cases
+
+
+def test_arrays_of_numpy_are_refused_by_name():
+    for what, (name, call) in of_numpy().items():
+        with pytest.raises(TypeError) as error:
+            call()
+        assert str(error.value).startswith(f"{name}: got numpy.ndarray, expected a "), what
+        assert str(error.value).endswith(f"; torch.from_numpy({name}) is a tensor"), what
+
+
+def test_numbers_of_numpy_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    for kind in (numpy.float16, numpy.float32, numpy.float64, numpy.int64):
+        number = kind(2) if kind is numpy.int64 else kind(0.5)
+        assert torch.equal(drsn_ops.soft_threshold(x, number), drsn_ops.soft_threshold(x, float(number)))
+        found = drsn_ops.shrink(x, number, return_threshold=True)
+        for ours, expected in zip(
+            found, drsn_ops.shrink(x, float(number), return_threshold=True), strict=True
+        ):
+            assert type(ours) is torch.Tensor and torch.equal(ours, expected)
+    with pytest.raises(ValueError, match="tau: got"):
+        drsn_ops.soft_threshold(x, numpy.float32(-1))
 
 
 OPERATORS = torch.ops.drsn_ops

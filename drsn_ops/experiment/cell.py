@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import models
 from ..arguments import InputError
-from ..noise import add_noise
+from ..noise import Kind, add_noise
 from ..train import evaluation_batch, momentum, repeatable
 from ..vibration import CLASSES, vibration
 from .settings import NETWORKS, RECORDINGS, Cell, Result, Settings
@@ -124,7 +124,7 @@ def train_cell(
     data = load(settings, cell.seed)
     with one_thread(), repeatable():
         generator = torch.Generator().manual_seed(cell.noise_seed)
-        noisy = add_noise(data.x, cell.snr, cell.noise, generator=generator)
+        noisy = add_noise(data.x, cell.snr, cast(Kind, cell.noise), generator=generator)
         train, test = (
             (noisy[split].to(device), data.labels[split].to(device)) for split in (data.train, data.test)
         )
