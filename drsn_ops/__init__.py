@@ -31,3 +31,7 @@ __all__ = [
     "shrink",
     "soft_threshold",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -48,6 +48,10 @@ def test_every_public_name_is_documented_and_annotated(name):
     assert len(public.__doc__) > 80 and all(section in public.__doc__ for section in sections)
 
 
+def test_dir_shows_the_public_names():
+    assert dir(drsn_ops) == sorted([*drsn_ops.__all__, "__version__"])
+
+
 CHOICES = {
     "thresholds": THRESHOLDS,
     "expected": THRESHOLDS,

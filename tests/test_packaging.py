@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -81,6 +82,37 @@ def test_the_sdist_has_every_file(tmp_path):
     with tarfile.open(sdist) as archive:
         shipped = {name.partition("/")[2] for name in archive.getnames()}
     assert set(files) <= shipped
+
+
+def test_type_checkers_find_an_editable_install(tmp_path):
+    """From outside the checkout. Without setup.py nothing is compiled."""
+    pytest.importorskip("mypy")
+    source, outside = tmp_path / "source", tmp_path / "outside"
+    shutil.copytree(
+        ROOT / "drsn_ops", source / "drsn_ops", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    outside.mkdir()
+    program = "import setuptools.build_meta as backend; backend.build_editable('../outside')"
+    subprocess.run([sys.executable, "-c", program], cwd=source, capture_output=True, check=True)
+    venv.create(tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run(
+        [python, "-c", where], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    (wheel,) = outside.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--python-executable", python, "-c", "from drsn_ops import Shrinkage"],
+        cwd=outside,
+        env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")},
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout
 
 
 def write_wheel(place, files, platform="linux_x86_64"):
