@@ -103,6 +103,12 @@ class Gate(NamedTuple):
         return *self[:8], *self[10:]
 
 
+def _traces(method: Any) -> bool:
+    """Whether this is what torch.fx, and torch.export with it, puts around Module.__call__ while it traces."""
+    around = getattr(method, "__wrapped__", None) is _CALLS[0]
+    return around and getattr(method, "__globals__", {}).get("__name__", "").startswith("torch.fx.")
+
+
 def is_plain(*modules: nn.Module) -> bool:
     """Whether calling each module runs the ``forward`` that its class was written with and nothing else."""
     call, call_impl = _CALLS
@@ -115,7 +121,7 @@ def is_plain(*modules: nn.Module) -> bool:
             or own["_backward_pre_hooks"]
             or "forward" in own
             or "_compiled_call_impl" in own
-            or kind.__call__ is not call
+            or (kind.__call__ is not call and not _traces(kind.__call__))
             or _FORWARDS.get(kind, forward := kind.forward) is not forward
         ):
             return False
