@@ -118,7 +118,15 @@ def test_an_interrupt_of_the_imports_ends_in_silence(command, capsys, monkeypatc
 def test_a_signal_ends_a_run_in_silence(alone_in, signum, status):
     command = [sys.executable, "-m", "drsn_ops", "train", "--epochs", str(10**6), "--output-dir", "own"]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment(),
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        # what a shell starts in the background, these tests perhaps, ignores Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 300
         while not Path("own/curve.csv").exists() and process.poll() is None and time.monotonic() < deadline:

@@ -90,7 +90,7 @@ def inspection_of(network):
 def epoch_of(run):
     run = copy.deepcopy(run)
     torch.manual_seed(0)
-    return run.epoch(lambda: None)[:-1], run.network.state_dict()
+    return run.epoch(lambda: None, lambda: None)[:-1], run.network.state_dict()
 
 
 def augmented(images):
