@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -25,6 +24,7 @@ from .modules import (
     Thresholds,
     conv3,
     pad_same,
+    relu,
     require_choice,
     require_input,
     require_positive,
@@ -83,28 +83,26 @@ class ShrinkageNetwork(nn.Module):
         self.l2 = l2
         self.l2_classifier = l2_classifier
         channels, stride = stem
+        self.stride = stride
         self.stem = conv3(dim, in_channels, channels, stride)
         self.units = nn.Sequential()
-        for out_channels, stride in units:
-            self.units.append(unit(channels, out_channels, stride=stride, dim=dim))
+        for out_channels, step in units:
+            self.units.append(unit(channels, out_channels, stride=step, dim=dim))
             channels = out_channels
         self.bn = BATCH_NORMS[dim](channels)
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         require_input(x, self.in_channels, self.dim)
-        h = self.units(self.stem(pad_same(x, self.stem.stride[0])))
-        h = F.relu(self.bn(h), inplace=True)
+        h = self.units(self.stem(pad_same(x, self.stride)))
+        h = relu(self.bn(h), self.bn)
         logits: Tensor = self.classifier(h.flatten(2).mean(-1))
         return logits
 
     def penalty(self) -> Tensor:
         """The L2 term of the loss: ``l2`` times the sum of squares of the convolution and linear kernels."""
-        kernels = [
-            layer.weight.flatten()
-            for layer in weighted_layers(self)
-            if self.l2_classifier or layer is not self.classifier
-        ]
+        left_out = () if self.l2_classifier else tuple(self.classifier.modules())
+        kernels = [layer.weight.flatten() for layer in weighted_layers(self) if layer not in left_out]
         return self.l2 * torch.cat(kernels).square().sum()
 
 

@@ -6,6 +6,7 @@ for Fault Diagnosis", IEEE Transactions on Industrial Informatics, 2020, DOI 10.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from . import functional, reference
-from .gate import watched
+from .gate import is_plain, watched
 from .reference import STATISTICS, Statistic, wrong_type
 
 Thresholds = Literal["channel-wise", "channel-shared"]
@@ -186,6 +187,39 @@ class Shrinkage(nn.Module):
         )
 
 
+# The modules that return a new tensor, which they do not keep.
+_MAKERS = (*BATCH_NORMS.values(), nn.SyncBatchNorm, Shrinkage)
+
+
+def unseen(y: Tensor, maker: nn.Module | None) -> bool:
+    """Whether y may be overwritten: a new tensor that ``maker`` returned, and no hook, wrapper or tracer has seen."""
+    return isinstance(y, Tensor) and type(maker) in _MAKERS and maker is not None and is_plain(maker)
+
+
+def relu(y: Tensor, maker: nn.Module) -> Tensor:
+    """The ReLU of what ``maker`` returned, in place where y is `unseen`."""
+    return F.relu(y, inplace=unseen(y, maker))
+
+
+def through(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """x through the layers, one after the other; a ReLU is applied in place where its input is `unseen`."""
+    maker = None
+    for layer in layers:
+        if type(layer) is nn.ReLU and is_plain(layer) and unseen(x, maker):
+            x = F.relu(x, inplace=True)
+        else:
+            x = layer(x)
+        maker = layer
+    return x
+
+
+class Layers(nn.Sequential):
+    """A Sequential of which `through` is the forward: ``ReLU(inplace=True)`` would overwrite what a hook has kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return through(self, x)
+
+
 def pad_same(x: Tensor, stride: int) -> Tensor:
     """x with the zeros that `conv3` of this stride needs to be what TensorFlow calls "same".
 
@@ -279,8 +313,8 @@ class RSBU(nn.Module):
     def branch(self, x: Tensor) -> Tensor:
         """``h``, of the shape of y: what the shrinkage takes."""
         require_input(x, self.in_channels, self.dim)
-        h = self.conv1(pad_same(F.relu(self.bn1(x), inplace=True), self.stride))
-        y: Tensor = self.conv2(F.relu(self.bn2(h), inplace=True))
+        h = self.conv1(pad_same(relu(self.bn1(x), self.bn1), self.stride))
+        y: Tensor = self.conv2(relu(self.bn2(h), self.bn2))
         return y
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,12 +19,15 @@ from .modules import (
     BATCH_NORMS,
     CONVOLUTIONS,
     THRESHOLDS,
+    Layers,
     Norm,
     Shrinkage,
     Thresholds,
+    relu,
     require_choice,
     require_input,
     require_positive,
+    through,
 )
 from .reference import STATISTICS, Statistic
 
@@ -42,7 +45,7 @@ def shrink_behind(norm: nn.Module, shrinkage: nn.Module, z: Tensor, residual: Te
         return functional.batch_norm_shrink(
             z, norm, shrinkage.fc, statistic=shrinkage.statistic, residual=residual
         )
-    y: Tensor = shrinkage(norm(z), residual)
+    y: Tensor = shrinkage(norm(z)) if residual is None else shrinkage(norm(z), residual)
     return y
 
 
@@ -94,10 +97,10 @@ class RSNetBlock(nn.Module):
             if thresholds is None
             else Shrinkage(out_channels, thresholds, statistic=statistic, reduction=reduction, norm=norm)
         )
-        self.residual_function = nn.Sequential(
+        self.residual_function = Layers(
             conv(in_channels, out_channels, 3, stride, padding=1, bias=False),
             batch_norm(out_channels),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             conv(out_channels, out_channels, 3, padding=1, bias=False),
             batch_norm(out_channels),
         )
@@ -108,15 +111,26 @@ class RSNetBlock(nn.Module):
             self.shortcut.append(conv(in_channels, out_channels, 1, stride, bias=False))
             self.shortcut.append(batch_norm(out_channels))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What replaces the shrinkage gets both of its names."""
+        super().__setattr__(name, value)
+        branch = getattr(self, "residual_function", None) if name == "shrinkage" else None
+        if isinstance(branch, nn.Sequential) and len(branch) > 5:
+            if value is None:
+                del branch[5]
+            else:
+                branch[5] = value
+
     def forward(self, x: Tensor) -> Tensor:
         require_input(x, self.in_channels, self.dim)
+        branch, shrinkage = self.residual_function, self.shrinkage
+        layers = list(branch) if type(branch) is Layers and is_plain(branch) else []
+        if shrinkage is None or len(layers) != 6 or layers[5] is not shrinkage:
+            y = branch(x) + self.shortcut(x)
+            return F.relu(y, inplace=isinstance(y, Tensor))
         # not the Sequential itself: the shrinkage takes the shortcut, to add it in the same pass
-        conv1, norm1, relu, conv2, norm2 = list(self.residual_function)[:5]
-        z = conv2(relu(norm1(conv1(x))))
-        shortcut = self.shortcut(x)
-        if self.shrinkage is None:
-            return F.relu(norm2(z) + shortcut, inplace=True)
-        return F.relu(shrink_behind(norm2, self.shrinkage, z, shortcut), inplace=True)
+        z = through(layers[:4], x)
+        return relu(shrink_behind(layers[4], shrinkage, z, self.shortcut(x)), shrinkage)
 
 
 class RSNet(nn.Module):
@@ -164,10 +178,10 @@ class RSNet(nn.Module):
         self.in_channels = in_channels
         self.dim = dim
         channels = WIDTHS[0]
-        self.conv1 = nn.Sequential(
+        self.conv1 = Layers(
             CONVOLUTIONS[dim](in_channels, channels, 3, padding=1, bias=False),
             BATCH_NORMS[dim](channels),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
         )
         for stage, (width, count) in enumerate(zip(WIDTHS, blocks, strict=True), start=2):
             layers = nn.Sequential()
