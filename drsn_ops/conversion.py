@@ -1,6 +1,6 @@
 """Puts `Shrinkage` into a ResNet that is already there, a pretrained one or one of another library."""
 
-from __future__ import annotations
+# Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
 import math
 import re

@@ -9,6 +9,8 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import autograd, gated_autograd, reference
 from .gate import _PLAIN_TENSORS, plain_batch_norm, plain_gate, uses_batch
@@ -127,6 +129,8 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     >>> drsn_ops.soft_threshold(x, 1.0)
     tensor([-1., -0.,  0.,  2.])
     """
+    if has_torch_function_variadic(x, tau):
+        return handle_torch_function(soft_threshold, (x, tau), x, tau, inplace=inplace)
     _check_x(x, REAL + _COMPLEX)
     if not isinstance(tau, Tensor):
         reference.require_number("tau", tau)
@@ -172,6 +176,8 @@ def abs_mean(x: Tensor, *, statistic: Statistic = "channel") -> Tensor:
     >>> drsn_ops.abs_mean(torch.tensor([[[1.0, -3.0], [0.0, 4.0]]]))
     tensor([[2., 2.]])
     """
+    if has_torch_function_variadic(x):
+        return handle_torch_function(abs_mean, (x,), x, statistic=statistic)
     _check_rows(x)
     _check_statistic(statistic)
     return _operators(x).abs_mean(x, statistic == "sample")
@@ -242,6 +248,17 @@ def shrink(
     tensor([[[ 0., -2.],
              [ 0.,  3.]]])
     """
+    if has_torch_function_variadic(x, alpha, residual):
+        return handle_torch_function(
+            shrink,  # type: ignore[arg-type]  # an overloaded function
+            (x, alpha, residual),
+            x,
+            alpha,
+            statistic=statistic,
+            residual=residual,
+            inplace=inplace,
+            return_threshold=return_threshold,
+        )
     _check_rows(x)
     _check_statistic(statistic)
     wide = accumulator(x.dtype)
@@ -280,6 +297,12 @@ def _check_batch(gate: nn.Module, x: Tensor, name: str, batch_norm: nn.Module | 
             f"{name}: got one value a channel, expected more for a batch_norm that normalises over the batch. "
             f"{words} {x.shape}"
         )
+
+
+@torch.fx.wrap
+def _into_gate(means: Tensor, weights: list[Tensor]) -> Tensor:
+    """The means in the type that the gate computes in, as `reference.gate_dtype` has it."""
+    return means.to(reference.first_real(weights, means.dtype))
 
 
 def gated_shrink(
@@ -336,6 +359,10 @@ def gated_shrink(
     tensor([[[ 2.5000, -0.5000],
              [ 0.5000,  0.5000]]])
     """
+    if isinstance(x, Proxy) or isinstance(residual, Proxy):  # no node takes a module
+        weights: Any = [w for w in reference.gate_weights(gate) if isinstance(w, (Tensor, Proxy))]
+        alpha = gate(_into_gate(abs_mean(x), weights))
+        return shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace)
     _check_rows(x)
     _check_module("gate", gate)
     _check_statistic(statistic)
@@ -399,6 +426,8 @@ def batch_norm_shrink(
     >>> drsn_ops.batch_norm_shrink(z, torch.nn.BatchNorm1d(16), drsn_ops.Shrinkage(16).fc, residual=z).shape
     torch.Size([8, 16, 100])
     """
+    if isinstance(z, Proxy) or isinstance(residual, Proxy):
+        return gated_shrink(batch_norm(z), gate, statistic=statistic, residual=residual)
     _check_rows(z, "z")
     _check_module("batch_norm", batch_norm)
     _check_module("gate", gate)

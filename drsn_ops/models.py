@@ -4,7 +4,7 @@ All but the last are one `ShrinkageNetwork` of different widths; what else tells
 their time, Keras 2.2.1 and TFLearn 0.3.2, initialise, normalise and decay.
 """
 
-from __future__ import annotations
+# Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +31,9 @@ from .modules import (
 )
 from .rsnet import rsnet18 as rsnet18
 from .rsnet import rsnet34 as rsnet34
+
+torch.fx.wrap("pad_same")
+torch.fx.wrap("require_input")
 
 
 class ConvolutionalUnit(RSBU):

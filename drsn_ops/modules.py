@@ -4,7 +4,7 @@ The networks are those of M. Zhao, S. Zhong, X. Fu, B. Tang and M. Pecht, "Deep 
 for Fault Diagnosis", IEEE Transactions on Industrial Informatics, 2020, DOI 10.1109/TII.2019.2943898.
 """
 
-from __future__ import annotations
+# Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
 from collections.abc import Iterable
 from typing import Literal, get_args
@@ -40,6 +40,10 @@ def require_positive(name: str, value: object) -> None:
         raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
 
 
+# torch.fx traces without shapes. What asks for one is one node, by `torch.fx.wrap` in each file that calls it.
+
+
+@torch.fx.wrap
 def require_input(x: Tensor, channels: int, dim: int) -> None:
     """Raise TypeError or ValueError unless ``x`` is a batch of ``channels`` channels with ``dim`` spatial axes."""
     if not isinstance(x, Tensor):
@@ -47,6 +51,21 @@ def require_input(x: Tensor, channels: int, dim: int) -> None:
     if x.dim() != dim + 2 or x.shape[1] != channels:
         axes = "".join(f", L{i + 1}" for i in range(dim))
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, {channels}{axes})")
+
+
+@torch.fx.wrap
+def require_channels(x: Tensor, channels: int, name: str) -> None:
+    """Raise TypeError or ValueError unless axis 1 of ``x`` has ``channels`` entries; the message calls them ``name``."""
+    if not isinstance(x, Tensor):
+        raise wrong_type("x", x)
+    if x.dim() < 2 or x.shape[1] != channels:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected {channels} {name} on axis 1")
+
+
+@torch.fx.wrap
+def along_channels(values: Tensor, x: Tensor) -> Tensor:
+    """Values of shape (C,), made to broadcast over x of shape (N, C, \\*spatial)."""
+    return values.reshape(-1, *(1,) * (x.dim() - 2))
 
 
 class SoftThreshold(nn.Module):
@@ -80,15 +99,10 @@ class SoftThreshold(nn.Module):
         nn.init.constant_(self.weight, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise wrong_type("x", x)
         if self.num_parameters == 1:
             return functional.soft_threshold(x, self.weight.reshape(()))
-        if x.dim() < 2 or x.shape[1] != self.num_parameters:
-            raise ValueError(
-                f"x: got shape {tuple(x.shape)}, expected {self.num_parameters} (num_parameters) on axis 1"
-            )
-        return functional.soft_threshold(x, self.weight.reshape(-1, *(1,) * (x.dim() - 2)))
+        require_channels(x, self.num_parameters, "(num_parameters)")
+        return functional.soft_threshold(x, along_channels(self.weight, x))
 
     def extra_repr(self) -> str:
         return f"num_parameters={self.num_parameters}, init={self.init}"
@@ -170,10 +184,7 @@ class Shrinkage(nn.Module):
         )
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise wrong_type("x", x)
-        if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, expected {self.channels} channels on axis 1")
+        require_channels(x, self.channels, "channels")
         if self.use_reference:
             return reference.gated_shrink(x, self.fc, statistic=self.statistic, residual=residual)
         return functional.gated_shrink(
@@ -220,6 +231,7 @@ class Layers(nn.Sequential):
         return through(self, x)
 
 
+@torch.fx.wrap
 def pad_same(x: Tensor, stride: int) -> Tensor:
     """x with the zeros that `conv3` of this stride needs to be what TensorFlow calls "same".
 

@@ -7,7 +7,7 @@ under ``torch.func`` and forward-mode transforms, and on devices for which no ke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
 from typing import Literal, get_args
@@ -135,14 +135,21 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def gate_dtype(gate: torch.nn.Module, otherwise: torch.dtype) -> torch.dtype:
-    """The type that a gate computes in: that of its first parameter in one of `REAL`; others only store numbers."""
+def gate_weights(gate: torch.nn.Module) -> Iterator[object]:
+    """What may tell the type that a gate computes in."""
     for module in gate.modules():
-        weight = getattr(module, "weight", None)  # a replica has it as an attribute alone
-        for parameter in (weight, *module._parameters.values()):
-            if isinstance(parameter, Tensor) and parameter.dtype in REAL:
-                return parameter.dtype
-    return otherwise
+        yield getattr(module, "weight", None)  # a replica has it as an attribute alone
+        yield from module._parameters.values()
+
+
+def first_real(weights: Iterable[object], otherwise: torch.dtype) -> torch.dtype:
+    """The type of the first tensor in one of `REAL`; others only store numbers."""
+    return next((w.dtype for w in weights if isinstance(w, Tensor) and w.dtype in REAL), otherwise)
+
+
+def gate_dtype(gate: torch.nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    """The type that a gate computes in."""
+    return first_real(gate_weights(gate), otherwise)
 
 
 def gated_shrink(

@@ -4,12 +4,13 @@ It is the network of the public PyTorch port that most copies go back to, github
 Deep-Residual-Shrinkage-Networks-for-intelligent-fault-diagnosis-DRSN-, not the paper's: that is `models.drsn`.
 """
 
-from __future__ import annotations
+# Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,6 +31,8 @@ from .modules import (
     through,
 )
 from .reference import STATISTICS, Statistic
+
+torch.fx.wrap("require_input")
 
 WIDTHS = (64, 128, 256, 512)
 # The second linear layer of a gate without normalisation, one module short, as a block names it twice.
