@@ -55,7 +55,7 @@ def require_input(x: Tensor, channels: int, dim: int) -> None:
 
 @torch.fx.wrap
 def require_channels(x: Tensor, channels: int, name: str) -> None:
-    """Raise TypeError or ValueError unless axis 1 of ``x`` has ``channels`` entries, which the message calls ``name``."""
+    """Raise TypeError or ValueError unless axis 1 of ``x`` has ``channels`` entries, called ``name``."""
     if not isinstance(x, Tensor):
         raise wrong_type("x", x)
     if x.dim() < 2 or x.shape[1] != channels:
