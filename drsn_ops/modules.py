@@ -224,6 +224,7 @@ def through(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
+@watched
 class Layers(nn.Sequential):
     """A Sequential of which `through` is the forward: ``ReLU(inplace=True)`` would overwrite what a hook has kept."""
 
