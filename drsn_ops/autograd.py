@@ -6,12 +6,14 @@ Which way a call goes:
 - eager autograd: the ``Function`` below, whose backward is an operator that works from the code, or, where
   ``create_graph=True`` asks for more, the plain formulas of `codes` on the same bits, to any order;
 - ``torch.compile``, ``torch.export``, ``torch.jit.trace``: the registered operator as ``tracing`` describes it;
-- a ``torch.func`` transform, forward-mode AD, or a device without kernels: the plain formulas of ``reference``.
+- a ``torch.func`` transform, forward-mode AD, an export to ONNX, or a device without kernels: the plain formulas of
+  ``reference``.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,18 +43,29 @@ def _traced_in_torch_func() -> bool:
 _traced_in_torch_func._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _exporting_to_onnx() -> bool:
+    """Whether an ONNX exporter traces, of which there is none before its module has been imported."""
+    onnx: Any = sys.modules.get("torch.onnx")
+    return onnx is not None and bool(onnx.is_in_onnx_export())
+
+
+_exporting_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _has_tangent(*tensors: Tensor | None) -> bool:
     return any(t is not None and _forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _transforming(*tensors: Tensor | None) -> bool:
-    """Whether a transform watches that only plain operators go through.
+    """Whether a transform, or an exporter to ONNX, watches, and only plain operators go through it.
 
     Forward mode is on for all threads at once; of these tensors, those of its own thread have tangents.
     """
     forward_mode = _forward_ad._current_level >= 0
     if torch.compiler.is_compiling():
-        return _traced_in_torch_func() or forward_mode
+        return _traced_in_torch_func() or forward_mode or _exporting_to_onnx()
+    if torch._C._is_tracing() and _exporting_to_onnx():
+        return True
     return _in_torch_func() or (forward_mode and _has_tangent(*tensors))
 
 

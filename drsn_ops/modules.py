@@ -244,9 +244,11 @@ def pad_same(x: Tensor, stride: int) -> Tensor:
         return x
     widths: list[int] = []
     for size in reversed(x.shape[2:]):
-        total = max((-(-size // stride) - 1) * stride + 3 - size, 0)
+        total = 2 - (size - 1) % stride
+        if stride > 3:  # elsewhere a comparison would bind a traced network to sizes of one remainder
+            total = max(total, 0)
         widths += [total // 2, total - total // 2]
-    return F.pad(x, widths) if any(widths) else x
+    return F.pad(x, widths)
 
 
 def conv3(dim: int, in_channels: int, out_channels: int, stride: int = 1) -> _ConvNd:

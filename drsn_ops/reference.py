@@ -82,8 +82,9 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     source = x.clone() if inplace else x  # what autograd keeps must not be overwritten
     real = source if x.is_complex() else source.to(wide)
     threshold = tau.to(wide).clamp(min=0) if isinstance(tau, Tensor) else tau
-    # relu's derivative at 0 is 0, which closes the band; sgn is sign for a real x.
-    y = (real.sgn() * (real.abs() - threshold).relu()).to(x.dtype)
+    sign = real.sgn() if x.is_complex() else real.sign()
+    # relu's derivative at 0 is 0, which closes the band.
+    y = (sign * (real.abs() - threshold).relu()).to(x.dtype)
     return x.copy_(y) if inplace else y
 
 
