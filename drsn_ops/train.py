@@ -513,7 +513,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``train``. What is not given is the checkpoint's or the recipe's."""
     add, recipe = parser.add_argument, partial(defaults, RECIPES)
     add("--data", choices=tuple(RECIPES), help="data set (default: digits, which needs no files)")
-    add("--data-dir", type=Path, help="folder of MNIST's idx files or CIFAR-10's Python batches")
+    add(
+        "--data-dir",
+        type=Path,
+        help="folder of MNIST's idx files or CIFAR-10's Python batches, as published or as torchvision leaves them, "
+        "or CIFAR-10's archive",
+    )
     add("--epochs", type=count(), help=f"passes over the training images ({recipe('epochs')})")
     add("--batch-size", type=count(2), help=f"images a step ({recipe('batch_size')})")
     add("--lr", type=learning_rate, help=f"learning rate at the start ({recipe('lr')})")
