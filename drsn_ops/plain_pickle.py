@@ -45,14 +45,40 @@ class PlainDict(dict[Any, Any]):
         super().__setitem__(key, value)
 
 
+class Opcodes(dict[int, Any]):
+    """What an unpickler does at each opcode."""
+
+    def __missing__(self, opcode: int) -> Any:
+        raise pickle.UnpicklingError(f"it has opcode {opcode:#04x}, which a data file has no use for")
+
+
+# without sets, whose items are hashed, and without arrays that are made before what fills them is read
+LEFT_OUT = (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8)
+
+
 # in Python: the memo of the one in C grows to the largest index that a file names
 class PlainUnpickler(pickle._Unpickler):
-    dispatch = {
-        opcode: load
-        for opcode, load in pickle._Unpickler.dispatch.items()
-        if bytes([opcode]) not in (pickle.DICT, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)
-    }
-    dispatch[pickle.EMPTY_DICT[0]] = lambda self: self.append(PlainDict())  # type: ignore[attr-defined]
+    dispatch = Opcodes(
+        {
+            opcode: load
+            for opcode, load in pickle._Unpickler.dispatch.items()
+            if bytes([opcode]) not in LEFT_OUT
+        }
+    )
+
+    def load_empty_dictionary(self) -> None:
+        self.append(PlainDict())  # type: ignore[attr-defined]
+
+    dispatch[pickle.EMPTY_DICT[0]] = load_empty_dictionary
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        values = PlainDict()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            values[key] = value
+        self.append(values)  # type: ignore[attr-defined]
+
+    dispatch[pickle.DICT[0]] = load_dict
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in NAMES:
