@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from .modules import Norm, Shrinkage, Thresholds
@@ -214,9 +215,10 @@ def _is_sequence_of_layers(module: nn.Sequential) -> bool:
 
 
 def _pools(module: nn.Module) -> bool:
-    """Whether the module is a pooling, or a Sequential of such."""
-    if isinstance(module, nn.Sequential) and len(module):
-        return all(map(_pools, module))
+    """Whether the module is a pooling, or a Sequential of such and of dropouts."""
+    if isinstance(module, nn.Sequential):
+        layers = [one for one in module if not isinstance(one, _DropoutNd)]
+        return bool(layers) and all(map(_pools, layers))
     return "pool" in type(module).__name__.lower() and not _convolutions(module)
 
 

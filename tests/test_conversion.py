@@ -490,6 +490,7 @@ def test_what_only_looks_alike_is_left_alone():
 WAYS_OUT = {
     "pooling": lambda: nn.MaxPool2d(2),
     "poolings": lambda: nn.Sequential(nn.AvgPool2d(2), nn.MaxPool2d(1)),
+    "pooling and dropout": lambda: nn.Sequential(nn.MaxPool2d(2), nn.Dropout2d(0.1)),
     "convolution": lambda: nn.Conv2d(6, 6, 2, 2),
     "pooling and convolution": lambda: nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(6, 6, 3, padding=1)),
 }
