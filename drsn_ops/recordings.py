@@ -310,7 +310,10 @@ def read_npy(path: Path) -> tuple[list[str], npt.NDArray[Any]]:
     """No names, and the array of a .npy file, of a size that is not taken on trust."""
     versions = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with path.open("rb") as file:
-        shape, fortran, dtype = versions[np.lib.format.read_magic(file)](file)
+        version = np.lib.format.read_magic(file)
+        if version not in versions:
+            raise ValueError("it is of .npy version {}.{}, expected 1.0 or 2.0".format(*version))
+        shape, fortran, dtype = versions[version](file)
         if dtype.hasobject:
             raise ValueError("it holds Python objects, expected numbers")
         promised, held = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()

@@ -455,6 +455,11 @@ def npy(shape, descr="<f8"):
         ("0.npy", npy("(-5, -10)"), "0.npy: cannot be read: "),
         (
             "0.npy",
+            b"\x93NUMPY\x03\x00" + bytes(60),
+            r"0.npy: .* it is of .npy version 3.0, expected 1.0 or 2.0",
+        ),
+        (
+            "0.npy",
             npy("(49,)"),
             "0.npy: cannot be read: it holds 400 bytes of data where its header says 392",
         ),
