@@ -712,7 +712,7 @@ def check_shrinkage(
     far as the gate's outputs do: an alpha below 1e-7 in a quiet channel passes for the channel's own mean, and C
     outputs that are always equal for one. A guard of up to 1e-6 against a division by 0 is no mistake. Gradients are
     compared with what y does when x moves a little; a cut that takes less than a thousandth of them does not show, in
-    float32 less than a hundredth.
+    float32 less than a fiftieth.
 
     Args:
         module: maps (N, C, \*spatial) to the same shape; the shrinkage alone, without convolutions or the shortcut.
