@@ -420,10 +420,14 @@ def small_grid(quick):
     return [Case("shrink", direction, (2, 3, 16)) for direction in ("forward", "backward")]
 
 
-def run_benchmarks(monkeypatch, folder, *arguments):
+def set_up_benchmarks(monkeypatch, folder, *arguments):
     monkeypatch.setattr(command, "RESULTS", folder)
     monkeypatch.setattr(command, "cpu_cases", small_grid)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--record", "--no-compile", "--threads", "1", *arguments])
+
+
+def run_benchmarks(monkeypatch, folder, *arguments):
+    set_up_benchmarks(monkeypatch, folder, *arguments)
     assert command.main() == 0
     (path,) = folder.glob("*.json")
     return json.loads(path.read_text())
@@ -443,8 +447,8 @@ def test_what_was_measured_before_a_run_was_cut_short_is_there(monkeypatch, tmp_
         return measure(case, modes, rounds=1, seconds=0.0)
 
     monkeypatch.setattr(command, "measure", cut_short)
-    with pytest.raises(KeyboardInterrupt):
-        run_benchmarks(monkeypatch, tmp_path)
+    set_up_benchmarks(monkeypatch, tmp_path)
+    assert command.main() == 130
     (part,) = tmp_path.iterdir()
     first = json.loads(part.read_text())
     assert {row["direction"] for row in first} == {"forward"}
