@@ -167,10 +167,10 @@ struct Operators {
   static std::tuple<Tensor, Tensor> run_soft_threshold_backward(SoftThresholdBackward p, const Tensor& grad,
                                                                 const Shape& tau_shape,
                                                                 std::optional<ScalarType> tau_dtype, bool channels_last,
-                                                                bool need_x) {
+                                                                bool need_x, Numbers numbers) {
     const Shape shape = shape_of(grad);
     const ScalarType type = grad.scalar_type();
-    p.dtype = dtype_of("grad", type, p.x ? Numbers::kComplex : Numbers::kReal);
+    p.dtype = dtype_of("grad", type, numbers);
     p.grad = data(grad);
     p.numel = grad.numel();
     const Tensor dx = empty(need_x ? shape : Shape{0}, type, grad, need_x && channels_last);
@@ -180,7 +180,8 @@ struct Operators {
     p.dx = need_x ? dx.mutable_data_ptr() : nullptr;
     p.dtau = tau_dtype ? dtau.mutable_data_ptr() : nullptr;
     p.dtau_numel = dtau.numel();
-    p.over = broadcast(p.x ? "tau" : "tau_shape", shape, channels_last, tau_shape, strides_for(tau_shape, follows));
+    p.over = broadcast(numbers == Numbers::kReal ? "tau_shape" : "tau", shape, channels_last, tau_shape,
+                       strides_for(tau_shape, follows));
     if (p.numel > 0) {
       Backend::soft_threshold_backward(p, grad);
     } else if (p.dtau) {
@@ -198,7 +199,7 @@ struct Operators {
     SoftThresholdBackward p{};
     p.code = bytes(code);
     if (tau_dtype) p.tau_in_accumulator = check_tau_type("tau_dtype", *tau_dtype, grad.scalar_type());
-    return run_soft_threshold_backward(p, grad, tau_shape, tau_dtype, channels_last, need_x);
+    return run_soft_threshold_backward(p, grad, tau_shape, tau_dtype, channels_last, need_x, Numbers::kReal);
   }
 
   static std::tuple<Tensor, Tensor> complex_soft_threshold_backward(Tensor grad, Tensor x, Optional tau, double value,
@@ -219,7 +220,8 @@ struct Operators {
       p.tau = data(dense_tau);
       if (need_tau) tau_dtype = tau->scalar_type();
     }
-    return run_soft_threshold_backward(p, grad, tau ? shape_of(*tau) : Shape{}, tau_dtype, channels_last, need_x);
+    return run_soft_threshold_backward(p, grad, tau ? shape_of(*tau) : Shape{}, tau_dtype, channels_last, need_x,
+                                       Numbers::kComplex);
   }
 
   static Tensor run_abs_mean(Tensor x, bool per_sample, Tensor* code) {

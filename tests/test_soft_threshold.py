@@ -261,6 +261,14 @@ class TestComplex:
         assert gradcheck(drsn_ops.soft_threshold, (x, tau))
         assert gradgradcheck(drsn_ops.soft_threshold, (x, tau))
 
+    @pytest.mark.parametrize("shape", EMPTY)
+    def test_empty(self, device, shape):
+        x = leaf(torch.zeros(shape, dtype=torch.complex64, device=device))
+        tau = leaf(torch.rand(shape[-1:], device=device))
+        drsn_ops.soft_threshold(x, tau).abs().sum().backward()
+        assert x.grad.shape == shape
+        assert torch.equal(tau.grad, torch.zeros_like(tau))
+
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
 @pytest.mark.parametrize("tau_shape", ["scalar", "channel", "every"])
