@@ -120,9 +120,9 @@ def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -
     if _transforming(x, tau) or not serves(x) or (x.is_complex() and _tracing()):
         return reference.soft_threshold(x, value if tau is None else tau, inplace=inplace)
     needs_grad = _needs_grad(x, tau)
-    if inplace and not _overwrites(x, needs_grad):
-        kept = x.clone() if x.is_complex() else x  # a complex x is what its backward keeps
-        return x.copy_(soft_threshold(kept, tau, value, False))
+    keeps = needs_grad and x.is_complex()  # its backward keeps x
+    if inplace and (keeps or not _overwrites(x, needs_grad)):
+        return x.copy_(soft_threshold(x.clone() if keeps else x, tau, value, False))
     if not needs_grad:
         if not inplace:
             return _ops.soft_threshold.default(x, tau, value)
@@ -131,7 +131,9 @@ def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -
         return x
     if _tracing():
         return _ops.soft_threshold_with_code.default(x, tau, value)[0]
-    return (ComplexSoftThreshold if x.is_complex() else SoftThreshold).call(x, tau, value, inplace)
+    if x.is_complex():
+        return ComplexSoftThreshold.call(x, tau, value)
+    return SoftThreshold.call(x, tau, value, inplace)
 
 
 class SoftThreshold(FastFunction):
@@ -170,15 +172,11 @@ class ComplexSoftThreshold(FastFunction):
     """Keeps x: its phase is no code of a few bits. Later derivatives are those of the plain formula."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tau: Tensor | None, value: float) -> Tensor:
         ctx.value = value
-        ctx.save_for_backward(x.clone() if inplace else x, tau)
+        ctx.save_for_backward(x, tau)
         with _BelowAutograd():
-            if not inplace:
-                return _ops.soft_threshold.default(x, tau, value)
-            _ops.soft_threshold_.default(x, tau, value, False)
-        ctx.mark_dirty(x)
-        return x
+            return _ops.soft_threshold.default(x, tau, value)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -193,7 +191,7 @@ class ComplexSoftThreshold(FastFunction):
             dx, dtau = next(found) if need_x else None, next(found) if need_tau else None
         else:
             dx, dtau = _ops.complex_soft_threshold_backward.default(grad, x, tau, ctx.value, need_x, need_tau)
-        return dx if need_x else None, dtau if need_tau else None, None, None
+        return dx if need_x else None, dtau if need_tau else None, None
 
 
 def _count(shape: Sequence[int], per_sample: bool) -> int:

@@ -261,6 +261,12 @@ class TestComplex:
         assert gradcheck(drsn_ops.soft_threshold, (x, tau))
         assert gradgradcheck(drsn_ops.soft_threshold, (x, tau))
 
+        def inplace(x, tau):
+            return drsn_ops.soft_threshold(x * 1, tau, inplace=True)
+
+        assert gradcheck(inplace, (x, tau))
+        assert gradgradcheck(inplace, (x, tau))
+
     @pytest.mark.parametrize("shape", EMPTY)
     def test_empty(self, device, shape):
         x = leaf(torch.zeros(shape, dtype=torch.complex64, device=device))
