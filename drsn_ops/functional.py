@@ -270,6 +270,8 @@ def shrink(
                 f"alpha: got shape {tuple(alpha.shape)}, expected ({n}, {c}), ({n}, 1) or ({c},)"
             )
     gate = reference.gate_values(alpha, wide, x.device)
+    if inplace and return_threshold:
+        gate = gate.clone()  # it may lie in the memory of x
     _check_residual(residual, x)
     fused = residual if residual is not None and residual.dtype == x.dtype else None
     # of another type, it may still lie in the memory of x

@@ -109,6 +109,8 @@ def shrink(
     return_threshold: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``soft_threshold(x, alpha * abs_mean(x)) + residual``."""
+    if inplace and isinstance(alpha, Tensor):
+        alpha = alpha.clone()  # it may lie in the memory of x
     y, mean = shrink_and_mean(x, alpha, statistic, residual, inplace)
     return (y, gate_values(alpha, mean.dtype, x.device) * mean) if return_threshold else y
 

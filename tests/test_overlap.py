@@ -143,6 +143,16 @@ def test_a_residual_of_another_type_in_the_memory_of_x(device):
         torch.testing.assert_close(function(x, residual), wanted)
 
 
+@pytest.mark.parametrize("module", [drsn_ops, drsn_ops.reference])
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_threshold_is_that_of_the_alpha_that_came(device, module, step):
+    """Also where alpha has been overwritten with x: a strided x is copied into, so that nothing is refused."""
+    x = (torch.rand(N, C, step * L, device=device) + 0.1)[..., ::step]
+    wanted = module.shrink(x.clone(), x[..., 0].clone(), return_threshold=True)
+    found = module.shrink(x, x[..., 0], inplace=True, return_threshold=True)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_a_gradient_through_memory_that_was_shared(device):
     """What a backward pass keeps is not what came to lie there."""
     start = leaf(torch.rand(N, C, L, device=device))
