@@ -42,12 +42,14 @@ def wrong_type(name: str, value: object, allowed: str = "a tensor") -> TypeError
 def require_number(name: str, value: object) -> None:
     """Raise TypeError unless ``value`` is a real number, Python's or numpy's."""
     # what is Real otherwise is found more slowly
-    if not isinstance(value, (float, int, Real)) or isinstance(value, bool):
+    if not isinstance(value, (float, int, torch.SymFloat, torch.SymInt, Real)) or isinstance(value, bool):
         raise wrong_type(name, value, "a number or a tensor")
 
 
 def varies(value: float) -> bool:
     """Whether a compiler follows this number as one that changes from call to call."""
+    if isinstance(value, (torch.SymFloat, torch.SymInt)):
+        return True
     if not torch.compiler.is_compiling():
         return False
     # here, since it would import sympy with the package

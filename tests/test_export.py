@@ -317,6 +317,24 @@ def test_export_strict(name):
     agree(program, module, make_input(name, 5), make_input(name, 2, 35))
 
 
+class BySize(nn.Module):
+    """Numbers that are made of sizes."""
+
+    def forward(self, x):
+        y = drsn_ops.soft_threshold(x, 1 / x.shape[0])
+        return y, drsn_ops.soft_threshold(x, x.shape[0]), drsn_ops.shrink(x, x.shape[0] / 10)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_number_made_of_a_size_follows_it(strict):
+    shapes = ({0: Dim("batch")},)
+    program = torch.export.export(BySize(), (torch.randn(4, 3, 20),), dynamic_shapes=shapes, strict=strict)
+    x = torch.randn(7, 3, 20)
+    torch.testing.assert_close(program.module()(x), BySize()(x))
+    traced = make_fx(BySize(), tracing_mode="symbolic")(torch.randn(4, 3, 20))
+    torch.testing.assert_close(traced(x), BySize()(x))
+
+
 # Modules whose training step is traced; a network adds nothing but plain operators.
 steps = pytest.mark.parametrize("name", ["functions", "Shrinkage", "batch_norm_shrink"])
 
