@@ -121,6 +121,8 @@ def is_plain(*modules: nn.Module) -> bool:
             or own["_backward_pre_hooks"]
             or "forward" in own
             or "_compiled_call_impl" in own
+            or "_call_impl" in own
+            or kind._call_impl is not call_impl
             or (kind.__call__ is not call and not _traces(kind.__call__))
             or _FORWARDS.get(kind, forward := kind.forward) is not forward
         ):
@@ -130,7 +132,6 @@ def is_plain(*modules: nn.Module) -> bool:
         or _module._global_forward_pre_hooks
         or _module._global_backward_hooks
         or _module._global_backward_pre_hooks
-        or nn.Module._call_impl is not call_impl
     )
 
 

@@ -346,14 +346,17 @@ class Recorder(list):
         self.append(1)
 
 
-def replaced_forward(gate, seen):
-    original = gate[2].forward
+def replaced(name):
+    def attach(gate, seen):
+        original = getattr(gate[2], name)
 
-    def forward(h):
-        seen()
-        return original(h)
+        def method(h):
+            seen()
+            return original(h)
 
-    gate[2].forward = forward
+        setattr(gate[2], name, method)
+
+    return attach
 
 
 class Subclass(nn.Linear):
@@ -399,7 +402,8 @@ ATTACHMENTS = {
     "global pre-hook": lambda gate, seen: torch_module.register_module_forward_pre_hook(seen),
     "global backward hook": lambda gate, seen: torch_module.register_module_full_backward_hook(seen),
     "global backward pre-hook": lambda gate, seen: torch_module.register_module_full_backward_pre_hook(seen),
-    "replaced forward": replaced_forward,
+    "replaced forward": replaced("forward"),
+    "replaced call": replaced("_call_impl"),
     "subclass": subclassed,
     "subclass of Sequential": sequential_subclass,
     "parametrization": parametrized,
@@ -408,7 +412,7 @@ ATTACHMENTS = {
 METHODS = [
     *((kind, name) for kind in (nn.Sequential, nn.Linear, nn.ReLU, nn.Sigmoid) for name in ("forward", "__call__")),
     *((nn.BatchNorm1d, name) for name in ("forward", "__call__")),
-    (_BatchNorm, "forward"), (nn.Module, "__call__"), (nn.Module, "_call_impl"),
+    (_BatchNorm, "forward"), (nn.Module, "__call__"), (nn.Module, "_call_impl"), (nn.Linear, "_call_impl"),
 ]  # fmt: skip
 ATTACHMENTS |= {
     f"{kind.__name__}.{name}": lambda gate, seen, kind=kind, name=name: Replaced(kind, name, seen)
