@@ -29,6 +29,7 @@ HARD = "hard threshold"
 GARROTE = "garrote"
 UNBOUNDED = "alpha not between 0 and 1"
 CUT = "cut off from the gradient"
+SHORTCUT = "x added to the result"
 
 REMEDIES = {
     MEAN_WITHOUT_ABS: "take the mean of x.abs(), both for the gate's input and for what alpha multiplies",
@@ -41,6 +42,7 @@ REMEDIES = {
     GARROTE: "take off tau, not tau ** 2 / x: x.sign() * (x.abs() - tau).relu()",
     UNBOUNDED: "end the gate in a sigmoid; what a softplus, a ReLU, a tanh or a bare linear layer returns is no share",
     CUT: "leave out the detach(), .data, .item() or torch.no_grad() around it",
+    SHORTCUT: "give the shrinkage alone, without the shortcut that is added to it",
 }
 # What y is where it is not soft thresholding.
 _FORMS = {
@@ -131,7 +133,9 @@ def _softened(form: str | None, magnitude: Tensor, kept: Tensor) -> Tensor:
     if form == HARD:
         return (kept - (magnitude * (kept == 0)).amax(-1, keepdim=True)) * (kept > 0)
     if form == GARROTE:
-        return (magnitude - ((magnitude - kept) * magnitude).clamp(min=0).sqrt()) * (kept > 0)
+        taken = (magnitude - kept) * magnitude
+        taken = torch.where(taken < -1e-6 * magnitude**2, torch.nan, taken.clamp(min=0))  # no tau adds to x
+        return (magnitude - taken.sqrt()) * (kept > 0)
     return kept
 
 
@@ -296,7 +300,7 @@ def _find_form(block: _Block, rows: _Rows, layouts: dict[str, Tensor]) -> str:
         for (layout, order), (other, back) in itertools.product(layouts.items(), repeat=2):
             measured = _measure(x, y, order, back, form)
             error = measured.error
-            if error > block.tolerance:
+            if not error <= block.tolerance:
                 continue
             if other != layout:
                 raise _Wrong(
@@ -317,6 +321,8 @@ def _find_form(block: _Block, rows: _Rows, layouts: dict[str, Tensor]) -> str:
             block.tolerance = 1e-6 if error < 1e-10 else block.tolerance
             block.error = error
             return layout
+    if any(_measure(x, y - x, order).error <= block.tolerance for order in layouts.values()):
+        raise _Wrong(SHORTCUT, "y - x is soft thresholding of x")
     raise _Wrong(UNKNOWN, _deviation(_measure(x, y, layouts["channels"]).error))
 
 
@@ -768,5 +774,6 @@ def check_shrinkage(
             return wrong.check
         except Exception as error:
             message = str(error).partition("\n")[0]
-            failure = Check(False, f"raises {type(error).__name__}", None, (message,))
+            called = f"it was called with x of shape {(_SAMPLES, channels, *sizes)}; dim says how many axes are spatial"
+            failure = Check(False, f"raises {type(error).__name__}", None, (message, called))
     return failure

@@ -449,9 +449,13 @@ def convert(
     places = _places(model, where or (lambda name, module: True))
     _require_open(model, places.values())
     if not places:
-        there = f" that has {len(kept)} already, {kept[0]} the first," if kept else ""
+        if kept:
+            raise ValueError(
+                f"model: got {type(model).__name__} that has {len(kept)} shrinkages already, {kept[0]} the first, "
+                "expected one with a place for another"
+            )
         raise ValueError(
-            f"model: got {type(model).__name__}{there} with no place for a shrinkage, expected residual blocks (conv1, "
+            f"model: got {type(model).__name__} with no place for a shrinkage, expected residual blocks (conv1, "
             f"conv2, ... or one Sequential of layers, and a {', '.join(SHORTCUTS[:-1])} or {SHORTCUTS[-1]} that is no "
             "pooling alone) or squeeze-and-excite modules, and `where` to return True for one"
         )

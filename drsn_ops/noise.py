@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from .modules import require_choice
-from .reference import accumulator
+from .reference import accumulator, wrong_type
 
 Kind = Literal["gaussian", "laplacian", "pink", "uniform"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+FLOATING = "a tensor of a real floating-point type"
 
 Device = torch.device | str | None
 
@@ -181,9 +183,10 @@ def _power(x: Tensor) -> Tensor:
 
 
 def _require_signals(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name}: got {got}, expected a tensor of a real floating-point type")
+    if not isinstance(x, Tensor):
+        raise wrong_type(name, x, FLOATING)
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: got a tensor of {x.dtype}, expected {FLOATING}")
     if x.dim() < 2:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected (N, ...) with at least two axes")
 

@@ -323,7 +323,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (IsADirectoryError, PermissionError) as error:
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: a folder, expected a checkpoint, as {path / 'checkpoint.pt'}") from error
+    except PermissionError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     # a damaged archive can raise nearly anything
     except Exception as error:

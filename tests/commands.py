@@ -1,6 +1,9 @@
 """What the tests of the command line share."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import drsn_ops
@@ -9,6 +12,24 @@ import drsn_ops
 def environment():
     """That of a Python process on one thread which imports this package."""
     return {**os.environ, "PYTHONPATH": str(Path(drsn_ops.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments, **options):
+    """A Python process of its own, at the head of a process group, which Ctrl-C ends.
+
+    What a shell starts in the background, these tests perhaps, ignores it.
+    """
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=environment(),
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **options,
+    )
 
 
 def status_of(run, *flags):

@@ -3,15 +3,13 @@
 import argparse
 import importlib
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import environment, status_of
+from commands import start, status_of
 
 from benchmarks import __main__ as benchmarks
 from drsn_ops.__main__ import COMMANDS, main
@@ -116,17 +114,7 @@ def test_an_interrupt_of_the_imports_ends_in_silence(command, capsys, monkeypatc
 
 @pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_in_silence(alone_in, signum, status):
-    command = [sys.executable, "-m", "drsn_ops", "train", "--epochs", str(10**6), "--output-dir", "own"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command,
-        env=environment(),
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        # what a shell starts in the background, these tests perhaps, ignores Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = start("-m", "drsn_ops", "train", "--epochs", 10**6, "--output-dir", "own")
     try:
         deadline = time.monotonic() + 300
         while not Path("own/curve.csv").exists() and process.poll() is None and time.monotonic() < deadline:

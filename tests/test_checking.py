@@ -19,6 +19,7 @@ from drsn_ops.checking import (
     MEAN_WITHOUT_ABS,
     OTHER_GRADIENT,
     RESHAPE,
+    SHORTCUT,
     UNBOUNDED,
     UNKNOWN,
     check_shrinkage,
@@ -370,6 +371,16 @@ SEEN = {
         GARROTE,
         r"x = 2.92 becomes 2.16, sign\(x\) .* is 1.43$",
     ),
+    "with its shortcut, and a ReLU": (
+        lambda x: torch.relu(x + shrunk(x, 0.5 * mean_of(x))),
+        SHORTCUT,
+        "y - x is soft thresholding of x$",
+    ),
+    "with its shortcut": (
+        lambda x: x + shrunk(x, 0.5 * mean_of(x)),
+        SHORTCUT,
+        "y - x is soft thresholding of x$",
+    ),
     "twice": (lambda x: shrunk(x, 1.5 * mean_of(x)), UNBOUNDED, "alpha .* is up to 1.5\n"),
     "negative": (lambda x: shrunk(x, -0.5 * mean_of(x)), UNBOUNDED, "alpha .* is down to -0.5\n"),
     "sum": (lambda x: shrunk(x, 0.005 * x.abs().sum(-1, True)), UNBOUNDED, "alpha .* is up to 1.25\n"),
@@ -648,7 +659,7 @@ def test_spatial_sizes_are_given_where_the_block_needs_them():
             return super().forward(x)
 
     check = check_shrinkage(Fixed(), C, dim=2)
-    assert check.statement == "raises AssertionError" and check.evidence == ("8 x 4 maps",)
+    assert check.statement == "raises AssertionError" and check.evidence[0] == "8 x 4 maps"
     assert check_shrinkage(Fixed(), C, dim=2, spatial=(8, 4), expected=CW)
 
 

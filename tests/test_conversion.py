@@ -551,7 +551,7 @@ def test_a_second_conversion_says_what_is_there():
     assert str(second).splitlines()[-1] == "1 were there before, layer1.1.bn2.shrinkage the first"
     state = list(model.state_dict())
     with pytest.raises(
-        ValueError, match=r"got ResNet that has 2 already, layer1\.0\.bn2\.shrinkage the first, with no place"
+        ValueError, match=r"got ResNet that has 2 shrinkages already, layer1\.0\.bn2\.shrinkage the first"
     ):
         convert(model)
     assert list(model.state_dict()) == state

@@ -6,8 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
@@ -18,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import assert_refused, environment
+from commands import assert_refused, start
 
 import drsn_ops
 from drsn_ops import noise
@@ -57,15 +55,6 @@ def folder(alone_in):
 def run(*flags):
     cell.load.cache_clear()  # a program starts without
     return main(["experiment", *map(str, flags)])
-
-
-def start(*arguments, **options):
-    """A Python process of its own, at the head of a process group."""
-    command = [sys.executable, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True, **options
-    )
 
 
 def results(folder):
@@ -205,6 +194,21 @@ def test_interrupt(whole, folder, monkeypatch, capsys):
     assert sorted(path.name for path in (folder / "part").iterdir()) == ["cells", "settings.json"]
     assert run("--resume", "part", "--workers", 1) == 0
     assert results(folder / "part") == results(whole)
+
+
+def test_interrupt_in_the_report(whole, folder, monkeypatch, capsys):
+    """What is said then is what is said before: all cells are done, and how to go on."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    shutil.copytree(whole, folder / "part")
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "write_report", interrupt)
+        assert run("--resume", "part", "--workers", 1) == 130
+    out = capsys.readouterr().out
+    assert "16 of 16 cells are done; now the table" in out
+    assert "interrupted; 16 of 16 cells are done; to go on: --resume part --workers 1" in out
 
 
 def members(group):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -199,7 +200,14 @@ def test_errors(options, message):
         add_noise(**{"x": signals(), "snr": 0.0, **options})
 
 
-@pytest.mark.parametrize("x, got", [(torch.ones(2, 3, dtype=torch.int64), "a tensor of"), ([[1.0]], "list")])
+@pytest.mark.parametrize(
+    "x, got",
+    [
+        (torch.ones(2, 3, dtype=torch.int64), "a tensor of"),
+        ([[1.0]], "list"),
+        (np.ones((2, 3)), "numpy.ndarray"),
+    ],
+)
 def test_wrong_types(x, got):
     with pytest.raises(TypeError, match=f"x: got {got}.*, expected a tensor of a real floating-point type"):
         add_noise(x, 0.0)

@@ -540,7 +540,7 @@ BAD = [
     (["--resume", "cut.pt"], "cut.pt: damaged, or not a checkpoint"),
     (["--resume", "weights.pt"], "weights.pt: not a checkpoint of this program"),
     (["--resume", "object.pt"], "object.pt: damaged, or not a checkpoint"),
-    (["--resume", "."], ".: Is a directory"),
+    (["--resume", "."], ".: a folder, expected a checkpoint, as checkpoint.pt"),
     (
         ["--resume", "earlier.pt"],
         "earlier.pt: a checkpoint of drsn_ops.train 1, not of this version's drsn_ops.train 2",

@@ -182,6 +182,10 @@ def experiment(args: argparse.Namespace, processes: Processes, claims: ExitStack
         if not processes.leads:
             return 0
         wait_for(left, folder)
+        print(
+            f"{progress(settings, folder)}; now the table, the curves and the features, by t-SNE", flush=True
+        )
+        paths = write_report(settings, read_results(folder, settings), folder)
     except KeyboardInterrupt:
         if processes.leads:
             print(f"interrupted; {progress(settings, folder)}; {go_on}")
@@ -190,7 +194,6 @@ def experiment(args: argparse.Namespace, processes: Processes, claims: ExitStack
         why = "a worker was killed, by want of memory perhaps"
         print(f"drsn_ops experiment: {why}; {progress(settings, folder)}; {go_on}", file=sys.stderr)
         return 1
-    paths = write_report(settings, read_results(folder, settings), folder)
     print((folder / "table.md").read_text())
     print(f"written: {', '.join(map(str, paths))}")
     return 0
