@@ -9,6 +9,7 @@ their time, Keras 2.2.1 and TFLearn 0.3.2, initialise, normalise and decay.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,12 @@ class ShrinkageNetwork(nn.Module):
             channels = out_channels
         self.bn = BATCH_NORMS[dim](channels)
         self.classifier = nn.Linear(channels, num_classes)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes a pickle from before a network kept its stride, which its stem then told."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "stride" not in state:
+            self.stride = self.stem.stride[0]
 
     def forward(self, x: Tensor) -> Tensor:
         require_input(x, self.in_channels, self.dim)

@@ -1,6 +1,7 @@
 """The published networks: sizes, initialisation, L2, and the forward pass operation by operation."""
 
 import math
+import pickle
 from functools import partial
 
 import pytest
@@ -173,6 +174,16 @@ def weighted(network):
         for name, module in network.named_modules()
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))
     }
+
+
+def test_a_pickle_from_before_a_network_kept_its_stride():
+    network = drsn(blocks=3).eval()
+    x = torch.randn(2, 1, 64)
+    expected = network(x)
+    stride = network.__dict__.pop("stride")
+    again = pickle.loads(pickle.dumps(network))
+    assert again.stride == stride == 2
+    assert torch.equal(again(x), expected)
 
 
 @pytest.mark.parametrize("build", [drsn_mnist, drsn_cifar10, drsn])
