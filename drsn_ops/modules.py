@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.node import has_side_effect
 from torch.nn.modules.conv import _ConvNd
 
 from . import functional, reference
@@ -40,10 +41,12 @@ def require_positive(name: str, value: object) -> None:
         raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
 
 
-# torch.fx traces without shapes. What asks for one is one node, by `torch.fx.wrap` in each file that calls it.
+# torch.fx traces without shapes. What asks for one is one node, by `torch.fx.wrap` in each file that calls it; a check,
+# whose result nobody takes, is no dead code.
 
 
 @torch.fx.wrap
+@has_side_effect
 def require_input(x: Tensor, channels: int, dim: int) -> None:
     """Raise TypeError or ValueError unless ``x`` is a batch of ``channels`` channels with ``dim`` spatial axes."""
     if not isinstance(x, Tensor):
@@ -54,6 +57,7 @@ def require_input(x: Tensor, channels: int, dim: int) -> None:
 
 
 @torch.fx.wrap
+@has_side_effect
 def require_channels(x: Tensor, channels: int, name: str) -> None:
     """Raise TypeError or ValueError unless axis 1 of ``x`` has ``channels`` entries, called ``name``."""
     if not isinstance(x, Tensor):

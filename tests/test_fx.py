@@ -177,6 +177,16 @@ def test_the_traced_module_checks_its_input(name, shape, message):
         traced(torch.zeros(shape, dtype=torch.float64))
 
 
+def test_a_check_is_no_dead_code():
+    traced = fx.symbolic_trace(nn.Sequential(SoftThreshold(4), RSBU(4, 6)))
+    checks = [node.target.__name__ for node in traced.graph.nodes if not node.users and node.op != "output"]
+    assert checks == ["require_channels", "require_input", "require_channels"]
+    assert not traced.graph.eliminate_dead_code()
+    traced.recompile()
+    with pytest.raises(ValueError, match=r"x: got shape \(2, 3, 8\), expected 4"):
+        traced(torch.zeros(2, 3, 8))
+
+
 FUNCTIONS = {
     "soft_threshold": lambda x: soft_threshold(x, 0.5),
     "soft_threshold by a tensor": lambda x: soft_threshold(torch.ones(2, 3, 4), x),
