@@ -42,9 +42,11 @@ SHORT_GATE = re.compile(r"(.*\.(?:shrinkage|residual_function\.5)\.fc\.)2(\.(?:w
 def shrink_behind(norm: nn.Module, shrinkage: nn.Module, z: Tensor, residual: Tensor | None = None) -> Tensor:
     """``shrinkage(norm(z), residual)``, as one operator where nothing is attached to the shrinkage itself.
 
-    A hook on the `Shrinkage`, or another module in its place, has to be called with what the norm returns.
+    A hook on the `Shrinkage`, or another module in its place, has to be called with what the norm returns. A tracer of
+    torch.fx, which records plain operators in any case, may take the `Shrinkage` for a leaf.
     """
-    if type(shrinkage) is Shrinkage and is_plain(shrinkage) and not shrinkage.use_reference:
+    traced = isinstance(z, torch.fx.Proxy)
+    if type(shrinkage) is Shrinkage and is_plain(shrinkage) and not (shrinkage.use_reference or traced):
         return functional.batch_norm_shrink(
             z, norm, shrinkage.fc, statistic=shrinkage.statistic, residual=residual
         )

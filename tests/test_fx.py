@@ -187,6 +187,20 @@ def test_a_check_is_no_dead_code():
         traced(torch.zeros(2, 3, 8))
 
 
+@pytest.mark.parametrize("name", ["RSBU", "drsn", "RSNetBlock", "rsnet18", "converted"])
+def test_a_shrinkage_may_be_a_leaf(name):
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return isinstance(module, Shrinkage) or super().is_leaf_module(module, name)
+
+    module, _ = make(name)
+    traced = fx.GraphModule(module, Tracer().trace(module))
+    targets = {node.target for node in traced.graph.nodes if node.op == "call_module"}
+    shrinkages = {at for at, one in module.named_modules() if isinstance(one, Shrinkage)}
+    assert shrinkages and shrinkages <= targets
+    agree(traced, copy.deepcopy(module), name)
+
+
 FUNCTIONS = {
     "soft_threshold": lambda x: soft_threshold(x, 0.5),
     "soft_threshold by a tensor": lambda x: soft_threshold(torch.ones(2, 3, 4), x),
