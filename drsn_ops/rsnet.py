@@ -129,7 +129,7 @@ class RSNetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_input(x, self.in_channels, self.dim)
         branch, shrinkage = self.residual_function, self.shrinkage
-        layers = list(branch) if type(branch) is Layers and is_plain(branch) else []
+        layers = list(branch) if type(branch) in (Layers, nn.Sequential) and is_plain(branch) else []
         if shrinkage is None or len(layers) != 6 or layers[5] is not shrinkage:
             y = branch(x) + self.shortcut(x)
             return F.relu(y, inplace=isinstance(y, Tensor))

@@ -200,6 +200,18 @@ def test_the_fused_block_equals_its_modules(training, device):
     assert not any(name.startswith("batch_norm_shrink") for name in operators_of(twin, x.detach()))
 
 
+def test_a_block_of_a_plain_sequential_is_fused():
+    """As a pickle has it that is older than `Layers`."""
+    block = randomise(RSNetBlock(3, 3)).eval()
+    x = torch.randn(2, 3, 8)
+    expected = block(x)
+    block.residual_function = nn.Sequential(*block.residual_function)
+    block.residual_function[2].inplace = True
+    (name,) = operators_of(block, x)
+    assert name.startswith("batch_norm_shrink")
+    assert torch.equal(block(x), expected)
+
+
 def test_a_forward_replaced_on_the_class_of_the_shrinkage_runs(device):
     block, seen = RSNetBlock(3, 3).to(device), []
     x = torch.randn(2, 3, 8, device=device)
