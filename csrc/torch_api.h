@@ -46,12 +46,16 @@ inline bool has_shape(const Tensor& t, const Shape& shape) {
   return std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
 }
 
+// Tensor::device asks for each kind of device that there is.
+inline int32_t device_type(const Tensor& t) {
+  int32_t type;
+  if (aoti_torch_get_device_type(t.get(), &type) != AOTI_TORCH_SUCCESS)
+    throw std::runtime_error("drsn_ops: PyTorch does not tell the device of a tensor");
+  return type;
+}
+
 inline bool same_device(const Tensor& a, const Tensor& b) {
-  // Tensor::device asks for each kind of device that there is.
-  int32_t of_a, of_b;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(a.get(), &of_a));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(b.get(), &of_b));
-  return of_a == of_b && a.get_device_index() == b.get_device_index();
+  return device_type(a) == device_type(b) && a.get_device_index() == b.get_device_index();
 }
 
 // What came, or is expected, as Python would say it.
@@ -137,11 +141,10 @@ inline Shape strides_for(const Shape& shape, bool channels_last) {
 // The C shim: torch::stable::empty_like and new_empty go through the dispatcher and cost a microsecond more.
 inline Tensor empty(const Shape& shape, ScalarType dtype, const Tensor& like, bool channels_last = false) {
   const Shape strides = strides_for(shape, channels_last);
-  const auto device = like.device();
   AtenTensorHandle handle;
-  if (aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), int32_t(dtype),
-                               int32_t(device.type()), device.index(), &handle) != AOTI_TORCH_SUCCESS) {
-    fail_to_allocate(shape, device.is_cuda());
+  if (aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), int32_t(dtype), device_type(like),
+                               like.get_device_index(), &handle) != AOTI_TORCH_SUCCESS) {
+    fail_to_allocate(shape, like.is_cuda());
   }
   return Tensor(handle);
 }

@@ -32,6 +32,10 @@ _ops = torch.ops.drsn_ops
 # Below autograd's keys: register_autograd's kernel would cost a second graph node and some microseconds a call.
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _in_torch_func = torch._C._are_functorch_transforms_active
+# by names of their own: a call on small tensors asks for each
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_in_torchscript = torch._C._is_tracing
 _in_jit_trace: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 
 
@@ -62,16 +66,16 @@ def _transforming(*tensors: Tensor | None) -> bool:
     Forward mode is on for all threads at once; of these tensors, those of its own thread have tangents.
     """
     forward_mode = _forward_ad._current_level >= 0
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return _traced_in_torch_func() or forward_mode or _exporting_to_onnx()
-    if torch._C._is_tracing() and _exporting_to_onnx():
+    if _in_torchscript() and _exporting_to_onnx():
         return True
     return _in_torch_func() or (forward_mode and _has_tangent(*tensors))
 
 
 def _tracing() -> bool:
     """Whether a tracer records the registered operators, which say what an autograd.Function does not."""
-    return torch.compiler.is_compiling() or _in_jit_trace()
+    return _is_compiling() or _in_jit_trace()
 
 
 def serves(x: Tensor) -> bool:
@@ -86,7 +90,7 @@ def fuses(x: Tensor, *others: Tensor | None) -> bool:
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
     """Whether a derivative may be asked for; a jit trace is one for both cases, and is checked without gradients."""
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    wanted = _is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     return wanted or _in_jit_trace()
 
 

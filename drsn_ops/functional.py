@@ -16,7 +16,7 @@ from . import autograd, gated_autograd, reference
 from .gate import _PLAIN_TENSORS, plain_batch_norm, plain_gate, uses_batch
 from .reference import REAL, STATISTICS, Statistic, accumulator, wrong_type
 
-_COMPLEX = (torch.complex64, torch.complex128)
+_NUMBERS = (*REAL, torch.complex64, torch.complex128)
 
 
 def _is_sharded(x: Tensor) -> bool:
@@ -131,7 +131,7 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     """
     if has_torch_function_variadic(x, tau):
         return handle_torch_function(soft_threshold, (x, tau), x, tau, inplace=inplace)
-    _check_x(x, REAL + _COMPLEX)
+    _check_x(x, _NUMBERS)
     if not isinstance(tau, Tensor):
         reference.require_number("tau", tau)
         if tau < 0:

@@ -449,7 +449,7 @@ def test_where():
     # what holds a shrinkage is left alone
     rest = [one.name for one in convert(model).placements]
     assert rest == ["layer1.0.se", "layer1.1.bn2.shrinkage"]
-    with pytest.raises(ValueError, match="no place"):
+    with pytest.raises(ValueError, match="has 3 shrinkages already, layer1.0.se the first"):
         convert(model)
 
 

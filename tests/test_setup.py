@@ -248,3 +248,9 @@ def test_a_cuda_library_of_an_earlier_build_leaves_the_tree(run_setup, tmp_path,
     command.extensions = []
     command.copy_extensions_to_source()
     assert not stale.exists()
+
+
+def test_the_sources_do_without_a_macro_that_pytorch_2_11_has_not():
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    assert len(sources) > 20
+    assert [path.name for path in sources if "STABLE_TORCH_ERROR_CODE_CHECK" in path.read_text()] == []
