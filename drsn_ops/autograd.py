@@ -124,9 +124,10 @@ def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -
     if _transforming(x, tau) or not serves(x) or (x.is_complex() and _tracing()):
         return reference.soft_threshold(x, value if tau is None else tau, inplace=inplace)
     needs_grad = _needs_grad(x, tau)
-    keeps = needs_grad and x.is_complex()  # its backward keeps x
-    if inplace and (keeps or not _overwrites(x, needs_grad)):
-        return x.copy_(soft_threshold(x.clone() if keeps else x, tau, value, False))
+    if inplace:
+        keeps = needs_grad and x.is_complex()  # its backward keeps x
+        if keeps or not _overwrites(x, needs_grad):
+            return x.copy_(soft_threshold(x.clone() if keeps else x, tau, value, False))
     if not needs_grad:
         if not inplace:
             return _ops.soft_threshold.default(x, tau, value)
