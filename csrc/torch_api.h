@@ -32,10 +32,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
 
-inline void check(bool holds, const char* message) {
-  if (!holds) throw std::invalid_argument(message);
-}
-
 inline Shape shape_of(const Tensor& t) {
   const auto sizes = t.sizes();
   return Shape(sizes.begin(), sizes.end());

@@ -100,7 +100,7 @@ class Inspection:
         """
         path = Path(path)
         if clean is not None and not isinstance(clean, Tensor):
-            raise TypeError(f"clean: got {type(clean).__name__}, expected a tensor or None")
+            raise wrong_type("clean", clean, "a tensor or None")
         noisy = self._sample(sample)
         if clean is not None and tuple(clean.shape) not in (tuple(self.x.shape), tuple(noisy.shape)):
             raise ValueError(

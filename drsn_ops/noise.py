@@ -127,7 +127,7 @@ def add_noise(
     if kind == "pink":
         _require_points("x", x.shape)
     if not isinstance(snr, (Real, Tensor)):
-        raise TypeError(f"snr: got {type(snr).__name__}, expected a number or a tensor")
+        raise wrong_type("snr", snr, "a number or a tensor")
     decibels = torch.as_tensor(snr, dtype=torch.float64, device=x.device)
     if decibels.dim() and decibels.shape != x.shape[:1]:
         raise ValueError(f"snr: got shape {tuple(decibels.shape)}, expected a number or ({x.shape[0]},)")
