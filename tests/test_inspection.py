@@ -249,7 +249,10 @@ def test_a_network_that_cuts_its_input_into_windows_is_not_plotted(sample, tmp_p
 
 def test_a_clean_input_that_is_no_tensor(tmp_path):
     inspection = inspect(Shrinkage(4), torch.randn(2, 4, 9))
-    with pytest.raises(TypeError, match=r"clean: got numpy\.ndarray, expected a tensor or None; torch\.from_numpy\(clean\) is"):
+    with pytest.raises(
+        TypeError,
+        match=r"clean: got numpy\.ndarray, expected a tensor or None; torch\.from_numpy\(clean\) is",
+    ):
         inspection.plot(tmp_path / "plot.png", clean=inspection.x.numpy())
     assert not list(tmp_path.iterdir())
 
