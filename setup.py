@@ -146,7 +146,7 @@ CUDA_ARCHS = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";") if CUDA_HOME e
 def link_flags():
     if sys.platform != "linux":
         return []
-    # The build ID says which schemas a library has: _library.py loads no kernels of others.
+    # The build ID says which schemas a library has: ops/library.py loads no kernels of others.
     with open(SCHEMAS, "rb") as file:
         build_id = hashlib.sha1(file.read()).hexdigest()
     strip = [] if DEBUG else ["-s"]

@@ -197,20 +197,20 @@ struct GatedOperators {
     return {mean, state};
   }
 
-  // y, mean, state and, where wanted, the code. The result goes into x where `inplace`.
+  // y, mean, state and, where wanted, the mask. The result goes into x where `inplace`.
   static std::tuple<Tensor, Tensor, Tensor, Tensor> run_gated_shrink(GatedShrink p, Tensor x, const GateTensors& gate,
                                                                      const Optional& residual, bool inplace,
-                                                                     bool with_code) {
+                                                                     bool with_mask) {
     const bool channels_last = p.rows.channels_last;
     x = laid_out(x, channels_last);
     const Tensor y = inplace ? empty({0}, x.scalar_type(), x) : empty(shape_of(x), x.scalar_type(), x, channels_last);
-    const Tensor code = with_code ? empty_code(p.rows, kShrinkPlanes, x) : empty({0}, ScalarType::Byte, x);
-    if (with_code) p.code = bytes(code);
+    const Tensor mask = with_mask ? empty_mask(p.rows, kShrinkPlanes, x) : empty({0}, ScalarType::Byte, x);
+    if (with_mask) p.mask = bytes(mask);
     const auto [mean, state] = run(p, x, gate, residual, inplace ? x : y);
-    return {y, mean, state, code};
+    return {y, mean, state, mask};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> gated_shrink_with_code(
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> gated_shrink_with_mask(
       Tensor x, Optional residual, Tensor w1, Optional b1, Optional norm_weight, Optional norm_bias, Tensor w2,
       Optional b2, Optional running_mean, Optional running_var, int64_t gate_norm, double eps, bool per_sample) {
     return plain_gated_shrink(x, residual, w1, b1, norm_weight, norm_bias, w2, b2, running_mean, running_var, gate_norm,
@@ -227,14 +227,14 @@ struct GatedOperators {
   static std::tuple<Tensor, Tensor, Tensor, Tensor> plain_gated_shrink(
       const Tensor& x, const Optional& residual, const Tensor& w1, const Optional& b1, const Optional& norm_weight,
       const Optional& norm_bias, const Tensor& w2, const Optional& b2, const Optional& running_mean,
-      const Optional& running_var, int64_t gate_norm, double eps, bool per_sample, bool with_code) {
+      const Optional& running_var, int64_t gate_norm, double eps, bool per_sample, bool with_mask) {
     const typename Backend::Guard guard(x);
     const bool channels_last = is_channels_last(x);
     const auto p = prepared<GatedShrink>("x", x, per_sample, channels_last);
     GateTensors gate(x, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     gate.norm.read_running(running_mean, running_var, x);
     const Optional addend = checked("residual", residual, shape_of(x), x.scalar_type(), x, channels_last);
-    return run_gated_shrink(p, x, gate, addend, false, with_code);
+    return run_gated_shrink(p, x, gate, addend, false, with_mask);
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> gated_shrink_(Tensor x, Optional residual, Tensor w1, Optional b1,
@@ -242,7 +242,7 @@ struct GatedOperators {
                                                                   Optional b2, Optional running_mean,
                                                                   Optional running_var, Optional batches,
                                                                   double momentum, int64_t gate_norm, double eps,
-                                                                  bool per_sample, bool inplace, bool with_code) {
+                                                                  bool per_sample, bool inplace, bool with_mask) {
     const typename Backend::Guard guard(x);
     const bool channels_last = is_channels_last(x);
     const auto p = prepared<GatedShrink>("x", x, per_sample, channels_last);
@@ -264,7 +264,7 @@ struct GatedOperators {
                      {kGateNorm.var, running_var, updated},
                      {kGateNorm.batches, batches, updated}});
     }
-    auto result = run_gated_shrink(p, x, gate, residual, inplace, with_code);
+    auto result = run_gated_shrink(p, x, gate, residual, inplace, with_mask);
     gate.norm.finish();
     return result;
   }
@@ -291,7 +291,7 @@ struct GatedOperators {
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_shrink_backward(
-      Tensor grad, Optional grad_mean, Tensor code, Tensor mean, Tensor state, Tensor w1, Optional b1,
+      Tensor grad, Optional grad_mean, Tensor mask, Tensor mean, Tensor state, Tensor w1, Optional b1,
       Optional norm_weight, Optional norm_bias, Tensor w2, Optional b2, int64_t gate_norm, double eps, bool per_sample,
       bool channels_last, bool need_x, bool need_gate) {
     const typename Backend::Guard guard(grad);
@@ -301,10 +301,10 @@ struct GatedOperators {
     const GateTensors gate(grad, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     grad = laid_out(grad, channels_last);
     grad_mean = checked("grad_mean", grad_mean, shape_of_mean(p.rows, false), accumulator_of(type), grad);
-    code = checked("code", code, shape_of_code(p.rows, kShrinkPlanes), ScalarType::Byte, grad);
+    mask = checked("mask", mask, shape_of_mask(p.rows, kShrinkPlanes), ScalarType::Byte, grad);
     const Tensor dx = empty(need_x ? shape : Shape{0}, type, grad, need_x && channels_last);
     p.grad_mean = data(grad_mean);
-    p.code = bytes(code);
+    p.mask = bytes(mask);
     p.dx = pointer_or_null(dx);
     const Gradients g = run_backward(p, grad, gate, mean, state, need_gate);
     return {dx, g[0], g[1], g[2], g[3], g[4], g[5]};
@@ -402,7 +402,7 @@ struct GatedOperators {
   template <class Library>
   static void add_to(Library& m) {
     m.impl("gated_shrink", TORCH_BOX(&gated_shrink));
-    m.impl("gated_shrink_with_code", TORCH_BOX(&gated_shrink_with_code));
+    m.impl("gated_shrink_with_mask", TORCH_BOX(&gated_shrink_with_mask));
     m.impl("gated_shrink_", TORCH_BOX(&gated_shrink_));
     m.impl("gated_shrink_backward", TORCH_BOX(&gated_shrink_backward));
     m.impl("batch_norm_shrink", TORCH_BOX(&batch_norm_shrink));

@@ -32,8 +32,8 @@ inline void check_row_matrix(const char* name, const Tensor& t, const Rows& rows
   refuse(name, words(t), words(type, shape, like));
 }
 
-inline Shape shape_of_code(const Rows& rows, int64_t planes) {
-  return {rows.segments(), planes, code_bytes(rows.segment_length())};
+inline Shape shape_of_mask(const Rows& rows, int64_t planes) {
+  return {rows.segments(), planes, mask_bytes(rows.segment_length())};
 }
 
 inline Shape shape_of_mean(const Rows& rows, bool per_sample) { return {rows.samples, per_sample ? 1 : rows.channels}; }
@@ -43,8 +43,8 @@ inline Optional checked(const char* name, const Optional& t, const Shape& shape,
   return t ? Optional(checked(name, *t, shape, type, like, channels_last)) : t;
 }
 
-inline Tensor empty_code(const Rows& rows, int64_t planes, const Tensor& like) {
-  return empty(shape_of_code(rows, planes), ScalarType::Byte, like);
+inline Tensor empty_mask(const Rows& rows, int64_t planes, const Tensor& like) {
+  return empty(shape_of_mask(rows, planes), ScalarType::Byte, like);
 }
 
 inline Broadcast broadcast(const char* name, const Shape& shape, bool channels_last, const Shape& tau_shape,
@@ -108,13 +108,13 @@ inline void zero(Tensor t) { torch::stable::zero_(t); }
 
 template <class Backend>
 struct Operators {
-  // Writes y, which may be x, and the code where there is one.
+  // Writes y, which may be x, and the mask where there is one.
   static void run_soft_threshold(const Tensor& x, const Optional& tau, double value, const Tensor& y,
-                                 bool channels_last, uint8_t* code) {
+                                 bool channels_last, uint8_t* mask) {
     const Shape shape = shape_of(x);
     const ScalarType type = x.scalar_type();
     SoftThreshold p{};
-    p.dtype = dtype_of("x", type, code ? Numbers::kReal : Numbers::kBoth);
+    p.dtype = dtype_of("x", type, mask ? Numbers::kReal : Numbers::kBoth);
     p.x = data(x);
     p.y = y.mutable_data_ptr();
     p.tau = data(tau);
@@ -126,22 +126,22 @@ struct Operators {
     } else {
       p.over = {1, {p.numel}, {0}};
     }
-    p.code = code;
+    p.mask = mask;
     if (p.numel > 0) Backend::soft_threshold(p, x);
   }
 
-  static Tensor empty_soft_threshold_code(const Tensor& x, bool wanted) {
-    return empty({wanted ? kSoftThresholdPlanes : 0, code_bytes(x.numel())}, ScalarType::Byte, x);
+  static Tensor empty_soft_threshold_mask(const Tensor& x, bool wanted) {
+    return empty({wanted ? kSoftThresholdPlanes : 0, mask_bytes(x.numel())}, ScalarType::Byte, x);
   }
 
-  static std::tuple<Tensor, Tensor> soft_threshold_with_code(Tensor x, Optional tau, double value) {
+  static std::tuple<Tensor, Tensor> soft_threshold_with_mask(Tensor x, Optional tau, double value) {
     const typename Backend::Guard guard(x);
     const bool channels_last = is_channels_last(x);
     x = laid_out(x, channels_last);
     const Tensor y = empty(shape_of(x), x.scalar_type(), x, channels_last);
-    const Tensor code = empty_soft_threshold_code(x, true);
-    run_soft_threshold(x, tau, value, y, channels_last, bytes(code));
-    return {y, code};
+    const Tensor mask = empty_soft_threshold_mask(x, true);
+    run_soft_threshold(x, tau, value, y, channels_last, bytes(mask));
+    return {y, mask};
   }
 
   static Tensor soft_threshold(Tensor x, Optional tau, double value) {
@@ -153,14 +153,14 @@ struct Operators {
     return y;
   }
 
-  static Tensor soft_threshold_(Tensor x, Optional tau, double value, bool with_code) {
+  static Tensor soft_threshold_(Tensor x, Optional tau, double value, bool with_mask) {
     const typename Backend::Guard guard(x);
     const bool channels_last = is_channels_last(x);
     check_overwritten(x, channels_last);
     check_overlap({{"x", x, Access::kWrites}, {"tau", tau, Access::kReadsElement}});
-    const Tensor code = empty_soft_threshold_code(x, with_code);
-    run_soft_threshold(x, tau, value, x, channels_last, with_code ? bytes(code) : nullptr);
-    return code;
+    const Tensor mask = empty_soft_threshold_mask(x, with_mask);
+    run_soft_threshold(x, tau, value, x, channels_last, with_mask ? bytes(mask) : nullptr);
+    return mask;
   }
 
   // Fills in where the gradients go and what tau looks like, runs, and returns (dx, dtau).
@@ -190,14 +190,14 @@ struct Operators {
     return {dx, dtau};
   }
 
-  static std::tuple<Tensor, Tensor> soft_threshold_backward(Tensor grad, Tensor code, Shape tau_shape,
+  static std::tuple<Tensor, Tensor> soft_threshold_backward(Tensor grad, Tensor mask, Shape tau_shape,
                                                             std::optional<ScalarType> tau_dtype, bool channels_last,
                                                             bool need_x) {
     const typename Backend::Guard guard(grad);
     grad = laid_out(grad, channels_last);
-    code = checked("code", code, {kSoftThresholdPlanes, code_bytes(grad.numel())}, ScalarType::Byte, grad);
+    mask = checked("mask", mask, {kSoftThresholdPlanes, mask_bytes(grad.numel())}, ScalarType::Byte, grad);
     SoftThresholdBackward p{};
-    p.code = bytes(code);
+    p.mask = bytes(mask);
     if (tau_dtype) p.tau_in_accumulator = check_tau_type("tau_dtype", *tau_dtype, grad.scalar_type());
     return run_soft_threshold_backward(p, grad, tau_shape, tau_dtype, channels_last, need_x, Numbers::kReal);
   }
@@ -224,19 +224,19 @@ struct Operators {
                                        Numbers::kComplex);
   }
 
-  static Tensor run_abs_mean(Tensor x, bool per_sample, Tensor* code) {
+  static Tensor run_abs_mean(Tensor x, bool per_sample, Tensor* mask) {
     const typename Backend::Guard guard(x);
     const ScalarType type = x.scalar_type();
     AbsMean p{};
     p.dtype = dtype_of("x", type);
     p.rows = rows_of("x", shape_of(x), is_channels_last(x));
     p.per_sample = per_sample;
-    p.coded = true;
+    p.masked = true;
     x = laid_out(x, p.rows.channels_last);
     const Tensor mean = empty(shape_of_mean(p.rows, per_sample), accumulator_of(type), x);
-    if (code) {
-      *code = empty_code(p.rows, kAbsMeanPlanes, x);
-      p.code = bytes(*code);
+    if (mask) {
+      *mask = empty_mask(p.rows, kAbsMeanPlanes, x);
+      p.mask = bytes(*mask);
     }
     p.x = data(x);
     p.mean = mean.mutable_data_ptr();
@@ -246,34 +246,34 @@ struct Operators {
 
   static Tensor abs_mean(Tensor x, bool per_sample) { return run_abs_mean(x, per_sample, nullptr); }
 
-  static std::tuple<Tensor, Tensor> abs_mean_with_code(Tensor x, bool per_sample) {
-    Tensor code;
-    const Tensor mean = run_abs_mean(x, per_sample, &code);
-    return {mean, code};
+  static std::tuple<Tensor, Tensor> abs_mean_with_mask(Tensor x, bool per_sample) {
+    Tensor mask;
+    const Tensor mean = run_abs_mean(x, per_sample, &mask);
+    return {mean, mask};
   }
 
-  static Tensor abs_mean_backward(Tensor grad, Tensor code, Shape shape, ScalarType dtype, bool channels_last) {
-    const typename Backend::Guard guard(code);
+  static Tensor abs_mean_backward(Tensor grad, Tensor mask, Shape shape, ScalarType dtype, bool channels_last) {
+    const typename Backend::Guard guard(mask);
     AbsMeanBackward p{};
     p.dtype = dtype_of("dtype", dtype);
     p.rows = rows_of("shape", shape, channels_last);
-    check_row_matrix("grad", grad, p.rows, accumulator_of(dtype), code);
-    code = checked("code", code, shape_of_code(p.rows, kAbsMeanPlanes), ScalarType::Byte, code);
-    const Tensor dx = empty(shape, dtype, code, channels_last);
+    check_row_matrix("grad", grad, p.rows, accumulator_of(dtype), mask);
+    mask = checked("mask", mask, shape_of_mask(p.rows, kAbsMeanPlanes), ScalarType::Byte, mask);
+    const Tensor dx = empty(shape, dtype, mask, channels_last);
     p.grad = row_values(grad);
-    p.code = bytes(code);
+    p.mask = bytes(mask);
     p.dx = dx.mutable_data_ptr();
-    if (p.rows.numel() > 0) Backend::abs_mean_backward(p, code);
+    if (p.rows.numel() > 0) Backend::abs_mean_backward(p, mask);
     return dx;
   }
 
-  static Tensor empty_shrink_code(const Tensor& x, bool channels_last) {
-    return empty_code(rows_of("x", shape_of(x), channels_last), kShrinkPlanes, x);
+  static Tensor empty_shrink_mask(const Tensor& x, bool channels_last) {
+    return empty_mask(rows_of("x", shape_of(x), channels_last), kShrinkPlanes, x);
   }
 
-  // Writes y, which may be x, and the code where there is one; returns the means.
+  // Writes y, which may be x, and the mask where there is one; returns the means.
   static Tensor run_shrink(const Tensor& x, const Tensor& alpha, Optional residual, const Tensor& y, bool per_sample,
-                           bool channels_last, uint8_t* code) {
+                           bool channels_last, uint8_t* mask) {
     const ScalarType type = x.scalar_type();
     Shrink p{};
     p.dtype = dtype_of("x", type);
@@ -291,20 +291,20 @@ struct Operators {
     p.y = y.mutable_data_ptr();
     p.alpha = row_values(alpha);
     p.mean = mean.mutable_data_ptr();
-    p.code = code;
+    p.mask = mask;
     p.rows.numel() > 0 ? Backend::shrink(p, x) : zero(mean);
     return mean;
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> shrink_with_code(Tensor x, Tensor alpha, Optional residual,
+  static std::tuple<Tensor, Tensor, Tensor> shrink_with_mask(Tensor x, Tensor alpha, Optional residual,
                                                              bool per_sample) {
     const typename Backend::Guard guard(x);
     const bool channels_last = is_channels_last(x);
     x = laid_out(x, channels_last);
     const Tensor y = empty(shape_of(x), x.scalar_type(), x, channels_last);
-    const Tensor code = empty_shrink_code(x, channels_last);
-    const Tensor mean = run_shrink(x, alpha, residual, y, per_sample, channels_last, bytes(code));
-    return {y, mean, code};
+    const Tensor mask = empty_shrink_mask(x, channels_last);
+    const Tensor mean = run_shrink(x, alpha, residual, y, per_sample, channels_last, bytes(mask));
+    return {y, mean, mask};
   }
 
   static std::tuple<Tensor, Tensor> shrink(Tensor x, Tensor alpha, Optional residual, bool per_sample) {
@@ -316,15 +316,15 @@ struct Operators {
   }
 
   static std::tuple<Tensor, Tensor> shrink_(Tensor x, Tensor alpha, Optional residual, bool per_sample,
-                                            bool with_code) {
+                                            bool with_mask) {
     const typename Backend::Guard guard(x);
     const bool channels_last = is_channels_last(x);
     check_overwritten(x, channels_last);
-    const Tensor code = with_code ? empty_shrink_code(x, channels_last) : empty({0}, ScalarType::Byte, x);
-    return {run_shrink(x, alpha, residual, x, per_sample, channels_last, with_code ? bytes(code) : nullptr), code};
+    const Tensor mask = with_mask ? empty_shrink_mask(x, channels_last) : empty({0}, ScalarType::Byte, x);
+    return {run_shrink(x, alpha, residual, x, per_sample, channels_last, with_mask ? bytes(mask) : nullptr), mask};
   }
 
-  static std::tuple<Tensor, Tensor> shrink_backward(Tensor grad, Optional grad_mean, Tensor code, Tensor alpha,
+  static std::tuple<Tensor, Tensor> shrink_backward(Tensor grad, Optional grad_mean, Tensor mask, Tensor alpha,
                                                     Tensor mean, bool per_sample, bool channels_last, bool need_x,
                                                     bool need_alpha) {
     const typename Backend::Guard guard(grad);
@@ -338,13 +338,13 @@ struct Operators {
     grad = laid_out(grad, channels_last);
     grad_mean = checked("grad_mean", grad_mean, shape_of_mean(p.rows, per_sample), wide, grad);
     mean = checked("mean", mean, shape_of_mean(p.rows, per_sample), wide, grad);
-    code = checked("code", code, shape_of_code(p.rows, kShrinkPlanes), ScalarType::Byte, grad);
+    mask = checked("mask", mask, shape_of_mask(p.rows, kShrinkPlanes), ScalarType::Byte, grad);
     check_row_matrix("alpha", alpha, p.rows, wide, grad);
     const Tensor dx = empty(need_x ? shape : Shape{0}, type, grad, need_x && channels_last);
     const Tensor dalpha = empty(need_alpha ? shape_of(alpha) : Shape{0}, wide, grad);
     p.grad = data(grad);
     p.grad_mean = data(grad_mean);
-    p.code = bytes(code);
+    p.mask = bytes(mask);
     p.alpha = row_values(alpha);
     p.mean = data(mean);
     p.dx = need_x ? dx.mutable_data_ptr() : nullptr;
@@ -362,15 +362,15 @@ struct Operators {
   template <class Library>
   static void add_to(Library& m) {
     m.impl("soft_threshold", TORCH_BOX(&soft_threshold));
-    m.impl("soft_threshold_with_code", TORCH_BOX(&soft_threshold_with_code));
+    m.impl("soft_threshold_with_mask", TORCH_BOX(&soft_threshold_with_mask));
     m.impl("soft_threshold_", TORCH_BOX(&soft_threshold_));
     m.impl("soft_threshold_backward", TORCH_BOX(&soft_threshold_backward));
     m.impl("complex_soft_threshold_backward", TORCH_BOX(&complex_soft_threshold_backward));
     m.impl("abs_mean", TORCH_BOX(&abs_mean));
-    m.impl("abs_mean_with_code", TORCH_BOX(&abs_mean_with_code));
+    m.impl("abs_mean_with_mask", TORCH_BOX(&abs_mean_with_mask));
     m.impl("abs_mean_backward", TORCH_BOX(&abs_mean_backward));
     m.impl("shrink", TORCH_BOX(&shrink));
-    m.impl("shrink_with_code", TORCH_BOX(&shrink_with_code));
+    m.impl("shrink_with_mask", TORCH_BOX(&shrink_with_mask));
     m.impl("shrink_", TORCH_BOX(&shrink_));
     m.impl("shrink_backward", TORCH_BOX(&shrink_backward));
   }

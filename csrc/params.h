@@ -23,7 +23,7 @@ struct SoftThreshold {
   DType dtype;
   const void* x;
   void* y;                  // may be x
-  uint8_t* code;            // or null: no gradient is needed; always null for complex x
+  uint8_t* mask;            // or null: no gradient is needed; always null for complex x
   const void* tau;          // or null: `value` is tau
   bool tau_in_accumulator;  // tau's type is the accumulator's, else the (real) type of x
   double value;
@@ -35,7 +35,7 @@ struct SoftThreshold {
 struct SoftThresholdBackward {
   DType dtype;  // of grad and dx
   const void* grad;
-  const uint8_t* code;  // real x
+  const uint8_t* mask;  // real x
   const void* x;        // complex x, with tau and value as in SoftThreshold, `tau` contiguous
   const void* tau;
   double value;
@@ -66,17 +66,17 @@ struct AbsMean {
   DType dtype;
   const void* x;
   void* mean;     // (samples, channels), or (samples) where per_sample; accumulator's type, contiguous
-  uint8_t* code;  // or null
+  uint8_t* mask;  // or null
   Rows rows;
   bool per_sample;
-  bool coded;  // a code may be asked for: with and without it sums run in the order that its segments need
+  bool masked;  // a mask may be asked for: with and without it sums run in the order that its segments need
 };
 
 // dx = sign * grad, the gradient of the mean divided by its count.
 struct AbsMeanBackward {
   DType dtype;
   RowValues grad;
-  const uint8_t* code;
+  const uint8_t* mask;
   void* dx;
   Rows rows;
 };
@@ -88,7 +88,7 @@ struct Shrink {
   void* y;               // may be x
   RowValues alpha;
   void* mean;     // as in AbsMean
-  uint8_t* code;  // or null
+  uint8_t* mask;  // or null
   Rows rows;
   bool per_sample;
 };
@@ -100,7 +100,7 @@ struct ShrinkBackward {
   DType dtype;
   const void* grad;
   const void* grad_mean;  // as AbsMean::mean, or null: 0
-  const uint8_t* code;
+  const uint8_t* mask;
   RowValues alpha;
   const void* mean;
   void* dx;      // or null
@@ -151,7 +151,7 @@ struct GateState {
 
 // x -> m -> alpha -> tau = max(alpha * statistic, 0) -> soft threshold -> + residual; the statistic is m, or its mean
 // over the sample's channels where per_sample. Where `input` has a kind other than kNone, x is not in memory: it is
-// norm(z) with a normalisation of the channels over batch and length, kBatch or kRunning, and there is no code.
+// norm(z) with a normalisation of the channels over batch and length, kBatch or kRunning, and there is no mask.
 struct GatedShrink {
   DType dtype;
   const void* x;         // or z
@@ -162,7 +162,7 @@ struct GatedShrink {
   void* input_state;  // (2, channels): mean and rstd of the input's normalisation
   void* mean;         // (samples, channels): m
   void* state;        // GateState
-  uint8_t* code;      // or null
+  uint8_t* mask;      // or null
   Rows rows;
   bool per_sample;
 };
@@ -173,7 +173,7 @@ struct GatedShrinkBackward {
   DType dtype;
   const void* grad;
   const void* grad_mean;  // (samples, channels), or null: 0
-  const uint8_t* code;    // null where x = norm(z): z, with input_state and mean, tells it again
+  const uint8_t* mask;    // null where x = norm(z): z, with input_state and mean, tells it again
   const void* z;
   Gate gate;
   Norm input;

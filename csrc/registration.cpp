@@ -1,7 +1,7 @@
 // Every schema of the package; kernels are registered by cpu/register.cpp and cuda/register.cpp.
 //
-// `value` is tau where tau is None. A with_code operator returns what its backward needs (shrinkage_math.h) last; so do
-// the in-place forms, an empty tensor without with_code. In a backward operator a gradient that is not needed comes
+// `value` is tau where tau is None. A with_mask operator returns what its backward needs (shrinkage_math.h) last; so do
+// the in-place forms, an empty tensor without with_mask. In a backward operator a gradient that is not needed comes
 // back empty. `alpha` and the grad of abs_mean_backward, which is divided by the count already, are (N or 1, C or 1);
 // they and means are of the accumulator's type.
 //
@@ -12,10 +12,10 @@
 
 STABLE_TORCH_LIBRARY(drsn_ops, m) {
   m.def("soft_threshold(Tensor x, Tensor? tau, float value) -> Tensor");
-  m.def("soft_threshold_with_code(Tensor x, Tensor? tau, float value) -> (Tensor, Tensor)");
-  m.def("soft_threshold_(Tensor(a!) x, Tensor? tau, float value, bool with_code) -> Tensor");
+  m.def("soft_threshold_with_mask(Tensor x, Tensor? tau, float value) -> (Tensor, Tensor)");
+  m.def("soft_threshold_(Tensor(a!) x, Tensor? tau, float value, bool with_mask) -> Tensor");
   m.def(
-      "soft_threshold_backward(Tensor grad, Tensor code, SymInt[] tau_shape, ScalarType? tau_dtype, bool "
+      "soft_threshold_backward(Tensor grad, Tensor mask, SymInt[] tau_shape, ScalarType? tau_dtype, bool "
       "channels_last, "
       "bool need_x) -> (Tensor, Tensor)");
   m.def(
@@ -23,14 +23,14 @@ STABLE_TORCH_LIBRARY(drsn_ops, m) {
       "(Tensor, Tensor)");
 
   m.def("abs_mean(Tensor x, bool per_sample) -> Tensor");
-  m.def("abs_mean_with_code(Tensor x, bool per_sample) -> (Tensor, Tensor)");
-  m.def("abs_mean_backward(Tensor grad, Tensor code, SymInt[] shape, ScalarType dtype, bool channels_last) -> Tensor");
+  m.def("abs_mean_with_mask(Tensor x, bool per_sample) -> (Tensor, Tensor)");
+  m.def("abs_mean_backward(Tensor grad, Tensor mask, SymInt[] shape, ScalarType dtype, bool channels_last) -> Tensor");
 
   m.def("shrink(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> (Tensor, Tensor)");
-  m.def("shrink_with_code(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> (Tensor, Tensor, Tensor)");
-  m.def("shrink_(Tensor(a!) x, Tensor alpha, Tensor? residual, bool per_sample, bool with_code) -> (Tensor, Tensor)");
+  m.def("shrink_with_mask(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> (Tensor, Tensor, Tensor)");
+  m.def("shrink_(Tensor(a!) x, Tensor alpha, Tensor? residual, bool per_sample, bool with_mask) -> (Tensor, Tensor)");
   m.def(
-      "shrink_backward(Tensor grad, Tensor? grad_mean, Tensor code, Tensor alpha, Tensor mean, bool per_sample, "
+      "shrink_backward(Tensor grad, Tensor? grad_mean, Tensor mask, Tensor alpha, Tensor mean, bool per_sample, "
       "bool channels_last, bool need_x, bool need_alpha) -> (Tensor, Tensor)");
 
   m.def(
@@ -38,16 +38,16 @@ STABLE_TORCH_LIBRARY(drsn_ops, m) {
       "Tensor w2, Tensor? b2, Tensor? running_mean, Tensor? running_var, int gate_norm, float eps, bool per_sample) -> "
       "Tensor");
   m.def(
-      "gated_shrink_with_code(Tensor x, Tensor? residual, Tensor w1, Tensor? b1, Tensor? norm_weight, "
+      "gated_shrink_with_mask(Tensor x, Tensor? residual, Tensor w1, Tensor? b1, Tensor? norm_weight, "
       "Tensor? norm_bias, Tensor w2, Tensor? b2, Tensor? running_mean, Tensor? running_var, int gate_norm, float eps, "
-      "bool per_sample) -> (Tensor y, Tensor mean, Tensor state, Tensor code)");
+      "bool per_sample) -> (Tensor y, Tensor mean, Tensor state, Tensor mask)");
   m.def(
       "gated_shrink_(Tensor(a!) x, Tensor? residual, Tensor w1, Tensor? b1, Tensor? norm_weight, Tensor? norm_bias, "
       "Tensor w2, Tensor? b2, Tensor(b!)? running_mean, Tensor(c!)? running_var, Tensor(d!)? batches, "
-      "float momentum, int gate_norm, float eps, bool per_sample, bool inplace, bool with_code) -> "
-      "(Tensor y, Tensor mean, Tensor state, Tensor code)");
+      "float momentum, int gate_norm, float eps, bool per_sample, bool inplace, bool with_mask) -> "
+      "(Tensor y, Tensor mean, Tensor state, Tensor mask)");
   m.def(
-      "gated_shrink_backward(Tensor grad, Tensor? grad_mean, Tensor code, Tensor mean, Tensor state, Tensor w1, "
+      "gated_shrink_backward(Tensor grad, Tensor? grad_mean, Tensor mask, Tensor mean, Tensor state, Tensor w1, "
       "Tensor? b1, Tensor? norm_weight, Tensor? norm_bias, Tensor w2, Tensor? b2, int gate_norm, float eps, "
       "bool per_sample, bool channels_last, bool need_x, bool need_gate) -> "
       "(Tensor dx, Tensor dw1, Tensor db1, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dw2, Tensor db2)");

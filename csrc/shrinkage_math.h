@@ -1,4 +1,4 @@
-// The element formulas and the format of the code, once for every backend.
+// The element formulas and the format of the mask, once for every backend.
 #pragma once
 
 #include <cstdint>
@@ -12,24 +12,24 @@
 
 namespace drsn {
 
-// The code is what a backward pass keeps instead of x. It is a list of segments; a segment of `length` elements holds
-// planes of code_bytes(length) bytes one behind the other; bit e % 8 of byte e / 8 of a plane belongs to element e, and
+// The mask is what a backward pass keeps instead of x. It is a list of segments; a segment of `length` elements holds
+// planes of mask_bytes(length) bytes one behind the other; bit e % 8 of byte e / 8 of a plane belongs to element e, and
 // the bits past the end are 0.
 //   soft_threshold  planes kNegative, kActive          one segment: all of x in memory order
 //   abs_mean        planes kNegative, kNonzero         a segment a row, or a sample where x is channels_last
 //   shrink          planes kNegative, kNonzero, kActive   likewise
 // kActive: |x| > tau. kNonzero: x > 0 or x < 0. kNegative: the sign bit of x where another plane is set, else 0.
-// In the code of soft_threshold alone, kNegative without kActive marks an open element: tau < 0 acted as 0, so that the
+// In the mask of soft_threshold alone, kNegative without kActive marks an open element: tau < 0 acted as 0, so that the
 // gradient passes to x and none reaches tau.
 constexpr int kNegative = 0;
 constexpr int kNonzero = 1;
 constexpr int kActive = 2;
 constexpr int kSoftThresholdPlanes = 2;
-constexpr int kSoftThresholdActive = 1;  // the index of kActive in the two-plane code of soft_threshold
+constexpr int kSoftThresholdActive = 1;  // the index of kActive in the two-plane mask of soft_threshold
 constexpr int kAbsMeanPlanes = 2;
 constexpr int kShrinkPlanes = 3;
 
-DRSN_INLINE int64_t code_bytes(int64_t length) { return (length + 7) / 8; }
+DRSN_INLINE int64_t mask_bytes(int64_t length) { return (length + 7) / 8; }
 
 // max(v, 0) that keeps NaN.
 template <class A>
@@ -54,9 +54,9 @@ DRSN_INLINE A soft_threshold(A x, A tau) {
   return x < A(0) ? -magnitude : magnitude;
 }
 
-// The bits of one element, plane p at bit p; `tau` >= 0 or NaN. This is the code of shrink.
+// The bits of one element, plane p at bit p; `tau` >= 0 or NaN. This is the mask of shrink.
 template <class A>
-DRSN_INLINE unsigned element_code(A x, A tau) {
+DRSN_INLINE unsigned element_mask(A x, A tau) {
   const A magnitude = magnitude_of(x);
   return unsigned(x < A(0)) << kNegative | unsigned(magnitude > A(0)) << kNonzero |
          unsigned(magnitude > tau) << kActive;

@@ -1,15 +1,14 @@
 """Soft thresholding and Deep Residual Shrinkage Networks as fused operators for PyTorch."""
 
-from . import gated_tracing as _gated_tracing  # noqa: F401  they register what they hold
 from . import models, noise, reference
-from . import tracing as _tracing  # noqa: F401
-from ._library import build_info
-from .checking import check_shrinkage
-from .conversion import convert
-from .decomposition import decompositions
+from .analysis.checking import check_shrinkage
+from .analysis.inspection import inspect
 from .functional import abs_mean, batch_norm_shrink, gated_shrink, shrink, soft_threshold
-from .inspection import inspect
+from .models.conversion import convert
 from .modules import RSBU, Shrinkage, SoftThreshold
+from .ops import gated_tracing, tracing  # noqa: F401  they register what torch.compile sees
+from .ops.decomposition import decompositions
+from .ops.library import build_info
 
 __version__: str = build_info()["version"]
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 from .arguments import InputError, first_line
 
 COMMANDS = {
-    "train": ("drsn_ops.train", "train a Deep Residual Shrinkage Network"),
+    "train": ("drsn_ops.training.train", "train a Deep Residual Shrinkage Network"),
     "experiment": ("drsn_ops.experiment", "train ConvNet, ResNet and DRSN at several signal-to-noise ratios"),
     "bench": ("drsn_ops.benchmark", "compare with eager PyTorch and torch.compile"),
 }

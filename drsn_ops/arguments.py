@@ -24,6 +24,26 @@ def first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(
+            f"{name}: got {value!r}, expected {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
+        )
+
+
+def require_positive(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+
+
+def require_seed(seed: object) -> None:
+    """Raise ValueError unless ``seed`` is an integer of at least 0, as NumPy's generators want it."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed: got {seed!r}, expected an integer of at least 0")
+
+
 def number(kind: type[int] | type[float], minimum: float, maximum: float) -> Callable[[str], Any]:
     """A parser of finite numbers from ``minimum`` to ``maximum``."""
 

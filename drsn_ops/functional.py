@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import autograd, gated_autograd, reference
-from .gate import _PLAIN_TENSORS, plain_batch_norm, plain_gate, uses_batch
+from . import reference
+from .ops import autograd, gated_autograd
+from .ops.plain_gate import _PLAIN_TENSORS, plain_batch_norm, plain_gate, uses_batch
 from .reference import REAL, STATISTICS, Statistic, accumulator, wrong_type
 
 _NUMBERS = (*REAL, torch.complex64, torch.complex128)
@@ -31,7 +32,7 @@ def _operators(x: Tensor) -> Any:
     """What computes on x: `autograd`, or `sharding` with the same names."""
     if not _is_sharded(x):
         return autograd
-    from . import sharding
+    from .ops import sharding
 
     return sharding
 
@@ -69,7 +70,7 @@ def _check_companion(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
     if t.device != x.device:
         raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of {of}")
     if _is_sharded(t) or _is_sharded(x):
-        from . import sharding
+        from .ops import sharding
 
         sharding.check_companion(name, t, x, of)
 
@@ -89,7 +90,7 @@ def _check_residual(residual: Tensor | None, x: Tensor, of: str = "x") -> None:
 def _add(y: Tensor, residual: Tensor, inplace: bool = False) -> Tensor:
     """The sum with a residual of another type, which comes to the shards of y where there are any."""
     if _is_sharded(y):
-        from . import sharding
+        from .ops import sharding
 
         residual = sharding.place_like(residual, y)
     return y.add_(residual) if inplace else y + residual

@@ -16,7 +16,8 @@ from torch.fx.node import has_side_effect
 from torch.nn.modules.conv import _ConvNd
 
 from . import functional, reference
-from .gate import is_plain, watched
+from .arguments import require_choice, require_positive
+from .ops.plain_gate import is_plain, watched
 from .reference import STATISTICS, Statistic, wrong_type
 
 Thresholds = Literal["channel-wise", "channel-shared"]
@@ -25,20 +26,6 @@ THRESHOLDS: tuple[Thresholds, ...] = get_args(Thresholds)
 NORMS = dict(zip(get_args(Norm), (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm, nn.Identity), strict=True))
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
-
-def require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """Raise ValueError unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise ValueError(
-            f"{name}: got {value!r}, expected {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
-        )
-
-
-def require_positive(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
 
 
 # torch.fx traces without shapes. What asks for one is one node, by `torch.fx.wrap` in each file that calls it; a check,

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .modules import require_choice
+from .arguments import require_choice
 from .reference import accumulator, wrong_type
 
 Kind = Literal["gaussian", "laplacian", "pink", "uniform"]

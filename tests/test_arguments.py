@@ -130,7 +130,9 @@ def test_a_signal_ends_a_run_in_silence(alone_in, signum, status):
 @pytest.mark.parametrize("allocate", [torch.empty, np.empty])
 def test_too_little_memory_is_one_line(allocate, capsys, monkeypatch):
     """More than there are addresses."""
-    monkeypatch.setattr(importlib.import_module("drsn_ops.train"), "run", lambda args: allocate(2**50))
+    monkeypatch.setattr(
+        importlib.import_module("drsn_ops.training.train"), "run", lambda args: allocate(2**50)
+    )
     assert main(["train"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("drsn_ops train: not enough memory: ") and err.count("\n") == 1

@@ -23,8 +23,8 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 import drsn_ops
-from drsn_ops import autograd, reference
-from drsn_ops import gate as gates
+from drsn_ops import reference
+from drsn_ops.ops import autograd, plain_gate
 
 ops = torch.ops.drsn_ops
 STATISTICS = ("channel", "sample")
@@ -284,13 +284,13 @@ def test_opcheck(device, norm, train):
     plain = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     z = make_features((4, 3, 5, 4), device).float()
     modules = [m.float() for m in make(z.shape, norm, device, train=train)]
-    norm_, gate = gates.plain_batch_norm(modules[0], z), gates.plain_gate(modules[1], z)
+    norm_, gate = plain_gate.plain_batch_norm(modules[0], z), plain_gate.plain_gate(modules[1], z)
     detach = [
         [t.detach().clone() if isinstance(t, torch.Tensor) else t for t in kept] for kept in (norm_, gate)
     ]
     opcheck(ops.batch_norm_shrink.default, (leaf(z), z, *norm_.functional, *gate.functional, False))
     opcheck(ops.batch_norm_shrink_.default, (z, None, *detach[0], *detach[1], True), test_utils=plain)
-    functional = (*gates.Norm(*detach[0]).functional, *gates.Gate(*detach[1]).functional)
+    functional = (*plain_gate.Norm(*detach[0]).functional, *plain_gate.Gate(*detach[1]).functional)
     y, mean, state, input_state = ops.batch_norm_shrink(z, None, *functional, False)
     opcheck(
         ops.batch_norm_shrink_backward.default,

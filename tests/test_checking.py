@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from drsn_ops import Shrinkage
-from drsn_ops.checking import (
+from drsn_ops.analysis.checking import (
     CONFUSED,
     CUT,
     GARROTE,

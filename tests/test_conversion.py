@@ -14,9 +14,9 @@ from checks import operators_of, randomise
 from torch import nn
 
 from drsn_ops import Shrinkage
-from drsn_ops.conversion import Placement, convert
+from drsn_ops.models.conversion import Placement, convert
+from drsn_ops.models.rsnet import RSNetBlock
 from drsn_ops.modules import BATCH_NORMS, CONVOLUTIONS, RSBU
-from drsn_ops.rsnet import RSNetBlock
 
 
 class BasicBlock(nn.Module):

@@ -260,7 +260,7 @@ class TestTheEndOfTheMemory:
         before = x.clone()
         threshold = torch.full(shape, 0.5, device=device, requires_grad=True)
         limit()
-        # in place, what there is no room for is the code, of 2 or 3 bits an element
+        # in place, what there is no room for is the mask, of 2 or 3 bits an element
         with pytest.raises(
             RuntimeError, match=r"CUDA out of memory: drsn_ops asked PyTorch for a tensor of shape"
         ):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from drsn_ops.data import InputError, augment, load
+from drsn_ops.arguments import InputError
+from drsn_ops.data import augment, load
 
 pytest.importorskip("sklearn")
 
@@ -191,7 +192,8 @@ def refused_by_a_process(name, folder, message, memory=None):
     """The same as `load` would raise, from a process of its own, which may end in a crash."""
     code = (
         "import resource, sys\n"
-        "from drsn_ops.data import InputError, load\n"
+        "from drsn_ops.arguments import InputError\n"
+        "from drsn_ops.data import load\n"
         "name, folder, memory = sys.argv[1:]\n"
         "if int(memory) and sys.platform == 'linux':\n"
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"

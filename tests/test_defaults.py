@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 import drsn_ops
-from drsn_ops import benchmark, data, noise, recordings, reference, train
+from drsn_ops import benchmark, data, noise, reference
+from drsn_ops.data import recordings
+from drsn_ops.data.vibration import vibration
 from drsn_ops.experiment import cell
 from drsn_ops.experiment.settings import SMALL
-from drsn_ops.vibration import vibration
+from drsn_ops.training import train
 
 
 def generator(seed=3):

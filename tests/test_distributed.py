@@ -25,8 +25,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import drsn_ops
-from drsn_ops import autograd, distributed, train
 from drsn_ops.__main__ import main
+from drsn_ops.ops import autograd
+from drsn_ops.training import processes, train
 
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
@@ -60,8 +61,8 @@ def work(rank, folder, count):
         world_size=count,
         timeout=timedelta(seconds=300),
     )
-    for name, (processes, function) in CHECKS.items():
-        if processes != count:
+    for name, (size, function) in CHECKS.items():
+        if size != count:
             continue
         torch.manual_seed(0)
         outcome = folder / f"{name}.{rank}"
@@ -679,8 +680,8 @@ def batch_norm_over_processes():
             for cut in (7, 4, 1):
                 plain = randomise(norm(4, **options)).double()
                 shared = copy.deepcopy(plain)
-                distributed.share_batch_norms(shared)
-                assert type(shared) is distributed.SharedBatchNorm
+                processes.share_batch_norms(shared)
+                assert type(shared) is processes.SharedBatchNorm
                 x, weight = (torch.randn(shape, dtype=torch.float64) * 3 + 100 for _ in range(2))
                 rows = (slice(None, cut), slice(cut, None))[dist.get_rank()]
                 for _ in range(2):
@@ -702,7 +703,7 @@ def batch_norm_over_processes():
 def batch_norm_keeps_its_digits():
     """Of float32 numbers far from 0 a variance as the difference of two mean squares would have no digit right."""
     norm = nn.BatchNorm1d(3)
-    distributed.share_batch_norms(norm)
+    processes.share_batch_norms(norm)
     x = torch.randn(64, 3) + 4096
     expected = nn.BatchNorm1d(3).double()(x.double())
     actual = norm(x.chunk(2)[dist.get_rank()])
@@ -713,7 +714,7 @@ def batch_norm_keeps_its_digits():
 @check
 def batch_norm_refuses_one_value():
     norm = nn.BatchNorm1d(3)
-    distributed.share_batch_norms(norm)
+    processes.share_batch_norms(norm)
     with pytest.raises(ValueError, match="^x: got 1 values a channel in all processes, expected more"):
         norm(torch.randn(1 - dist.get_rank(), 3))
     with pytest.raises(ValueError, match=r"^x: got shape \(2, 4\), expected \(N, 3, \*spatial\)"):
@@ -725,7 +726,7 @@ def the_gate_over_processes():
     """A Shrinkage with BatchNorm in its gate, on half a batch in each process, is that on the whole batch."""
     plain = randomise(drsn_ops.Shrinkage(4)).double()
     shared = copy.deepcopy(plain)
-    distributed.share_batch_norms(shared)
+    processes.share_batch_norms(shared)
     x = make_features((6, 4, 9))
     source, part = leaf(x), leaf(x.chunk(2)[dist.get_rank()])
     plain(source).square().sum().backward()
@@ -752,13 +753,13 @@ def sync_batch_norm_in_evaluation():
 def assert_gradients_of_a_share(settings, data):
     """One step on an uneven share, with the L2 term: gradients are those of the whole batch."""
 
-    def job(*processes):
-        run = train.Run(settings, data, torch.device("cpu"), *processes)
+    def job(*shared_by):
+        run = train.Run(settings, data, torch.device("cpu"), *shared_by)
         run.network.double()
         run.train_epoch(lambda: None)
         return run.network
 
-    alone, shared = job(), job(distributed.Processes(dist.get_rank(), 2))
+    alone, shared = job(), job(processes.Processes(dist.get_rank(), 2))
     assert alone.state_dict().keys() == shared.state_dict().keys()
     for (name, mine), its in zip(shared.named_parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(
@@ -784,7 +785,7 @@ def gradients_of_a_share_of_augmented_images():
 
 @check
 def an_error_of_one_process_stops_all():
-    together = distributed.Processes(dist.get_rank(), 2)
+    together = processes.Processes(dist.get_rank(), 2)
     for culprit in range(2):
         with pytest.raises((train.InputError, SystemExit)) as error, together.agreeing():
             if together.rank == culprit:
@@ -811,7 +812,7 @@ def test_of_processes(outcomes, name):
 WIDE = """
 import sys
 import torch
-from drsn_ops import train
+from drsn_ops.training import train
 from drsn_ops.__main__ import main
 
 def load(*args, read=train.load, **options):
@@ -951,7 +952,7 @@ def test_interrupt(alone_in):
 
 FAILING = """
 import os, sys
-from drsn_ops import train
+from drsn_ops.training import train
 from drsn_ops.__main__ import main
 
 def learning_rate(self, inside=train.Run.learning_rate):
@@ -977,7 +978,7 @@ def test_a_batch_has_an_image_for_every_process(alone_in, monkeypatch):
     train.add_arguments(parser)
     args = parser.parse_args(["--batch-size", "2"])
     with pytest.raises(train.InputError, match="^--batch-size 2: less than an image for each of 3 processes"):
-        train.prepare(args, distributed.Processes(0, 3))
+        train.prepare(args, processes.Processes(0, 3))
 
 
 def test_processes_that_cannot_be_joined(alone_in, monkeypatch, capsys):
@@ -1041,5 +1042,5 @@ def test_an_error_is_said_once(alone_in):
 
 def test_shares_are_even_and_whole():
     batch = torch.arange(11)
-    shares = [distributed.Processes(rank, 4).share(batch) for rank in range(4)]
+    shares = [processes.Processes(rank, 4).share(batch) for rank in range(4)]
     assert torch.equal(torch.cat(shares), batch) and {len(share) for share in shares} == {2, 3}

@@ -213,7 +213,7 @@ RAW = [
         lambda: OPERATORS.soft_threshold_backward(
             x, torch.zeros(2, 1, dtype=torch.uint8), [], None, False, True
         ),
-        r"code: got uint8 of shape \(2, 1\) on the CPU, expected uint8 of shape \(2, 3\)",
+        r"mask: got uint8 of shape \(2, 1\) on the CPU, expected uint8 of shape \(2, 3\)",
     ),
     (lambda: OPERATORS.abs_mean(x[0, 0], False), r"x: got shape \(4,\), expected"),
     (

@@ -6,7 +6,7 @@ import torch
 from drsn_ops import models
 from drsn_ops.data import Dataset, Split
 from drsn_ops.experiment import cell
-from drsn_ops.train import Run, Settings, evaluation_batch
+from drsn_ops.training.train import Run, Settings, evaluation_batch
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ class Seen(torch.nn.Module):
 @pytest.fixture
 def small_batches(monkeypatch):
     """Batches of three CIFAR-10 images, and of as many bytes of others."""
-    monkeypatch.setattr("drsn_ops.train.EVALUATION_BYTES", 3 * 16 * 32 * 32 * 4)
+    monkeypatch.setattr("drsn_ops.training.train.EVALUATION_BYTES", 3 * 16 * 32 * 32 * 4)
 
 
 def test_training_evaluates_batches_of_that_size(small_batches):

@@ -22,7 +22,7 @@ import drsn_ops
 from drsn_ops import noise
 from drsn_ops.__main__ import main
 from drsn_ops.benchmark import processor
-from drsn_ops.distributed import Processes
+from drsn_ops.data.vibration import CLASSES
 from drsn_ops.experiment import cell, command, report, schedule
 from drsn_ops.experiment.settings import (
     FULL,
@@ -34,8 +34,9 @@ from drsn_ops.experiment.settings import (
     read_settings,
     result_path,
 )
-from drsn_ops.models import RSBU, ConvolutionalUnit
-from drsn_ops.vibration import CLASSES
+from drsn_ops.models import ConvolutionalUnit
+from drsn_ops.modules import RSBU
+from drsn_ops.training.processes import Processes
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")

@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 import drsn_ops
 from drsn_ops import RSBU, Shrinkage, SoftThreshold
-from drsn_ops.codes import is_channels_last
-from drsn_ops.decomposition import decompositions
-from drsn_ops.gate import BATCH, RUNNING, plain_batch_norm, plain_gate
 from drsn_ops.modules import THRESHOLDS
+from drsn_ops.ops.decomposition import decompositions
+from drsn_ops.ops.masks import is_channels_last
+from drsn_ops.ops.plain_gate import BATCH, RUNNING, plain_batch_norm, plain_gate
 from drsn_ops.reference import accumulator
 
 ops = torch.ops.drsn_ops
@@ -44,7 +44,7 @@ def tensors(*trees):
 
 
 def same(found, expected):
-    """Types, shapes and layouts are equal, and so are codes; numbers up to rounding of the largest that went in or out,
+    """Types, shapes and layouts are equal, and so are masks; numbers up to rounding of the largest that went in or out,
     since sums go in another order.
     """
     largest = max(t.abs().max().item() for t in expected if t.numel() and t.dtype != torch.uint8)
@@ -71,15 +71,15 @@ def test_soft_threshold(device, dtype, layout):
     for shape, kind in (((), wide), ((5, 1, 1), dtype), ((3, 1, 2, 1), wide), (x.shape, wide)):
         tau = (torch.rand(shape, device=device) - 0.2).to(kind)  # some thresholds are negative
         check(ops.soft_threshold.default, x, tau, 0.0)
-        _, code = check(ops.soft_threshold_with_code.default, x, tau, 0.0)
-        check(ops.soft_threshold_backward.default, grad, code, list(shape), kind, last, True)
+        _, mask = check(ops.soft_threshold_with_mask.default, x, tau, 0.0)
+        check(ops.soft_threshold_backward.default, grad, mask, list(shape), kind, last, True)
     check(ops.soft_threshold.default, x, None, 0.5)
-    check(ops.soft_threshold_with_code.default, x, None, 0.5)
-    check(ops.soft_threshold_backward.default, grad, code, [], None, last, True)
-    check(ops.soft_threshold_backward.default, grad, code, [5, 1, 1], wide, last, False)
+    check(ops.soft_threshold_with_mask.default, x, None, 0.5)
+    check(ops.soft_threshold_backward.default, grad, mask, [], None, last, True)
+    check(ops.soft_threshold_backward.default, grad, mask, [5, 1, 1], wide, last, False)
     if layout != "transposed":
-        for with_code in (False, True):
-            check(ops.soft_threshold_.default, x, tau, 0.0, with_code)
+        for with_mask in (False, True):
+            check(ops.soft_threshold_.default, x, tau, 0.0, with_mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
@@ -103,21 +103,21 @@ def test_shrink(device, dtype, layout, per_sample):
     grad = torch.randn_like(x)
     last = is_channels_last(x)
     check(ops.abs_mean.default, x, per_sample)
-    _, two_planes = check(ops.abs_mean_with_code.default, x, per_sample)
+    _, two_planes = check(ops.abs_mean_with_mask.default, x, per_sample)
     for shape, residual in (((3, 5), None), ((3, 1), grad), ((1, 5), None), ((1, 1), grad)):
         alpha = torch.rand(shape, dtype=accumulator(dtype), device=device) - 0.2
         check(ops.shrink.default, x, alpha, residual, per_sample)
-        _, mean, code = check(ops.shrink_with_code.default, x, alpha, residual, per_sample)
+        _, mean, mask = check(ops.shrink_with_mask.default, x, alpha, residual, per_sample)
         grad_mean = torch.randn_like(mean) if residual is None else None
-        backward = (grad, grad_mean, code, alpha, mean, per_sample, last)
+        backward = (grad, grad_mean, mask, alpha, mean, per_sample, last)
         check(ops.shrink_backward.default, *backward, True, True)
     check(ops.shrink_backward.default, *backward, False, True)
     check(ops.shrink_backward.default, *backward, True, False)
     grad_mean = torch.randn(3, 1 if per_sample else 5, dtype=accumulator(dtype), device=device)
     check(ops.abs_mean_backward.default, grad_mean, two_planes, list(x.shape), dtype, last)
     if layout != "transposed":
-        for with_code in (False, True):
-            check(ops.shrink_.default, x, alpha, grad, per_sample, with_code)
+        for with_mask in (False, True):
+            check(ops.shrink_.default, x, alpha, grad, per_sample, with_mask)
 
 
 def make_inputs(dtype, layout, device):
@@ -143,12 +143,12 @@ def test_gated_shrink(device, dtype, train, norm):
         options = (*gate.functional, per_sample)
         check(ops.gated_shrink.default, x, grad, *options)
         check(ops.gated_shrink.default, x, None, *options)
-        _, mean, state, code = check(ops.gated_shrink_with_code.default, x, grad, *options)
+        _, mean, state, mask = check(ops.gated_shrink_with_mask.default, x, grad, *options)
         last = is_channels_last(x)
         for grad_mean, need_x, need_gate in ((None, True, True), (mean, True, False), (mean, False, True)):
             check(
                 ops.gated_shrink_backward.default,
-                *(grad, grad_mean, code, mean, state, *gate.parameters),
+                *(grad, grad_mean, mask, mean, state, *gate.parameters),
                 *(gate.kind, gate.eps, per_sample, last, need_x, need_gate),
             )
         check(ops.gated_shrink_.default, x, grad, *gate, per_sample, False, True)
@@ -202,11 +202,11 @@ def test_what_is_not_finite(device):
         torch.testing.assert_close(decompositions()[operator](*args), expected, equal_nan=True)
         return expected
 
-    _, code = check(ops.soft_threshold_with_code.default, x, alpha, 0.0)
-    check(ops.soft_threshold_backward.default, grad, code, [1, 1], torch.float32, False, True)
-    check(ops.shrink_with_code.default, x, alpha, None, False)
-    _, mean, code = check(ops.shrink_with_code.default, x.nan_to_num(0, 4), alpha, None, False)
-    check(ops.shrink_backward.default, grad, None, code, alpha, mean, False, False, True, True)
+    _, mask = check(ops.soft_threshold_with_mask.default, x, alpha, 0.0)
+    check(ops.soft_threshold_backward.default, grad, mask, [1, 1], torch.float32, False, True)
+    check(ops.shrink_with_mask.default, x, alpha, None, False)
+    _, mean, mask = check(ops.shrink_with_mask.default, x.nan_to_num(0, 4), alpha, None, False)
+    check(ops.shrink_backward.default, grad, None, mask, alpha, mean, False, False, True, True)
 
 
 class Functions(nn.Module):
@@ -275,7 +275,7 @@ def export(name, module, *, strict=False):
     x = make_input(name, 3)
     shape = {0: Dim("batch")}
     if not name.startswith("drsn"):
-        # From 9 on: a code of a single byte is a size that tracers tell from all others. And that "same" padding makes
+        # From 9 on: a mask of a single byte is a size that tracers tell from all others. And that "same" padding makes
         # two sizes equal is more than the tracer can prove of a named size.
         shape[2] = Dim.DYNAMIC if name == "RSBU" else Dim("length", min=9)
     return torch.export.export(module, (x,), dynamic_shapes=(shape,), strict=strict)
@@ -447,10 +447,10 @@ def test_aot_inductor(name, fused, tmp_path, no_caches):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_without_gradients_no_code_is_exported(strict):
+def test_without_gradients_no_mask_is_exported(strict):
     network = drsn_ops.models.drsn(4, 3, blocks=3).eval()
     x, length = torch.randn(2, 4, 48), torch.export.Dim("length")
-    for gradients, operator in ((True, "gated_shrink_with_code"), (False, "gated_shrink")):
+    for gradients, operator in ((True, "gated_shrink_with_mask"), (False, "gated_shrink")):
         with torch.set_grad_enabled(gradients):
             shapes = ({2: 16 * length} if not gradients else {},)
             program = torch.export.export(network, (x,), dynamic_shapes=shapes, strict=strict)

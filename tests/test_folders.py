@@ -11,7 +11,7 @@ from commands import assert_refused, environment
 
 from drsn_ops.__main__ import main
 from drsn_ops.arguments import InputError
-from drsn_ops.folders import claimed, new_folder
+from drsn_ops.training.folders import claimed, new_folder
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")

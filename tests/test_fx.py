@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 import drsn_ops
 from drsn_ops import RSBU, Shrinkage, SoftThreshold, abs_mean, shrink, soft_threshold
 from drsn_ops.models import convnet, drsn, drsn_cifar10, drsn_mnist, rsnet18, rsnet34
-from drsn_ops.rsnet import RSNetBlock
+from drsn_ops.models.rsnet import RSNetBlock
 
 
 class Learned(nn.Module):
@@ -58,7 +58,7 @@ modules = pytest.mark.parametrize("name", MODULES)
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
-    monkeypatch.setattr(drsn_ops.rsnet, "WIDTHS", (4, 4, 8, 8))
+    monkeypatch.setattr(drsn_ops.models.rsnet, "WIDTHS", (4, 4, 8, 8))
 
 
 def make(name):

@@ -31,8 +31,8 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import drsn_ops
-from drsn_ops import RSBU, Shrinkage, _library, autograd, codes, reference
-from drsn_ops import gate as gates
+from drsn_ops import RSBU, Shrinkage, reference
+from drsn_ops.ops import autograd, library, masks, plain_gate
 
 ops = torch.ops.drsn_ops
 STATISTICS = ("channel", "sample")
@@ -455,7 +455,7 @@ def test_gates_of_another_make_are_called(device):
     for name, gate in others.items():
         gate.to(device)
         if name == "tensor":  # not to be copied
-            assert gates.plain_gate(gate, x) is None
+            assert plain_gate.plain_gate(gate, x) is None
             continue
         assert not fused(drsn_ops.gated_shrink, x, gate), name
         compare(x, gate)
@@ -628,7 +628,7 @@ def test_a_gate_with_a_tensor_elsewhere_never_computes_on_it(device):
     x = make_features((3, 4, 8), device)
     gate = make_gate(4, 5, 4).to(device)
     gate[0].weight = nn.Parameter(torch.empty(5, 4, device="meta", dtype=x.dtype))
-    assert gates.plain_gate(gate, x) is None
+    assert plain_gate.plain_gate(gate, x) is None
 
 
 class OverChannels(nn.Module):
@@ -713,8 +713,8 @@ def test_compiled_statistics_of_small_numbers(device, no_caches):
 
 
 def test_without_kernels(monkeypatch):
-    monkeypatch.setattr(_library, "_warned", False)
-    monkeypatch.setattr(autograd, "serves", lambda x: _library.has_kernels(torch.device("mps")))
+    monkeypatch.setattr(library, "_warned", False)
+    monkeypatch.setattr(autograd, "serves", lambda x: library.has_kernels(torch.device("mps")))
     with pytest.warns(RuntimeWarning, match="plain PyTorch operators on mps"):
         assert operators_of(drsn_ops.gated_shrink, make_features((3, 4, 8)), make_gate(4, 5, 4)) == []
     compare(make_features((3, 4, 8)), make_gate(4, 5, 4))
@@ -762,7 +762,7 @@ def test_unit_runs_one_operator(device, train):
 def arguments_of_operators(device, norm="batch", dtype=torch.float32, layout="contiguous", train=True):
     x = lay_out(make_features((4, 3, 5, 4), device).to(dtype), layout)
     gate = make_gate(3, 5, 3, norm).to(device, reference.accumulator(dtype)).train(train)
-    return x, gates.plain_gate(gate, x)
+    return x, plain_gate.plain_gate(gate, x)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
@@ -772,9 +772,9 @@ def test_opcheck(device, layout, norm, train):
     plain = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     dtype = torch.bfloat16 if layout == "channels_last" else torch.float32
     x, gate = arguments_of_operators(device, norm, dtype, layout, train)
-    frozen = gates.Gate(*(t.detach() if isinstance(t, torch.Tensor) else t for t in gate))
+    frozen = plain_gate.Gate(*(t.detach() if isinstance(t, torch.Tensor) else t for t in gate))
     opcheck(ops.gated_shrink.default, (x, x, *frozen.functional, False), test_utils=plain)
-    opcheck(ops.gated_shrink_with_code.default, (leaf(x), x, *gate.functional, True))
+    opcheck(ops.gated_shrink_with_mask.default, (leaf(x), x, *gate.functional, True))
     for inplace in (False, True)[: 1 if layout == "transposed" else 2]:
         written = [t.clone() if isinstance(t, torch.Tensor) else t for t in frozen]
         opcheck(
@@ -782,12 +782,12 @@ def test_opcheck(device, layout, norm, train):
             (x.clone(), None, *written, False, inplace, not inplace),
             test_utils=plain,
         )
-    y, mean, state, code = ops.gated_shrink_with_code(x, None, *frozen.functional, False)
+    y, mean, state, mask = ops.gated_shrink_with_mask(x, None, *frozen.functional, False)
     opcheck(
         ops.gated_shrink_backward.default,
         (
-            y, mean, code, mean, state, *frozen.parameters, gate.kind, gate.eps,
-            False, codes.is_channels_last(x), True, train,
+            y, mean, mask, mean, state, *frozen.parameters, gate.kind, gate.eps,
+            False, masks.is_channels_last(x), True, train,
         ),
         test_utils=plain,
     )  # fmt: skip

@@ -12,13 +12,13 @@ from torch.nn.modules import module as module_hooks
 import drsn_ops
 from drsn_ops import RSBU, Shrinkage
 from drsn_ops.models import convnet, drsn, drsn_cifar10, drsn_mnist, rsnet18, rsnet34
-from drsn_ops.rsnet import RSNet, RSNetBlock
+from drsn_ops.models.rsnet import RSNet, RSNetBlock
 
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """RSNets of a size at which every module can be tried."""
-    monkeypatch.setattr(drsn_ops.rsnet, "WIDTHS", (4, 4, 8, 8))
+    monkeypatch.setattr(drsn_ops.models.rsnet, "WIDTHS", (4, 4, 8, 8))
 
 
 class Block(nn.Module):

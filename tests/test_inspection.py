@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from drsn_ops import RSBU, Shrinkage, SoftThreshold, reference
-from drsn_ops.inspection import inspect
+from drsn_ops.analysis.inspection import inspect
 
 CW, CS = "channel-wise", "channel-shared"
 
@@ -296,8 +296,8 @@ def test_a_model_that_calls_no_block():
 
 def test_matplotlib_is_imported_for_a_plot_alone():
     code = (
-        "import sys, torch, drsn_ops\nfrom drsn_ops.inspection import inspect\n"
+        "import sys, torch, drsn_ops\nfrom drsn_ops.analysis.inspection import inspect\n"
         "inspect(drsn_ops.Shrinkage(2), torch.ones(1, 2, 3))\n"
-        "assert not {'matplotlib', 'drsn_ops.train'} & set(sys.modules)"
+        "assert not {'matplotlib', 'drsn_ops.training.train'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

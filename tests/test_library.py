@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.library import opcheck
 
 import drsn_ops
-from drsn_ops import _library, autograd, codes
+from drsn_ops.ops import autograd, library, masks
 from drsn_ops.reference import accumulator
 
 ops = torch.ops.drsn_ops
@@ -38,26 +38,26 @@ def test_opcheck(device, layout, dtype):
     x, alpha, tau = (t.detach() for t in arguments(layout, dtype, device))
     plain = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     xg, ag, tg = (leaf(t) for t in (x, alpha, tau))
-    opcheck(ops.soft_threshold_with_code.default, (xg, tg, 0.0))
-    opcheck(ops.soft_threshold_with_code.default, (xg, None, 0.5))
-    opcheck(ops.abs_mean_with_code.default, (xg, False))
-    opcheck(ops.abs_mean_with_code.default, (xg, True))
-    opcheck(ops.shrink_with_code.default, (xg, ag, xg.detach(), False))
-    opcheck(ops.shrink_with_code.default, (xg, ag[:, :1].detach(), None, True))
+    opcheck(ops.soft_threshold_with_mask.default, (xg, tg, 0.0))
+    opcheck(ops.soft_threshold_with_mask.default, (xg, None, 0.5))
+    opcheck(ops.abs_mean_with_mask.default, (xg, False))
+    opcheck(ops.abs_mean_with_mask.default, (xg, True))
+    opcheck(ops.shrink_with_mask.default, (xg, ag, xg.detach(), False))
+    opcheck(ops.shrink_with_mask.default, (xg, ag[:, :1].detach(), None, True))
     for per_sample in (False, True):
         opcheck(ops.abs_mean.default, (x, per_sample), test_utils=plain)
         opcheck(ops.shrink.default, (x, alpha, None, per_sample), test_utils=plain)
     opcheck(ops.soft_threshold.default, (x, tau, 0.0), test_utils=plain)
-    last = codes.is_channels_last(x)
-    _, code = ops.soft_threshold_with_code(x, tau, 0.0)
+    last = masks.is_channels_last(x)
+    _, mask = ops.soft_threshold_with_mask(x, tau, 0.0)
     opcheck(
-        ops.soft_threshold_backward.default, (x, code, [3, 1, 1], torch.float32, last, True), test_utils=plain
+        ops.soft_threshold_backward.default, (x, mask, [3, 1, 1], torch.float32, last, True), test_utils=plain
     )
-    _, mean, code = ops.shrink_with_code(x, alpha, None, False)
-    backward = (x, mean, code, alpha, mean, False, last, True, True)
+    _, mean, mask = ops.shrink_with_mask(x, alpha, None, False)
+    backward = (x, mean, mask, alpha, mean, False, last, True, True)
     opcheck(ops.shrink_backward.default, backward, test_utils=plain)
-    mean, code = ops.abs_mean_with_code(x, False)
-    opcheck(ops.abs_mean_backward.default, (mean, code, list(x.shape), dtype, last), test_utils=plain)
+    mean, mask = ops.abs_mean_with_mask(x, False)
+    opcheck(ops.abs_mean_backward.default, (mean, mask, list(x.shape), dtype, last), test_utils=plain)
     if layout != "transposed":
         opcheck(ops.soft_threshold_.default, (x.clone(), tau, 0.0, True), test_utils=plain)
         opcheck(ops.shrink_.default, (x.clone(), alpha, None, False, True), test_utils=plain)
@@ -470,8 +470,8 @@ class TestWithoutKernels:
 
     @pytest.fixture(autouse=True)
     def pretend(self, monkeypatch):
-        monkeypatch.setattr(_library, "_warned", False)
-        monkeypatch.setattr(autograd, "serves", lambda x: _library.has_kernels(torch.device("mps")))
+        monkeypatch.setattr(library, "_warned", False)
+        monkeypatch.setattr(autograd, "serves", lambda x: library.has_kernels(torch.device("mps")))
 
     def test_runs_the_plain_formula_and_warns_once(self):
         args = arguments()
@@ -508,7 +508,7 @@ class TestWithoutKernels:
 
 
 def test_a_library_is_not_loaded_twice():
-    assert _library._load() == _library.cuda_reason
+    assert library._load() == library.cuda_reason
 
 
 def test_build_info_is_plain():

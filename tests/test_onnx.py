@@ -53,7 +53,7 @@ NETWORKS = {
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
-    monkeypatch.setattr(drsn_ops.rsnet, "WIDTHS", (4, 4, 8, 8))
+    monkeypatch.setattr(drsn_ops.models.rsnet, "WIDTHS", (4, 4, 8, 8))
 
 
 def make(name):
@@ -122,4 +122,4 @@ def test_an_export_changes_nothing_that_is_compiled(no_caches):
     torch.compile(drsn_ops.Shrinkage(4), backend=keep, fullgraph=True)(x)
     assert len(graphs) == 3 and all("drsn_ops" in code for code in graphs)
     names = {str(node.target) for node in torch.export.export(module, (x,)).graph.nodes}
-    assert "drsn_ops.gated_shrink_with_code.default" in names
+    assert "drsn_ops.gated_shrink_with_mask.default" in names

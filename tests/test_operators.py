@@ -10,8 +10,8 @@ import torch
 from checks import make_gate
 from torch import Tensor
 
-from drsn_ops.decomposition import decompositions
-from drsn_ops.gate import BATCH, plain_batch_norm, plain_gate
+from drsn_ops.ops.decomposition import decompositions
+from drsn_ops.ops.plain_gate import BATCH, plain_batch_norm, plain_gate
 
 ops = torch.ops.drsn_ops
 SCHEMAS = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("drsn_ops::") and s.arguments]
@@ -28,32 +28,32 @@ def right_calls():
     gate = plain_gate(make_gate(3, 5, 3).float().requires_grad_(False), x)
     norm = plain_batch_norm(torch.nn.BatchNorm1d(3).requires_grad_(False), x)
     assert gate.kind == norm.kind == BATCH
-    _, code = ops.soft_threshold_with_code(x, tau, 0.0)
-    mean, mean_code = ops.abs_mean_with_code(x, False)
-    _, _, shrink_code = ops.shrink_with_code(x, alpha, None, False)
-    _, _, state, gated_code = ops.gated_shrink_with_code(x, None, *gate.functional, False)
+    _, mask = ops.soft_threshold_with_mask(x, tau, 0.0)
+    mean, mean_mask = ops.abs_mean_with_mask(x, False)
+    _, _, shrink_mask = ops.shrink_with_mask(x, alpha, None, False)
+    _, _, state, gated_mask = ops.gated_shrink_with_mask(x, None, *gate.functional, False)
     _, norm_mean, norm_state, input_state = ops.batch_norm_shrink(
         x, None, *norm.functional, *gate.functional, False
     )
     after_gate = (gate.kind, gate.eps, False)
     return {
         "soft_threshold": [(x, tau, 0.0), (z, complex_tau, 0.0)],
-        "soft_threshold_with_code": [(x, tau, 0.0)],
+        "soft_threshold_with_mask": [(x, tau, 0.0)],
         "soft_threshold_": [(x, tau, 0.0, True), (z, complex_tau, 0.0, False)],
-        "soft_threshold_backward": [(grad, code, [3, 1], torch.float32, False, True)],
+        "soft_threshold_backward": [(grad, mask, [3, 1], torch.float32, False, True)],
         "complex_soft_threshold_backward": [(z.flip(0), z, complex_tau, 0.0, True, True)],
         "abs_mean": [(x, False)],
-        "abs_mean_with_code": [(x, False)],
-        "abs_mean_backward": [(alpha, mean_code, [2, 3, 20], torch.float32, False)],
+        "abs_mean_with_mask": [(x, False)],
+        "abs_mean_backward": [(alpha, mean_mask, [2, 3, 20], torch.float32, False)],
         "shrink": [(x, alpha, residual, False)],
-        "shrink_with_code": [(x, alpha, residual, False)],
+        "shrink_with_mask": [(x, alpha, residual, False)],
         "shrink_": [(x, alpha, residual, False, True)],
-        "shrink_backward": [(grad, alpha, shrink_code, alpha, mean, False, False, True, True)],
+        "shrink_backward": [(grad, alpha, shrink_mask, alpha, mean, False, False, True, True)],
         "gated_shrink": [(x, residual, *gate.functional, False)],
-        "gated_shrink_with_code": [(x, residual, *gate.functional, False)],
+        "gated_shrink_with_mask": [(x, residual, *gate.functional, False)],
         "gated_shrink_": [(x, residual, *gate, False, True, True)],
         "gated_shrink_backward": [
-            (grad, mean, gated_code, mean, state, *gate.parameters, *after_gate, False, True, True)
+            (grad, mean, gated_mask, mean, state, *gate.parameters, *after_gate, False, True, True)
         ],
         "batch_norm_shrink": [(x, residual, *norm.functional, *gate.functional, False)],
         "batch_norm_shrink_": [(x, residual, *norm, *gate, False)],

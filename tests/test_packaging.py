@@ -19,10 +19,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import drsn_ops
-from drsn_ops import _library
+from drsn_ops.ops import library
 
 ROOT = Path(__file__).parents[1]
-FOLDER = Path(_library.__file__).parent
+FOLDER = Path(library.__file__).parents[1]
 SYMBOLS = [sys.executable, ROOT / "tools" / "symbols.py"]
 
 
@@ -200,41 +200,41 @@ class TestWheel:
 
 
 def build_id_note(content):
-    return b"\x7fELF" + _library._BUILD_ID_NOTE + content
+    return b"\x7fELF" + library._BUILD_ID_NOTE + content
 
 
 class TestCudaLibraryThatDoesNotLoad:
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path, monkeypatch):
         """A package folder of its own, under a PyTorch that says it has CUDA."""
-        monkeypatch.setattr(_library, "_FOLDER", tmp_path)
+        monkeypatch.setattr(library, "_FOLDER", tmp_path)
         monkeypatch.setattr(torch.version, "cuda", "13.0")
-        monkeypatch.setattr(_library, "_warned", False)
+        monkeypatch.setattr(library, "_warned", False)
         (tmp_path / "_ops_cpu.so").write_bytes(b"")
         return tmp_path
 
     def test_garbage(self, folder):
         (folder / "_ops_cuda.so").write_bytes(b"garbage")
-        reason = _library._load()
+        reason = library._load()
         assert reason.startswith(f"PyTorch {torch.__version__} cannot load the CUDA kernels (")
         assert "_ops_cuda.so" in reason and reason.endswith("; install drsn_ops again")
 
     def test_missing_symbol(self, folder):
         link(calls("not_in_pytorch"), folder / "_ops_cuda.so", "-Wl,--build-id=none")
-        assert "undefined symbol: not_in_pytorch" in _library._load()
+        assert "undefined symbol: not_in_pytorch" in library._load()
 
     def test_of_another_version_is_not_loaded(self, folder):
         """Its kernels would read arguments that are not there."""
         (folder / "_ops_cpu.so").write_bytes(build_id_note(20 * b"a"))
         (folder / "_ops_cuda.so").write_bytes(build_id_note(20 * b"b"))
-        assert "another version" in _library._load()
+        assert "another version" in library._load()
         (folder / "_ops_cuda.so").write_bytes(build_id_note(20 * b"a"))
-        assert "cannot load" in _library._load()
+        assert "cannot load" in library._load()
 
     def test_pytorch_without_cuda(self, folder, monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", None)
         (folder / "_ops_cuda.so").write_bytes(b"garbage")
-        assert _library._load().endswith("is built without CUDA")
+        assert library._load().endswith("is built without CUDA")
 
     @pytest.mark.parametrize(
         "reason, expected",
@@ -244,12 +244,12 @@ class TestCudaLibraryThatDoesNotLoad:
         ],
     )
     def test_there_is_none(self, monkeypatch, reason, expected):
-        monkeypatch.setattr(_library._C, "build_info", lambda: {"cuda_reason": reason})
-        assert expected in _library._load()
+        monkeypatch.setattr(library._C, "build_info", lambda: {"cuda_reason": reason})
+        assert expected in library._load()
 
     def test_cuda_tensors_take_the_plain_formula_with_one_warning(self, folder, monkeypatch):
         (folder / "_ops_cuda.so").write_bytes(b"garbage")
-        monkeypatch.setattr(_library, "cuda_reason", _library._load())
+        monkeypatch.setattr(library, "cuda_reason", library._load())
         modules = make_gate(3, 4, 3).float(), nn.BatchNorm1d(3), drsn_ops.Shrinkage(3)
         mode = FakeTensorMode(allow_non_fake_inputs=True)  # for the modules, made where there need be no CUDA
         with mode, torch.no_grad(), pytest.warns(RuntimeWarning) as record:
@@ -274,5 +274,5 @@ class TestCudaLibraryThatDoesNotLoad:
 @pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="needs the sources")
 def test_the_build_id_of_the_libraries_is_that_of_the_schemas():
     schemas = (ROOT / "csrc" / "registration.cpp").read_bytes()
-    found = {_library._build_id(library) for library in FOLDER.glob("_ops_*.so")}
+    found = {library._build_id(path) for path in FOLDER.glob("_ops_*.so")}
     assert found == {hashlib.sha1(schemas).digest()}

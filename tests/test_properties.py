@@ -57,15 +57,15 @@ def test_shrink_is_soft_threshold_of_the_mean(x, seed, statistic):
 
 @common
 @given(tensors(), st.floats(0, 1, width=32))
-def test_the_code_of_shrink_decodes_to_its_definition(x, alpha):
+def test_the_mask_of_shrink_decodes_to_its_definition(x, alpha):
     gate = torch.full((1, 1), alpha)
-    _, mean, code = torch.ops.drsn_ops.shrink_with_code(x, gate, None, False)
-    layout = drsn_ops.codes.Layout.of(x)
-    negative, nonzero, active = layout.planes(code)
+    _, mean, mask = torch.ops.drsn_ops.shrink_with_mask(x, gate, None, False)
+    layout = drsn_ops.ops.planes.Layout.of(x)
+    negative, nonzero, active = layout.planes(mask)
     tau = reference.per_row(gate * mean, x)
     assert torch.equal(negative, (x < 0).float())
     assert torch.equal(nonzero, (x != 0).float())
     assert torch.equal(active, (x.abs() > tau).float())
-    # Bits past the end of a segment are 0: the code of equal inputs is equal, byte for byte.
-    bits = (code.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    # Bits past the end of a segment are 0: the mask of equal inputs is equal, byte for byte.
+    bits = (mask.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
     assert bits.sum() == negative.sum() + nonzero.sum() + active.sum()

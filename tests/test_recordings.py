@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from drsn_ops.data import InputError
-from drsn_ops.recordings import CWRU_48_KHZ, CWRU_NUMBERS, cwru, cwru_class, folder
+from drsn_ops.arguments import InputError
+from drsn_ops.data.recordings import CWRU_48_KHZ, CWRU_NUMBERS, cwru, cwru_class, folder
 
 io = pytest.importorskip("scipy.io")
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from drsn_ops import Shrinkage
 from drsn_ops.models import rsnet18, rsnet34
-from drsn_ops.rsnet import RSNet, RSNetBlock
+from drsn_ops.models.rsnet import RSNet, RSNetBlock
 
 BLOCKS = {rsnet18: (2, 2, 2, 2), rsnet34: (3, 4, 6, 3)}
 CW, CS = "channel-wise", "channel-shared"

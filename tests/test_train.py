@@ -19,10 +19,10 @@ from commands import assert_refused, contents, status_of
 from test_data import write_cifar10, write_mnist
 
 import drsn_ops
-from drsn_ops import train
 from drsn_ops.__main__ import main
 from drsn_ops.data import augment
-from drsn_ops.distributed import Processes
+from drsn_ops.training import train
+from drsn_ops.training.processes import Processes
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")

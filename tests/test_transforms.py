@@ -131,7 +131,7 @@ def test_gradients_that_are_not_finite(call, device):
 
 
 def test_without_elements(call, device):
-    """A batch of derivatives of nothing: the codes have no bytes."""
+    """A batch of derivatives of nothing: the masks have no bytes."""
     function, tensors = make_calls(device)[call]
     empty = tuple(t[:0] if t.shape[0] == 3 else t for t in tensors)
     leaves = tuple(t.clone().requires_grad_() for t in empty)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import drsn_ops.vibration as module
-from drsn_ops.vibration import (
+import drsn_ops.data.vibration as module
+from drsn_ops.data.vibration import (
     CLASSES,
     DEFECTS,
     LOADS,

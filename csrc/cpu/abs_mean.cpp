@@ -12,7 +12,7 @@ void abs_mean_typed(const AbsMean& p) {
   using A = accumulator_t<T>;
   const auto& k = kernels<T>();
   const Lines lines(p.rows, p.per_sample);
-  const LineCode code(p.code, lines, kAbsMeanPlanes);
+  const LineMask mask(p.mask, lines, kAbsMeanPlanes);
   const T* x = as<T>(p.x);
   A* mean = as<A>(p.mean);
   const int64_t width = lines.width, unit_rows = lines.per_unit * width;
@@ -21,7 +21,7 @@ void abs_mean_typed(const AbsMean& p) {
       [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
         const T* from = x + line * lines.length + begin;
         add_magnitudes(from, count, n, width, sums);
-        for (int64_t i = 0; i < count && code.data; ++i) k.sign_code(from + i * n, code.write(line + i, begin), n);
+        for (int64_t i = 0; i < count && mask.data; ++i) k.sign_mask(from + i * n, mask.write(line + i, begin), n);
       },
       [&](int64_t unit, int64_t count, const double* sums) {
         for (int64_t r = 0; r < count * unit_rows && !p.per_sample; ++r)
@@ -39,13 +39,13 @@ void abs_mean_backward_typed(const AbsMeanBackward& p) {
   using A = accumulator_t<T>;
   const auto& k = kernels<T>();
   const Lines lines(p.rows, false);
-  const LineCode code(p.code, lines, kAbsMeanPlanes);
+  const LineMask mask(p.mask, lines, kAbsMeanPlanes);
   T* dx = as<T>(p.dx);
   const std::vector<A> grad = each_row<A>(p.grad, p.rows);
   for_each_task(lines.count, lines.length, [&](int64_t line) {
     const AlongLine<A> along(grad.data(), line, lines.width);
     along.for_each(0, lines.length, [&](int64_t i, int64_t count) {
-      k.combine(nullptr, code.read(line, i), along.at(i), dx + line * lines.length + i, count);
+      k.combine(nullptr, mask.read(line, i), along.at(i), dx + line * lines.length + i, count);
     });
   });
 }

@@ -95,7 +95,7 @@ void gated_shrink_typed(const GatedShrink& p) {
   using A = accumulator_t<T>;
   const Rows& rows = p.rows;
   const Lines lines = lines_of_samples(rows, p.gate);
-  const LineCode code(p.code, lines, kShrinkPlanes);
+  const LineMask mask(p.mask, lines, kShrinkPlanes);
   const T* x = as<T>(p.x);
   const T* residual = as<T>(p.residual);
   T* y = as<T>(p.y);
@@ -124,7 +124,7 @@ void gated_shrink_typed(const GatedShrink& p) {
       },
       [&](int64_t line, int64_t count, int64_t begin, int64_t n) {
         if (p.input.kind == NormKind::kNone)
-          return shrink_lines(lines, line, count, begin, n, x, tau.data(), residual, y, code);
+          return shrink_lines(lines, line, count, begin, n, x, tau.data(), residual, y, mask);
         const int64_t offset = line * lines.length + begin;
         kernels<T>().shrink_rows(x + offset, input.from(line), &tau[line], residual ? residual + offset : nullptr,
                                  y + offset, {}, count, n);
@@ -183,24 +183,24 @@ class ThresholdBackward {
 };
 
 template <class T>
-void backward_from_code(const GatedShrinkBackward& p) {
+void backward_from_mask(const GatedShrinkBackward& p) {
   using A = accumulator_t<T>;
   const Lines lines = lines_of_samples(p.rows, p.gate);
-  const LineCode code(p.code, lines, kShrinkPlanes);
+  const LineMask mask(p.mask, lines, kShrinkPlanes);
   const T* g = as<T>(p.grad);
   T* dx = as<T>(p.dx);
   ThresholdBackward<A> thresholds(p);
   two_passes(
       lines, p.gate.norm.kind == NormKind::kBatch,
       [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
-        add_signed(g + line * lines.length + begin, code.read(line, begin), count, n, lines.width, sums);
+        add_signed(g + line * lines.length + begin, mask.read(line, begin), count, n, lines.width, sums);
       },
       [&](int64_t sample, int64_t count, const double* sums) {
         const int64_t first = sample * p.rows.channels;
         thresholds.run(sample, count, [&](int64_t row) { return sums[row - first]; });
       },
       [&](int64_t line, int64_t count, int64_t begin, int64_t n) {
-        if (dx) spread_lines(lines, line, count, begin, n, g, code, thresholds.spread.data(), dx);
+        if (dx) spread_lines(lines, line, count, begin, n, g, mask, thresholds.spread.data(), dx);
       });
   thresholds.parameters();
 }
@@ -274,7 +274,7 @@ void gated_shrink(const GatedShrink& p) {
 
 void gated_shrink_backward(const GatedShrinkBackward& p) {
   with_type(p.dtype, [&](auto type) {
-    p.code ? backward_from_code<decltype(type)>(p) : backward_from_input<decltype(type)>(p);
+    p.mask ? backward_from_mask<decltype(type)>(p) : backward_from_input<decltype(type)>(p);
   });
 }
 

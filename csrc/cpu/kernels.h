@@ -18,7 +18,7 @@ struct BFloat16 {
 template <class T>
 using accumulator_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Planes of the code, at a byte boundary; null where a plane is absent. The next row's are `stride` bytes on.
+// Planes of the mask, at a byte boundary; null where a plane is absent. The next row's are `stride` bytes on.
 struct Planes {
   uint8_t* negative = nullptr;
   uint8_t* nonzero = nullptr;
@@ -37,11 +37,11 @@ struct Bits {
 
 // The planes of a later row; no member functions, whose symbols every file would share.
 template <class P>
-DRSN_INLINE P row_of(P code, int64_t r) {
-  code.negative += r * code.stride;
-  if (code.nonzero) code.nonzero += r * code.stride;
-  if (code.active) code.active += r * code.stride;
-  return code;
+DRSN_INLINE P row_of(P mask, int64_t r) {
+  mask.negative += r * mask.stride;
+  if (mask.nonzero) mask.nonzero += r * mask.stride;
+  if (mask.active) mask.active += r * mask.stride;
+  return mask;
 }
 
 // A number for every element, or, where it does not vary, one for all. Null: 0.
@@ -59,7 +59,7 @@ struct Affine {
   const A* bias = nullptr;
 };
 
-// What tells x and its code again, and the way to the gradient of z, one number a row each:
+// What tells x and its mask again, and the way to the gradient of z, one number a row each:
 // dz = scale * dx + at_center + slope * (z - center).
 template <class A>
 struct BatchNormRows {
@@ -73,18 +73,18 @@ struct Kernels {
   using A = accumulator_t<T>;
   void (*abs_sums)(const T* x, Affine<A> affine, int64_t rows, int64_t n, double* sums);
   void (*abs_add)(const T* x, A* sums, int64_t n);
-  void (*sign_code)(const T* x, Planes code, int64_t n);
+  void (*sign_mask)(const T* x, Planes mask, int64_t n);
   // y = soft_threshold(x, max(tau, 0)) + residual
-  void (*shrink)(const T* x, Values<A> tau, const T* residual, T* y, Planes code, int64_t n);
-  void (*shrink_rows)(const T* x, Affine<A> affine, const A* tau, const T* residual, T* y, Planes code, int64_t rows,
+  void (*shrink)(const T* x, Values<A> tau, const T* residual, T* y, Planes mask, int64_t n);
+  void (*shrink_rows)(const T* x, Affine<A> affine, const A* tau, const T* residual, T* y, Planes mask, int64_t rows,
                       int64_t n);
   // The sums, or sums[i] +=, of active * sign * g.
-  void (*signed_sums)(const T* g, Bits code, int64_t rows, int64_t n, double* sums);
-  void (*signed_add)(const T* g, Bits code, A* sums, int64_t n);
+  void (*signed_sums)(const T* g, Bits mask, int64_t rows, int64_t n, double* sums);
+  void (*signed_add)(const T* g, Bits mask, A* sums, int64_t n);
   // out = active * g + nonzero * sign * v; g or v may be null. Without v the open elements pass too.
-  void (*combine)(const T* g, Bits code, Values<A> v, T* out, int64_t n);
+  void (*combine)(const T* g, Bits mask, Values<A> v, T* out, int64_t n);
   // The same with both and one v a row.
-  void (*spread_rows)(const T* g, Bits code, const A* v, T* out, int64_t rows, int64_t n);
+  void (*spread_rows)(const T* g, Bits mask, const A* v, T* out, int64_t rows, int64_t n);
   // Of a row of z: its sum, and the sum of the squares of what it is from its own mean.
   void (*moments)(const T* z, int64_t n, double* sum, double* squares);
   // sums[5 * row]: of active * sign * g, active * g, active * g * (z - center), sign, sign * (z - center)

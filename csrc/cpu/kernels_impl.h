@@ -133,21 +133,21 @@ void abs_add(const T* x, accumulator_t<T>* sums, int64_t n) {
 }
 
 template <class T>
-void sign_code(const T* x, Planes code, int64_t n) {
+void sign_mask(const T* x, Planes mask, int64_t n) {
   const vector_t<T> zero = {};
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
     const vector_t<T> v = load(x + i, count);
     const bits_t<T> negative = less(v, zero);
-    write_bits<T>(code.negative, i, negative, count);
-    write_bits<T>(code.nonzero, i, negative | less(zero, v), count);
+    write_bits<T>(mask.negative, i, negative, count);
+    write_bits<T>(mask.nonzero, i, negative | less(zero, v), count);
   });
 }
 
-enum class Code { kNone, kSoftThreshold, kShrink };
+enum class Mask { kNone, kSoftThreshold, kShrink };
 
-template <class T, Code kCode, bool kVary, bool kAffine>
+template <class T, Mask kMask, bool kVary, bool kAffine>
 DRSN_INLINE void shrink_loop(const T* x, const RowAffine<T>& affine, const accumulator_t<T>* tau, const T* residual,
-                             T* y, Planes code, int64_t n) {
+                             T* y, Planes mask, int64_t n) {
   using V = vector_t<T>;
   using B = bits_t<T>;
   const V zero = {};
@@ -161,68 +161,68 @@ DRSN_INLINE void shrink_loop(const T* x, const RowAffine<T>& affine, const accum
     V out = with_sign<T>(positive_part<T>(magnitude - threshold), v);
     if (residual) out += load(residual + i, count);
     store(y + i, out, count);
-    if constexpr (kCode != Code::kNone) {
+    if constexpr (kMask != Mask::kNone) {
       const B negative = less(v, zero);
       const B active = less(threshold, magnitude);
-      if constexpr (kCode == Code::kShrink) {
-        write_bits<T>(code.negative, i, negative, count);
-        write_bits<T>(code.nonzero, i, less(zero, magnitude), count);
-        write_bits<T>(code.active, i, active, count);
+      if constexpr (kMask == Mask::kShrink) {
+        write_bits<T>(mask.negative, i, negative, count);
+        write_bits<T>(mask.nonzero, i, less(zero, magnitude), count);
+        write_bits<T>(mask.active, i, active, count);
       } else {
         const B open = less(raw, zero);
-        write_bits<T>(code.negative, i, active & (open | negative), count);
-        write_bits<T>(code.active, i, active & ~open, count);
+        write_bits<T>(mask.negative, i, active & (open | negative), count);
+        write_bits<T>(mask.active, i, active & ~open, count);
       }
     }
   });
 }
 
 template <class T, bool kVary>
-void shrink_by(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes code, int64_t n) {
+void shrink_by(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes mask, int64_t n) {
   const RowAffine<T> none = {};
-  if (!code.active) return shrink_loop<T, Code::kNone, kVary, false>(x, none, tau, residual, y, code, n);
-  if (code.nonzero) return shrink_loop<T, Code::kShrink, kVary, false>(x, none, tau, residual, y, code, n);
-  shrink_loop<T, Code::kSoftThreshold, kVary, false>(x, none, tau, residual, y, code, n);
+  if (!mask.active) return shrink_loop<T, Mask::kNone, kVary, false>(x, none, tau, residual, y, mask, n);
+  if (mask.nonzero) return shrink_loop<T, Mask::kShrink, kVary, false>(x, none, tau, residual, y, mask, n);
+  shrink_loop<T, Mask::kSoftThreshold, kVary, false>(x, none, tau, residual, y, mask, n);
 }
 
 template <class T>
-void shrink(const T* x, Values<accumulator_t<T>> tau, const T* residual, T* y, Planes code, int64_t n) {
-  tau.vary ? shrink_by<T, true>(x, tau.data, residual, y, code, n)
-           : shrink_by<T, false>(x, tau.data, residual, y, code, n);
+void shrink(const T* x, Values<accumulator_t<T>> tau, const T* residual, T* y, Planes mask, int64_t n) {
+  tau.vary ? shrink_by<T, true>(x, tau.data, residual, y, mask, n)
+           : shrink_by<T, false>(x, tau.data, residual, y, mask, n);
 }
 
 template <class T>
 void shrink_rows(const T* x, Affine<accumulator_t<T>> affine, const accumulator_t<T>* tau, const T* residual, T* y,
-                 Planes code, int64_t rows, int64_t n) {
+                 Planes mask, int64_t rows, int64_t n) {
   for_each_row<T>(affine, rows, [&](int64_t r, const RowAffine<T>& of_row, auto is_affine) DRSN_LAMBDA {
     constexpr bool kAffine = decltype(is_affine)::value;
     const T* add = residual ? residual + r * n : nullptr;
-    if (kAffine || !code.active) {
-      shrink_loop<T, Code::kNone, false, kAffine>(x + r * n, of_row, tau + r, add, y + r * n, {}, n);
+    if (kAffine || !mask.active) {
+      shrink_loop<T, Mask::kNone, false, kAffine>(x + r * n, of_row, tau + r, add, y + r * n, {}, n);
     } else {
-      shrink_loop<T, Code::kShrink, false, false>(x + r * n, of_row, tau + r, add, y + r * n, row_of(code, r), n);
+      shrink_loop<T, Mask::kShrink, false, false>(x + r * n, of_row, tau + r, add, y + r * n, row_of(mask, r), n);
     }
   });
 }
 
 template <class T, bool kShifted>
-DRSN_INLINE vector_t<T> signed_active(const T* g, const Bits& code, int64_t i, int64_t count) {
-  const bits_t<T> active = read_bits<T, kShifted>(code.active, code.offset + i, count);
-  const bits_t<T> negative = read_bits<T, kShifted>(code.negative, code.offset + i, count);
+DRSN_INLINE vector_t<T> signed_active(const T* g, const Bits& mask, int64_t i, int64_t count) {
+  const bits_t<T> active = read_bits<T, kShifted>(mask.active, mask.offset + i, count);
+  const bits_t<T> negative = read_bits<T, kShifted>(mask.negative, mask.offset + i, count);
   return keep(active, negate(negative, load(g + i, count)));
 }
 
-// Calls run(std::true_type) where the code is read across bytes, run(std::false_type) where it is not.
+// Calls run(std::true_type) where the mask is read across bytes, run(std::false_type) where it is not.
 template <class Run>
-DRSN_INLINE auto with_shift(const Bits& code, const Run& run) {
-  return code.offset % 8 ? run(std::true_type{}) : run(std::false_type{});
+DRSN_INLINE auto with_shift(const Bits& mask, const Run& run) {
+  return mask.offset % 8 ? run(std::true_type{}) : run(std::false_type{});
 }
 
 template <class T>
-void signed_sums(const T* g, Bits code, int64_t rows, int64_t n, double* sums) {
-  with_shift(code, [&](auto shifted) {
+void signed_sums(const T* g, Bits mask, int64_t rows, int64_t n, double* sums) {
+  with_shift(mask, [&](auto shifted) {
     for (int64_t r = 0; r < rows; ++r) {
-      const Bits bits = row_of(code, r);
+      const Bits bits = row_of(mask, r);
       add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
         out[0] = signed_active<T, decltype(shifted)::value>(g + r * n, bits, i, count);
       });
@@ -231,33 +231,33 @@ void signed_sums(const T* g, Bits code, int64_t rows, int64_t n, double* sums) {
 }
 
 template <class T>
-void signed_add(const T* g, Bits code, accumulator_t<T>* sums, int64_t n) {
-  with_shift(code, [&](auto shifted) {
+void signed_add(const T* g, Bits mask, accumulator_t<T>* sums, int64_t n) {
+  with_shift(mask, [&](auto shifted) {
     for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-      const vector_t<T> term = signed_active<T, decltype(shifted)::value>(g, code, i, count);
+      const vector_t<T> term = signed_active<T, decltype(shifted)::value>(g, mask, i, count);
       store(sums + i, load(sums + i, count) + term, count);
     });
   });
 }
 
-// kBand: the gradient alone, in the code of soft_threshold; kSign: v alone; kSpread: both.
+// kBand: the gradient alone, in the mask of soft_threshold; kSign: v alone; kSpread: both.
 enum class Terms { kBand, kSign, kSpread };
 
 template <class T, Terms kTerms, bool kShifted, bool kVary>
-DRSN_INLINE void combine_loop(const T* g, Bits code, const accumulator_t<T>* v, T* out, int64_t n) {
+DRSN_INLINE void combine_loop(const T* g, Bits mask, const accumulator_t<T>* v, T* out, int64_t n) {
   using V = vector_t<T>;
   using B = bits_t<T>;
   const V one = kTerms != Terms::kBand && !kVary ? splat<T>(*v) : V{};
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-    const int64_t bit = code.offset + i;
-    const B negative = read_bits<T, kShifted>(code.negative, bit, count);
+    const int64_t bit = mask.offset + i;
+    const B negative = read_bits<T, kShifted>(mask.negative, bit, count);
     V sum = {};
     if constexpr (kTerms != Terms::kSign) {
-      const B active = read_bits<T, kShifted>(code.active, bit, count);
+      const B active = read_bits<T, kShifted>(mask.active, bit, count);
       sum = keep(B(kTerms == Terms::kBand ? active | negative : active), load(g + i, count));
     }
     if constexpr (kTerms != Terms::kBand) {
-      const B nonzero = read_bits<T, kShifted>(code.nonzero, bit, count);
+      const B nonzero = read_bits<T, kShifted>(mask.nonzero, bit, count);
       sum += keep(nonzero, negate(negative, kVary ? load(v + i, count) : one));
     }
     store(out + i, sum, count);
@@ -265,22 +265,22 @@ DRSN_INLINE void combine_loop(const T* g, Bits code, const accumulator_t<T>* v, 
 }
 
 template <class T>
-void combine(const T* g, Bits code, Values<accumulator_t<T>> v, T* out, int64_t n) {
-  with_shift(code, [&](auto shifted) {
+void combine(const T* g, Bits mask, Values<accumulator_t<T>> v, T* out, int64_t n) {
+  with_shift(mask, [&](auto shifted) {
     constexpr bool kShifted = decltype(shifted)::value;
-    if (!v.data) return combine_loop<T, Terms::kBand, kShifted, false>(g, code, v.data, out, n);
-    if (!g && v.vary) return combine_loop<T, Terms::kSign, kShifted, true>(g, code, v.data, out, n);
-    if (!g) return combine_loop<T, Terms::kSign, kShifted, false>(g, code, v.data, out, n);
-    if (v.vary) return combine_loop<T, Terms::kSpread, kShifted, true>(g, code, v.data, out, n);
-    return combine_loop<T, Terms::kSpread, kShifted, false>(g, code, v.data, out, n);
+    if (!v.data) return combine_loop<T, Terms::kBand, kShifted, false>(g, mask, v.data, out, n);
+    if (!g && v.vary) return combine_loop<T, Terms::kSign, kShifted, true>(g, mask, v.data, out, n);
+    if (!g) return combine_loop<T, Terms::kSign, kShifted, false>(g, mask, v.data, out, n);
+    if (v.vary) return combine_loop<T, Terms::kSpread, kShifted, true>(g, mask, v.data, out, n);
+    return combine_loop<T, Terms::kSpread, kShifted, false>(g, mask, v.data, out, n);
   });
 }
 
 template <class T>
-void spread_rows(const T* g, Bits code, const accumulator_t<T>* v, T* out, int64_t rows, int64_t n) {
-  with_shift(code, [&](auto shifted) {
+void spread_rows(const T* g, Bits mask, const accumulator_t<T>* v, T* out, int64_t rows, int64_t n) {
+  with_shift(mask, [&](auto shifted) {
     for (int64_t r = 0; r < rows; ++r) {
-      combine_loop<T, Terms::kSpread, decltype(shifted)::value, false>(g + r * n, row_of(code, r), v + r, out + r * n,
+      combine_loop<T, Terms::kSpread, decltype(shifted)::value, false>(g + r * n, row_of(mask, r), v + r, out + r * n,
                                                                        n);
     }
   });
@@ -401,7 +401,7 @@ void multiply(const Product<double>& p) { multiply_all(p); }
 
 template <class T>
 const Kernels<T>& table() {
-  static constexpr Kernels<T> kTable{abs_sums<T>,    abs_add<T>,     sign_code<T>,       shrink<T>,
+  static constexpr Kernels<T> kTable{abs_sums<T>,    abs_add<T>,     sign_mask<T>,       shrink<T>,
                                      shrink_rows<T>, signed_sums<T>, signed_add<T>,      combine<T>,
                                      spread_rows<T>, moments<T>,     batch_norm_sums<T>, batch_norm_spread<T>,
                                      widen<T>,       narrow<T>};

@@ -50,14 +50,14 @@ void for_each_task(int64_t tasks, int64_t elements, const Run& run) {
   });
 }
 
-// What two passes over x walk along. A line is contiguous in memory and has one segment of the code: a row, of width 1,
+// What two passes over x walk along. A line is contiguous in memory and has one segment of the mask: a row, of width 1,
 // or, in channels_last, a sample, whose elements belong to `width` channels in turn. A unit is what shares a statistic.
 struct Lines {
   int64_t count, length, width;
   int64_t per_unit;
   int64_t sums;              // numbers that a line adds up
   int64_t cached = kCached;  // elements of whole units that a thread takes through both passes
-  int64_t piece;             // elements summed at a time: a multiple of 8, whole bytes of code, and of the width
+  int64_t piece;             // elements summed at a time: a multiple of 8, whole bytes of mask, and of the width
 
   Lines(const Rows& rows, bool per_sample)
       : count(rows.segments()),
@@ -175,15 +175,15 @@ void add_magnitudes(const T* x, int64_t count, int64_t n, int64_t width, double*
   }
 }
 
-// Adds active * sign * g of a stretch of `count` lines, whose code begins at code.offset, to the sums of their columns.
+// Adds active * sign * g of a stretch of `count` lines, whose mask begins at mask.offset, to the sums of their columns.
 template <class T>
-void add_signed(const T* g, Bits code, int64_t count, int64_t n, int64_t width, double* sums) {
+void add_signed(const T* g, Bits mask, int64_t count, int64_t n, int64_t width, double* sums) {
   const auto& k = kernels<T>();
-  if (width == 1) return k.signed_sums(g, code, count, n, sums);
+  if (width == 1) return k.signed_sums(g, mask, count, n, sums);
   for (int64_t line = 0; line < count; ++line) {
     const T* from = g + line * n;
     sum_columns<accumulator_t<T>>(n, width, sums + line * width, [&](int64_t i, int64_t span, auto* columns) {
-      Bits bits = row_of(code, line);
+      Bits bits = row_of(mask, line);
       bits.offset += i;
       k.signed_add(from + i, bits, columns, span);
     });
@@ -235,14 +235,14 @@ class AlongLine {
   int64_t width_;
 };
 
-// Where the planes of a line's code are, from element `begin` on.
-struct LineCode {
+// Where the planes of a line's mask are, from element `begin` on.
+struct LineMask {
   uint8_t* data;
   int64_t bytes;  // of a plane
   int planes;
 
-  LineCode(const uint8_t* code, const Lines& lines, int planes)
-      : data(const_cast<uint8_t*>(code)), bytes(code_bytes(lines.length)), planes(planes) {}
+  LineMask(const uint8_t* mask, const Lines& lines, int planes)
+      : data(const_cast<uint8_t*>(mask)), bytes(mask_bytes(lines.length)), planes(planes) {}
 
   uint8_t* plane(int64_t line, int index) const { return data + (line * planes + index) * bytes; }
   Planes write(int64_t line, int64_t begin) const {
@@ -256,22 +256,22 @@ struct LineCode {
   }
 };
 
-// y = soft_threshold(x, tau) + residual and its code, for a stretch of lines, with one tau a row.
+// y = soft_threshold(x, tau) + residual and its mask, for a stretch of lines, with one tau a row.
 template <class T>
 void shrink_lines(const Lines& lines, int64_t line, int64_t count, int64_t begin, int64_t n, const T* x,
-                  const accumulator_t<T>* tau, const T* residual, T* y, const LineCode& code) {
+                  const accumulator_t<T>* tau, const T* residual, T* y, const LineMask& mask) {
   const auto& k = kernels<T>();
   const int64_t offset = line * lines.length + begin;
   if (lines.width == 1) {
     return k.shrink_rows(x + offset, {}, tau + line, residual ? residual + offset : nullptr, y + offset,
-                         code.write(line, begin), count, n);
+                         mask.write(line, begin), count, n);
   }
   for (int64_t end = line + count; line < end; ++line) {
     const int64_t first = line * lines.length;
     const AlongLine<accumulator_t<T>> along(tau, line, lines.width);
     along.for_each(begin, n, [&](int64_t i, int64_t span) {
       k.shrink(x + first + i, along.at(i), residual ? residual + first + i : nullptr, y + first + i,
-               code.write(line, i), span);
+               mask.write(line, i), span);
     });
   }
 }
@@ -279,17 +279,17 @@ void shrink_lines(const Lines& lines, int64_t line, int64_t count, int64_t begin
 // dx = active * g + sign * v for a stretch of lines, with one v a row.
 template <class T>
 void spread_lines(const Lines& lines, int64_t line, int64_t count, int64_t begin, int64_t n, const T* g,
-                  const LineCode& code, const accumulator_t<T>* v, T* dx) {
+                  const LineMask& mask, const accumulator_t<T>* v, T* dx) {
   const auto& k = kernels<T>();
   const int64_t offset = line * lines.length + begin;
   if (lines.width == 1) {
-    return k.spread_rows(g + offset, code.read(line, begin), v + line, dx + offset, count, n);
+    return k.spread_rows(g + offset, mask.read(line, begin), v + line, dx + offset, count, n);
   }
   for (int64_t end = line + count; line < end; ++line) {
     const int64_t first = line * lines.length;
     const AlongLine<accumulator_t<T>> along(v, line, lines.width);
     along.for_each(begin, n, [&](int64_t i, int64_t span) {
-      k.combine(g + first + i, code.read(line, i), along.at(i), dx + first + i, span);
+      k.combine(g + first + i, mask.read(line, i), along.at(i), dx + first + i, span);
     });
   }
 }

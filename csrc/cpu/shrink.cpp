@@ -11,7 +11,7 @@ template <class T>
 void shrink_typed(const Shrink& p) {
   using A = accumulator_t<T>;
   const Lines lines(p.rows, p.per_sample);
-  const LineCode code(p.code, lines, kShrinkPlanes);
+  const LineMask mask(p.mask, lines, kShrinkPlanes);
   const int64_t channels = p.rows.channels, length = p.rows.length, width = lines.width;
   const T* x = as<T>(p.x);
   const T* residual = as<T>(p.residual);
@@ -39,7 +39,7 @@ void shrink_typed(const Shrink& p) {
         }
       },
       [&](int64_t line, int64_t count, int64_t begin, int64_t n) {
-        shrink_lines(lines, line, count, begin, n, x, tau.data(), residual, y, code);
+        shrink_lines(lines, line, count, begin, n, x, tau.data(), residual, y, mask);
       });
 }
 
@@ -47,7 +47,7 @@ template <class T>
 void shrink_backward_typed(const ShrinkBackward& p) {
   using A = accumulator_t<T>;
   const Lines lines(p.rows, p.per_sample);
-  const LineCode code(p.code, lines, kShrinkPlanes);
+  const LineMask mask(p.mask, lines, kShrinkPlanes);
   const int64_t samples = p.rows.samples, channels = p.rows.channels, length = p.rows.length, width = lines.width;
   const T* g = as<T>(p.grad);
   T* dx = as<T>(p.dx);
@@ -60,7 +60,7 @@ void shrink_backward_typed(const ShrinkBackward& p) {
   two_passes(
       lines, false,
       [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
-        add_signed(g + line * lines.length + begin, code.read(line, begin), count, n, width, sums);
+        add_signed(g + line * lines.length + begin, mask.read(line, begin), count, n, width, sums);
       },
       [&](int64_t unit, int64_t count, const double* sums) {
         for (int64_t u = unit; u < unit + count; ++u) {
@@ -85,7 +85,7 @@ void shrink_backward_typed(const ShrinkBackward& p) {
         }
       },
       [&](int64_t line, int64_t count, int64_t begin, int64_t n) {
-        if (dx) spread_lines(lines, line, count, begin, n, g, code, spread.data(), dx);
+        if (dx) spread_lines(lines, line, count, begin, n, g, mask, spread.data(), dx);
       });
 
   if (!p.dalpha) return;

@@ -97,14 +97,14 @@ void for_each_piece(int64_t numel, const Run& run) {
                 [&](int64_t piece) { run(piece * kPiece, std::min(kPiece, numel - piece * kPiece)); });
 }
 
-Bits read_code(const uint8_t* code, int64_t numel, int64_t begin) {
-  return {code + kNegative * code_bytes(numel), nullptr, code + kSoftThresholdActive * code_bytes(numel), begin};
+Bits read_mask(const uint8_t* mask, int64_t numel, int64_t begin) {
+  return {mask + kNegative * mask_bytes(numel), nullptr, mask + kSoftThresholdActive * mask_bytes(numel), begin};
 }
 
-Planes write_code(uint8_t* code, int64_t numel, int64_t begin) {
-  if (!code) return {};
-  return {code + kNegative * code_bytes(numel) + begin / 8, nullptr,
-          code + kSoftThresholdActive * code_bytes(numel) + begin / 8};
+Planes write_mask(uint8_t* mask, int64_t numel, int64_t begin) {
+  if (!mask) return {};
+  return {mask + kNegative * mask_bytes(numel) + begin / 8, nullptr,
+          mask + kSoftThresholdActive * mask_bytes(numel) + begin / 8};
 }
 
 // Adds up what each element contributes to its tau. contribute(i, n, out) writes the contributions of [i, i + n), n at
@@ -187,7 +187,7 @@ void forward(const SoftThreshold& p) {
   const Threshold<T> threshold(p.tau, p.tau_in_accumulator, p.value, p.over);
   for_each_piece(p.numel, [&](int64_t begin, int64_t n) {
     threshold.for_each(begin, n, [&](int64_t i, int64_t count, Values<accumulator_t<T>> tau) {
-      k.shrink(x + i, tau, nullptr, y + i, write_code(p.code, p.numel, i), count);
+      k.shrink(x + i, tau, nullptr, y + i, write_mask(p.mask, p.numel, i), count);
     });
   });
 }
@@ -199,12 +199,12 @@ void backward(const SoftThresholdBackward& p) {
   const T* g = as<T>(p.grad);
   T* dx = as<T>(p.dx);
   const auto gradient_of_x = [&](int64_t i, int64_t n) {
-    if (dx) k.combine(g + i, read_code(p.code, p.numel, i), {}, dx + i, n);
+    if (dx) k.combine(g + i, read_mask(p.mask, p.numel, i), {}, dx + i, n);
   };
   // dtau = -sign * g where active
   const auto gradient_of_tau = [&](int64_t i, int64_t n, A* out) {
     std::fill(out, out + n, A(0));
-    k.signed_add(g + i, read_code(p.code, p.numel, i), out, n);
+    k.signed_add(g + i, read_mask(p.mask, p.numel, i), out, n);
     for (int64_t j = 0; j < n; ++j) out[j] = A(0) - out[j];
   };
   const bool elementwise = p.over.axes == 1 && p.over.stride[0] == 1;
@@ -230,7 +230,7 @@ void backward(const SoftThresholdBackward& p) {
         [&](int64_t i, int64_t n) {
           gradient_of_x(i, n);
           double sum = 0;
-          k.signed_sums(g + i, read_code(p.code, p.numel, i), 1, n, &sum);
+          k.signed_sums(g + i, read_mask(p.mask, p.numel, i), 1, n, &sum);
           return 0.0 - sum;
         });
   });

@@ -13,7 +13,7 @@ struct AbsSum {
   using Item = Packed<scalar_t, V>;
 
   const scalar_t* x;
-  uint8_t* code;  // or null
+  uint8_t* mask;  // or null
   int64_t plane_bytes;
 
   __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int left) const {
@@ -25,38 +25,38 @@ struct AbsSum {
     const Vector<scalar_t, V> item = unpack(packed);
 #pragma unroll
     for (int j = 0; j < V; ++j) sums[0][j % W] += magnitude_of(acc_t(widen(item.value[j])));
-    if (code != nullptr) {
+    if (mask != nullptr) {
       unsigned word = 0;
 #pragma unroll
-      for (int j = 0; j < V; ++j) word |= spread(element_code(acc_t(widen(item.value[j])), acc_t(0)), j);
-      uint8_t* segment = code + outer * kAbsMeanPlanes * plane_bytes;
-      store_code<V>(left > 0, segment, plane_bytes, kAbsMeanPlanes, inside, word);
+      for (int j = 0; j < V; ++j) word |= spread(element_mask(acc_t(widen(item.value[j])), acc_t(0)), j);
+      uint8_t* segment = mask + outer * kAbsMeanPlanes * plane_bytes;
+      store_mask<V>(left > 0, segment, plane_bytes, kAbsMeanPlanes, inside, word);
     }
   }
 };
 
-cudaError_t abs_sum(const AbsMean& op, const Reduction& reduction, uint8_t* code, void* mean, void* workspace,
+cudaError_t abs_sum(const AbsMean& op, const Reduction& reduction, uint8_t* mask, void* mean, void* workspace,
                     cudaStream_t stream) {
   const double count = double(op.per_sample ? op.rows.channels * op.rows.length : op.rows.length);
   return dispatch(
       op.dtype, [&](int V) { return aligned(op.x) && vectors_fit(reduction, V); },
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
-        const AbsSum<scalar_t, V> sum{static_cast<const scalar_t*>(op.x), code, code_bytes(op.rows.segment_length())};
+        const AbsSum<scalar_t, V> sum{static_cast<const scalar_t*>(op.x), mask, mask_bytes(op.rows.segment_length())};
         return reduce(op.dtype, sum, reduction, {Target{mean, true, count}}, workspace, stream);
       });
 }
 
-// Threads side by side on one position's channels share no byte of code with the next position's, or the code is made
+// Threads side by side on one position's channels share no byte of mask with the next position's, or the mask is made
 // in a pass of its own.
-bool needs_code_pass(const AbsMean& op) {
-  return op.code != nullptr && op.rows.channels_last && !op.per_sample && op.rows.channels % 8 != 0;
+bool needs_mask_pass(const AbsMean& op) {
+  return op.mask != nullptr && op.rows.channels_last && !op.per_sample && op.rows.channels % 8 != 0;
 }
 
-// Rows of a sample are summed one by one where each would have its own segment of code, so that the mean has the same
-// bits with a code and without.
+// Rows of a sample are summed one by one where each would have its own segment of mask, so that the mean has the same
+// bits with a mask and without.
 Reduction reduction_of(const AbsMean& op) {
-  const bool whole = op.per_sample && (op.rows.channels_last || !op.coded);
+  const bool whole = op.per_sample && (op.rows.channels_last || !op.masked);
   return Reduction(whole ? sample_axes(op.rows) : row_axes(op.rows, op.per_sample));
 }
 
@@ -71,11 +71,11 @@ cudaError_t abs_mean(const AbsMean& op, void* workspace, cudaStream_t stream) {
     const int64_t means = op.rows.samples * (op.per_sample ? 1 : op.rows.channels);
     return means == 0 ? cudaSuccess : cudaMemsetAsync(op.mean, 0, means * accumulator_bytes(op.dtype), stream);
   }
-  const bool code_pass = needs_code_pass(op);
-  if (code_pass) {
-    DRSN_CUDA_TRY(abs_sum(op, Reduction(sample_axes(op.rows)), op.code, nullptr, nullptr, stream));
+  const bool mask_pass = needs_mask_pass(op);
+  if (mask_pass) {
+    DRSN_CUDA_TRY(abs_sum(op, Reduction(sample_axes(op.rows)), op.mask, nullptr, nullptr, stream));
   }
-  return abs_sum(op, reduction_of(op), code_pass ? nullptr : op.code, op.mean, workspace, stream);
+  return abs_sum(op, reduction_of(op), mask_pass ? nullptr : op.mask, op.mean, workspace, stream);
 }
 
 }  // namespace drsn::cuda

@@ -215,9 +215,9 @@ struct Element {
 
   __device__ __forceinline__ Element(const typename InputNorm<acc_t>::Channel& channel, acc_t tau, acc_t z, acc_t g) {
     const acc_t x = channel.x(z);
-    const unsigned code = element_code(x, tau);
-    passed = code >> kActive & 1 ? g : acc_t(0);
-    sign = code >> kNonzero & 1 ? (code >> kNegative & 1 ? acc_t(-1) : acc_t(1)) : acc_t(0);
+    const unsigned mask = element_mask(x, tau);
+    passed = mask >> kActive & 1 ? g : acc_t(0);
+    sign = mask >> kNonzero & 1 ? (mask >> kNegative & 1 ? acc_t(-1) : acc_t(1)) : acc_t(0);
     xhat = channel.xhat(z);
   }
 };

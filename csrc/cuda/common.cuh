@@ -1,4 +1,4 @@
-// What the kernels share: element types, 16-byte access, division by a constant, the code, sums of a fixed order,
+// What the kernels share: element types, 16-byte access, division by a constant, the mask, sums of a fixed order,
 // launch.
 #pragma once
 
@@ -243,15 +243,15 @@ __device__ __forceinline__ int64_t fixed(int64_t offset) {
   return offset;
 }
 
-// A word of code: bit 8 * plane + j belongs to element j of the thread's V.
+// A word of mask: bit 8 * plane + j belongs to element j of the thread's V.
 __device__ __forceinline__ unsigned spread(unsigned element_bits, int j) {
   return ((element_bits & 1) | (element_bits & 2) << 7 | (element_bits & 4) << 14) << j;
 }
 __device__ __forceinline__ bool test(unsigned word, int plane, int j) { return word >> (8 * plane + j) & 1; }
 
-// The bytes with position `pos` of the segment of `code` that starts at byte `segment`. They become a word in a step of
+// The bytes with position `pos` of the segment of `mask` that starts at byte `segment`. They become a word in a step of
 // its own, so that a thread has all its loads in flight before it waits for one.
-struct CodeBytes {
+struct MaskBytes {
   uint8_t plane[kShrinkPlanes];
 
   // The word at `pos`, a multiple of V.
@@ -264,10 +264,10 @@ struct CodeBytes {
   }
 };
 template <class index_t, class position_t>
-__device__ __forceinline__ CodeBytes load_code(bool inside, const uint8_t* code, int64_t segment, index_t plane_bytes,
+__device__ __forceinline__ MaskBytes load_mask(bool inside, const uint8_t* mask, int64_t segment, index_t plane_bytes,
                                                int planes, position_t pos) {
-  CodeBytes bytes;
-  const uint8_t* byte = code + fixed(segment + int64_t(std::make_unsigned_t<position_t>(pos) / 8));
+  MaskBytes bytes;
+  const uint8_t* byte = mask + fixed(segment + int64_t(std::make_unsigned_t<position_t>(pos) / 8));
 #pragma unroll
   for (int p = 0; p < kShrinkPlanes; ++p) {
     bytes.plane[p] = inside && p < planes ? byte[p * plane_bytes] : uint8_t(0);
@@ -278,7 +278,7 @@ __device__ __forceinline__ CodeBytes load_code(bool inside, const uint8_t* code,
 // Stores the words of a warp. The 8 / V threads of a byte are neighbours, put their bits together, and the first one
 // writes. Every thread of the warp takes part; `inside`: the thread's first element exists.
 template <int V, class index_t, class position_t>
-__device__ __forceinline__ void store_code(bool inside, uint8_t* code, index_t plane_bytes, int planes, position_t pos,
+__device__ __forceinline__ void store_mask(bool inside, uint8_t* mask, index_t plane_bytes, int planes, position_t pos,
                                            unsigned word) {
   constexpr int kSharing = 8 / V;
   const int part = threadIdx.x % kSharing;
@@ -286,7 +286,7 @@ __device__ __forceinline__ void store_code(bool inside, uint8_t* code, index_t p
 #pragma unroll
   for (int d = 1; d < kSharing; d *= 2) word |= __shfl_xor_sync(~0u, word, d);
   if (inside && part == 0) {
-    uint8_t* byte = code + pos / 8;
+    uint8_t* byte = mask + pos / 8;
 #pragma unroll
     for (int p = 0; p < kShrinkPlanes; ++p) {
       if (p < planes) byte[p * plane_bytes] = uint8_t(word >> (8 * p));
@@ -332,7 +332,7 @@ __device__ __forceinline__ int64_t offset_of(const RowValues& values, int64_t n,
   return n * values.sample_stride + c * values.channel_stride;
 }
 
-// Elementwise work on the rows of x, V elements a thread: a segment of the code starts with a new byte, and so do its
+// Elementwise work on the rows of x, V elements a thread: a segment of the mask starts with a new byte, and so do its
 // threads.
 struct RowWalk {
   Divisor lanes;  // threads a segment, 8 / V a byte
@@ -343,10 +343,10 @@ struct RowWalk {
   bool channels_last;
 
   RowWalk(const Rows& rows, int V)
-      : lanes(code_bytes(rows.segment_length()) * (8 / V)),
+      : lanes(mask_bytes(rows.segment_length()) * (8 / V)),
         channels(rows.channels),
         length(rows.segment_length()),
-        plane_bytes(code_bytes(length)),
+        plane_bytes(mask_bytes(length)),
         total(rows.segments() * lanes.value),
         channels_last(rows.channels_last) {}
 

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   });
   __syncthreads();
   const acc_t alpha = gate.output[outputs == 1 || !at.exists ? 0 : at.c];
-  shrink_held(held, at, length, relu(alpha * statistic), op.residual, op.y, op.code);
+  shrink_held(held, at, length, relu(alpha * statistic), op.residual, op.y, op.mask);
 }
 
 // dx of a sample, and what the gradients of the weights are made of: dz2, dh, and where by_sample the norm's numbers.
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
 
   Packed<scalar_t, V> held[kOnChipSlots<V>];
   unsigned word[kOnChipSlots<V>];
-  hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + at.row * length, op.code);
+  hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + at.row * length, op.mask);
   const acc_t active_sum = group_sum(held_active_sum(held, word, at, length), 1 << plan.lane_bits);
 
   acc_t mean = 0, alpha = 0;
@@ -228,7 +228,7 @@ cudaError_t forward_off_chip(const GatedShrink& op, void* workspace, cudaStream_
   const void* alpha = static_cast<const char*>(op.state) + parts.gate.layout.alpha * accumulator_bytes(op.dtype);
   return shrink_from_means(
       {op.dtype, op.x, op.residual, op.y, RowValues{alpha, op.gate.outputs, op.gate.outputs == 1 ? 0 : 1},
-       op.per_sample ? parts.gate.statistic : op.mean, op.code, op.rows, op.per_sample},
+       op.per_sample ? parts.gate.statistic : op.mean, op.mask, op.rows, op.per_sample},
       stream);
 }
 
@@ -259,7 +259,7 @@ cudaError_t backward_off_chip(const GatedShrinkBackward& op, BackwardParts& part
   DRSN_CUDA_TRY(gate_backward(op.dtype, parts.gate, stream));
   if (op.dx == nullptr) return cudaSuccess;
   const RowValues share{parts.share, op.rows.channels, 1};
-  return combine({op.dtype, op.grad, share, op.code, kShrinkPlanes, op.dx, op.rows}, stream);
+  return combine({op.dtype, op.grad, share, op.mask, kShrinkPlanes, op.dx, op.rows}, stream);
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ inline int power_of_two_at_least(int64_t n) {
 
 // Threads for a row of `vectors` vectors: neighbours read neighbouring vectors, two of which fill a sector of memory.
 // Inside a warp about eight vectors a thread, which are in flight together and share the work done once a row, beyond
-// it `slots`; never fewer threads than share a byte of code.
+// it `slots`; never fewer threads than share a byte of mask.
 inline int64_t row_lanes(int64_t vectors, int V, int slots) {
   int64_t lanes;
   if (vectors > int64_t(kWarp) * slots) {
@@ -149,7 +149,7 @@ struct Reduction {
     int64_t parts, step;
     if (inner == 1) {
       parts = std::min(ceil_div(1024, std::max<int64_t>(outer, 1)), reduced / 4096);
-      step = kThreads * 8;  // whole bytes of code, and whole steps of a block
+      step = kThreads * 8;  // whole bytes of mask, and whole steps of a block
     } else {
       parts =
           std::min<int64_t>(1024, outer * reduced * inner / 8192) / std::max<int64_t>(1, outer * ceil_div(inner, 1024));

@@ -29,15 +29,15 @@ struct Target {
   }
 };
 
-// The code of a tensor whose segments are the outer indices of the sum, or one segment.
-struct CodeView {
+// The mask of a tensor whose segments are the outer indices of the sum, or one segment.
+struct MaskView {
   const uint8_t* data;
   int64_t plane_bytes;
   int planes;
   bool one_segment;
 
-  CodeView(const uint8_t* code, int64_t length, int plane_count, bool whole)
-      : data(code), plane_bytes(code_bytes(length)), planes(plane_count), one_segment(whole) {}
+  MaskView(const uint8_t* mask, int64_t length, int plane_count, bool whole)
+      : data(mask), plane_bytes(mask_bytes(length)), planes(plane_count), one_segment(whole) {}
   __device__ __forceinline__ int64_t segment(int64_t outer) const {
     return one_segment ? 0 : outer * planes * plane_bytes;
   }
@@ -220,11 +220,11 @@ inline bool vectors_fit(const Reduction& r, int V) {
   return (r.outer == 1 && r.reduced == 1) || r.inner % V == 0;
 }
 
-// The sum of active * sign * grad, and, for the code of soft_threshold, dx on the way.
+// The sum of active * sign * grad, and, for the mask of soft_threshold, dx on the way.
 struct GradientSums {
   DType dtype;
   const void* grad;
-  CodeView code;
+  MaskView mask;
   int active_plane;
   void* dx;  // or null
   Target active_sum;
@@ -234,8 +234,8 @@ cudaError_t gradient_sums(const GradientSums& op, const Reduction& reduction, vo
 // That sum for each row of a shrinkage. The workspace is that of row_axes.
 template <class Op>
 cudaError_t row_sums(const Op& op, void* active_sum, void* workspace, cudaStream_t stream) {
-  const CodeView code(op.code, op.rows.segment_length(), kShrinkPlanes, false);
-  return gradient_sums({op.dtype, op.grad, code, kActive, nullptr, Target{active_sum, true, 1}},
+  const MaskView mask(op.mask, op.rows.segment_length(), kShrinkPlanes, false);
+  return gradient_sums({op.dtype, op.grad, mask, kActive, nullptr, Target{active_sum, true, 1}},
                        Reduction(row_axes(op.rows, false)), workspace, stream);
 }
 
@@ -244,7 +244,7 @@ struct Combine {
   DType dtype;
   const void* grad;  // or null: 0
   RowValues v;
-  const uint8_t* code;
+  const uint8_t* mask;
   int planes;
   void* out;
   Rows rows;

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
     static_cast<acc_t*>(op.mean)[statistic_index(op.rows, op.per_sample, at.n, at.c)] = mean;
   }
   const acc_t alpha = at.exists ? static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, at.n, at.c)] : acc_t(0);
-  shrink_held(held, at, length, relu(alpha * mean), op.residual, op.y, op.code);
+  shrink_held(held, at, length, relu(alpha * mean), op.residual, op.y, op.mask);
 }
 
 template <class scalar_t, int V>
@@ -74,12 +74,12 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       limits[j] = tau;
     }
     if (p.inside) store<V>(V, y + p.element, result);
-    if (op.code != nullptr) {
+    if (op.mask != nullptr) {
       unsigned word = 0;
 #pragma unroll
-      for (int j = 0; j < V; ++j) word |= spread(element_code(acc_t(widen(mine.value[j])), limits[j]), j);
-      uint8_t* code = op.code + p.segment * kShrinkPlanes * walk.plane_bytes;
-      store_code<V>(p.inside, code, walk.plane_bytes, kShrinkPlanes, p.position, word);
+      for (int j = 0; j < V; ++j) word |= spread(element_mask(acc_t(widen(mine.value[j])), limits[j]), j);
+      uint8_t* mask = op.mask + p.segment * kShrinkPlanes * walk.plane_bytes;
+      store_mask<V>(p.inside, mask, walk.plane_bytes, kShrinkPlanes, p.position, word);
     }
   }
 }
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   const int length = int(op.rows.length);
   Packed<scalar_t, V> held[kOnChipSlots<V>];
   unsigned word[kOnChipSlots<V>];
-  hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + fixed(at.row * length), op.code);
+  hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + fixed(at.row * length), op.mask);
   acc_t sum = held_active_sum(held, word, at, length);
   sum = group_sum(sum, 1 << plan.lane_bits);
   acc_t dmean = 0;
@@ -198,7 +198,7 @@ cudaError_t backward_off_chip(const ShrinkBackward& op, acc_t* row_dalpha, acc_t
                        active_sum, row_dalpha, share));
   if (op.dx == nullptr) return cudaSuccess;
   const RowValues v = op.per_sample ? RowValues{share, 1, 0} : RowValues{share, op.rows.channels, 1};
-  return combine({op.dtype, op.grad, v, op.code, kShrinkPlanes, op.dx, op.rows}, stream);
+  return combine({op.dtype, op.grad, v, op.mask, kShrinkPlanes, op.dx, op.rows}, stream);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 namespace drsn::cuda {
 
 constexpr int kResidualBatch = 4;  // residual loads in flight a thread
-constexpr int kCodeBatch = 4;      // vectors whose code is in flight
+constexpr int kMaskBatch = 4;      // vectors whose mask is in flight
 
 // The row of this thread of an on-chip kernel, and the thread's place in it.
 struct OnChipPlace {
@@ -58,18 +58,18 @@ __device__ __forceinline__ Accumulator<scalar_t> held_abs_sum(Packed<scalar_t, V
   return sum;
 }
 
-// Soft-thresholds what is held into the thread's row of y; residual and code may be null.
+// Soft-thresholds what is held into the thread's row of y; residual and mask may be null.
 template <class scalar_t, int V>
 __device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kOnChipSlots<V>], const OnChipPlace& at,
                                             int length, Accumulator<scalar_t> tau, const void* residual_data,
-                                            void* y_data, uint8_t* code_data) {
+                                            void* y_data, uint8_t* mask_data) {
   using acc_t = Accumulator<scalar_t>;
   constexpr int kSlots = kOnChipSlots<V>;
   const int64_t start = fixed(at.row * length + at.position);
   const scalar_t* residual = static_cast<const scalar_t*>(residual_data) + start;
   scalar_t* y = static_cast<scalar_t*>(y_data) + start;
-  const int plane_bytes = int(code_bytes(length));
-  uint8_t* code = code_data + fixed(at.row * kShrinkPlanes * plane_bytes);
+  const int plane_bytes = int(mask_bytes(length));
+  uint8_t* mask = mask_data + fixed(at.row * kShrinkPlanes * plane_bytes);
 #pragma unroll
   for (int batch = 0; batch < kSlots; batch += kResidualBatch) {
     if (batch * at.step >= length) break;
@@ -94,23 +94,23 @@ __device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kO
         result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(plus.value[j])));
       }
       if (inside) store<V>(V, y + unsigned((batch + i) * at.step), result);
-      if (code_data != nullptr) {
+      if (mask_data != nullptr) {
         unsigned word = 0;
 #pragma unroll
-        for (int j = 0; j < V; ++j) word |= spread(element_code(acc_t(widen(mine.value[j])), tau), j);
-        store_code<V>(inside, code, plane_bytes, kShrinkPlanes, unsigned(position), word);
+        for (int j = 0; j < V; ++j) word |= spread(element_mask(acc_t(widen(mine.value[j])), tau), j);
+        store_mask<V>(inside, mask, plane_bytes, kShrinkPlanes, unsigned(position), word);
       }
     }
   }
 }
 
-// The same for a row of a gradient, `grad`, and its part of the whole code.
+// The same for a row of a gradient, `grad`, and its part of the whole mask.
 template <class scalar_t, int V>
 __device__ __forceinline__ void hold_gradient(Packed<scalar_t, V> (&held)[kOnChipSlots<V>],
                                               unsigned (&word)[kOnChipSlots<V>], const OnChipPlace& at, int length,
-                                              const scalar_t* grad, const uint8_t* code) {
-  const int64_t segment = at.row * kShrinkPlanes * code_bytes(length);
-  const int plane_bytes = int(code_bytes(length));
+                                              const scalar_t* grad, const uint8_t* mask) {
+  const int64_t segment = at.row * kShrinkPlanes * mask_bytes(length);
+  const int plane_bytes = int(mask_bytes(length));
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     if (i * at.step >= length) break;
@@ -118,17 +118,17 @@ __device__ __forceinline__ void hold_gradient(Packed<scalar_t, V> (&held)[kOnChi
     held[i] = load_if<V>(at.exists && position < length, grad + unsigned(position));
   }
 #pragma unroll
-  for (int batch = 0; batch < kOnChipSlots<V>; batch += kCodeBatch) {
+  for (int batch = 0; batch < kOnChipSlots<V>; batch += kMaskBatch) {
     if (batch * at.step >= length) break;
-    CodeBytes bytes[kCodeBatch];
+    MaskBytes bytes[kMaskBatch];
 #pragma unroll
-    for (int i = 0; i < kCodeBatch; ++i) {
+    for (int i = 0; i < kMaskBatch; ++i) {
       const int position = at.position + (batch + i) * at.step;
       bytes[i] =
-          load_code(at.exists && position < length, code, segment, plane_bytes, kShrinkPlanes, unsigned(position));
+          load_mask(at.exists && position < length, mask, segment, plane_bytes, kShrinkPlanes, unsigned(position));
     }
 #pragma unroll
-    for (int i = 0; i < kCodeBatch; ++i) word[batch + i] = bytes[i].word(at.position + (batch + i) * at.step);
+    for (int i = 0; i < kMaskBatch; ++i) word[batch + i] = bytes[i].word(at.position + (batch + i) * at.step);
   }
 }
 

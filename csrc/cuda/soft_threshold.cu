@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       result.value[j] = narrow<scalar_t>(drsn::soft_threshold(acc_t(widen(mine.value[j])), relu(tau[j])));
     }
     store<V>(op.numel - e, y + e, result);
-    if (op.code != nullptr) {
+    if (op.mask != nullptr) {
       unsigned word = 0;
 #pragma unroll
       for (int j = 0; j < V; ++j) {
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
         word |= unsigned(passes && (open || v < acc_t(0))) << (8 * kNegative + j);
         word |= unsigned(passes && !open) << (8 * kSoftThresholdActive + j);
       }
-      store_code<V>(inside, op.code, code_bytes(op.numel), kSoftThresholdPlanes, e, word);
+      store_mask<V>(inside, op.mask, mask_bytes(op.numel), kSoftThresholdPlanes, e, word);
     }
   }
 }
@@ -165,7 +165,7 @@ cudaError_t soft_threshold_backward(const SoftThresholdBackward& op, void* works
   if (op.dtype == DType::kComplexDouble) return complex_backward<double, double2>(op, workspace, stream);
   const GradientSums sums{op.dtype,
                           op.grad,
-                          CodeView(op.code, op.numel, kSoftThresholdPlanes, true),
+                          MaskView(op.mask, op.numel, kSoftThresholdPlanes, true),
                           kSoftThresholdActive,
                           op.dx,
                           Target{op.dtau, wide, -1}};

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from .. import models
 from ..arguments import InputError
+from ..data.vibration import CLASSES, vibration
 from ..noise import Kind, add_noise
-from ..train import evaluation_batch, momentum, repeatable
-from ..vibration import CLASSES, vibration
+from ..training.train import evaluation_batch, momentum, repeatable
 from .settings import NETWORKS, RECORDINGS, Cell, Result, Settings
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from ..arguments import MAX_PROCESSES, as_flag, count, defaults, learning_rate, number, to_go_on
-from ..distributed import Processes, device_of, processes
-from ..fingerprint import fingerprint, require_same_data, source_of
-from ..folders import claimed, new_folder
+from ..data.fingerprint import fingerprint, require_same_data, source_of
 from ..noise import KINDS
-from ..train import usable_device
+from ..training.folders import claimed, new_folder
+from ..training.processes import Processes, device_of, processes
+from ..training.train import usable_device
 from .cell import build, load
 from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from .. import models, recordings
+from .. import models
 from ..arguments import InputError, as_flag
+from ..data import recordings
 from ..files import replacing, save_tensors
 from ..noise import KINDS
 

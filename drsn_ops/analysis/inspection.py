@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import functional, reference
-from .files import replacing
-from .modules import Shrinkage, SoftThreshold
-from .reference import wrong_type
+from .. import functional, reference
+from ..files import replacing
+from ..modules import Shrinkage, SoftThreshold
+from ..reference import wrong_type
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
+from ..reference import per_row
 from . import autograd
-from .codes import Layout, is_channels_last
-from .reference import per_row
+from .masks import Layout, is_channels_last
 
 
 def fuses(x: Tensor, *others: Tensor | None) -> bool:

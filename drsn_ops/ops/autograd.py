@@ -2,9 +2,9 @@
 
 Which way a call goes:
 
-- nothing needs a gradient: the operator that keeps no code;
-- eager autograd: the ``Function`` below, whose backward is an operator that works from the code, or, where
-  ``create_graph=True`` asks for more, the plain formulas of `codes` on the same bits, to any order;
+- nothing needs a gradient: the operator that keeps no mask;
+- eager autograd: the ``Function`` below, whose backward is an operator that works from the mask, or, where
+  ``create_graph=True`` asks for more, the plain formulas of `masks` on the same bits, to any order;
 - ``torch.compile``, ``torch.export``, ``torch.jit.trace``: the registered operator as ``tracing`` describes it;
 - a ``torch.func`` transform, forward-mode AD, an export to ONNX, or a device without kernels: the plain formulas of
   ``reference``.
@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd import forward_ad as _forward_ad
 
-from . import reference
-from ._library import has_kernels
-from .codes import Layout, Masks, is_channels_last, shrink_gradients, soft_threshold_gradients
-from .reference import Statistic, per_row
+from .. import reference
+from ..reference import Statistic, per_row
+from .library import has_kernels
+from .masks import Layout, Planes, is_channels_last, shrink_gradients, soft_threshold_gradients
 
 _ops = torch.ops.drsn_ops
 
@@ -135,7 +135,7 @@ def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -
         torch.autograd.graph.increment_version(x)
         return x
     if _tracing():
-        return _ops.soft_threshold_with_code.default(x, tau, value)[0]
+        return _ops.soft_threshold_with_mask.default(x, tau, value)[0]
     if x.is_complex():
         return ComplexSoftThreshold.call(x, tau, value)
     return SoftThreshold.call(x, tau, value, inplace)
@@ -148,33 +148,33 @@ class SoftThreshold(FastFunction):
         ctx.tau = None if tau is None else (tau.shape, tau.dtype)
         with _BelowAutograd():
             if inplace:
-                code = _ops.soft_threshold_.default(x, tau, value, True)
+                mask = _ops.soft_threshold_.default(x, tau, value, True)
                 ctx.mark_dirty(x)
                 y = x
             else:
-                y, code = _ops.soft_threshold_with_code.default(x, tau, value)
-        ctx.save_for_backward(code)
+                y, mask = _ops.soft_threshold_with_mask.default(x, tau, value)
+        ctx.save_for_backward(mask)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (code,) = ctx.saved_tensors
+        (mask,) = ctx.saved_tensors
         need_x, need_tau = ctx.needs_input_grad[:2]
         layout = Layout(grad.shape, grad.dtype, ctx.channels_last)
         tau_shape, tau_dtype = ctx.tau if need_tau else ([], None)
         if _needs_grad(grad) or _transforming(grad):
-            dx, dtau = soft_threshold_gradients(grad, code, layout)
+            dx, dtau = soft_threshold_gradients(grad, mask, layout)
             if need_tau:
                 dtau = dtau.sum_to_size(tau_shape).to(tau_dtype)
         else:
             dx, dtau = _ops.soft_threshold_backward.default(
-                grad, code, tau_shape, tau_dtype, layout.channels_last, need_x
+                grad, mask, tau_shape, tau_dtype, layout.channels_last, need_x
             )
         return dx if need_x else None, dtau if need_tau else None, None, None
 
 
 class ComplexSoftThreshold(FastFunction):
-    """Keeps x: its phase is no code of a few bits. Later derivatives are those of the plain formula."""
+    """Keeps x: its phase is no mask of a few bits. Later derivatives are those of the plain formula."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tau: Tensor | None, value: float) -> Tensor:
@@ -210,7 +210,7 @@ def abs_mean(x: Tensor, per_sample: bool) -> Tensor:
     if not _needs_grad(x):
         return _ops.abs_mean.default(x, per_sample)
     if _tracing():
-        return _ops.abs_mean_with_code.default(x, per_sample)[0]
+        return _ops.abs_mean_with_mask.default(x, per_sample)[0]
     return AbsMean.call(x, per_sample)
 
 
@@ -220,19 +220,19 @@ class AbsMean(FastFunction):
         ctx.layout = Layout.of(x)
         ctx.per_sample = per_sample
         with _BelowAutograd():
-            mean, code = _ops.abs_mean_with_code.default(x, per_sample)
-        ctx.save_for_backward(code)
+            mean, mask = _ops.abs_mean_with_mask.default(x, per_sample)
+        ctx.save_for_backward(mask)
         return mean
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (code,) = ctx.saved_tensors
+        (mask,) = ctx.saved_tensors
         layout = ctx.layout
         grad = grad / _count(layout.shape, ctx.per_sample)
         if not (_needs_grad(grad) or _transforming(grad)):
-            return _ops.abs_mean_backward.default(grad, code, *layout), None
-        masks = Masks.read(code, layout)
-        return masks.along_sign(per_row(grad, masks.nonzero)).to(layout.dtype), None
+            return _ops.abs_mean_backward.default(grad, mask, *layout), None
+        planes = Planes.read(mask, layout)
+        return planes.along_sign(per_row(grad, planes.nonzero)).to(layout.dtype), None
 
 
 def shrink(
@@ -253,7 +253,7 @@ def shrink(
         torch.autograd.graph.increment_version(x)
         return x, mean
     if _tracing():
-        return _ops.shrink_with_code.default(x, alpha, residual, per_sample)[:2]
+        return _ops.shrink_with_mask.default(x, alpha, residual, per_sample)[:2]
     return Shrink.call(x, alpha, residual, per_sample, inplace)
 
 
@@ -267,24 +267,24 @@ class Shrink(FastFunction):
         ctx.set_materialize_grads(False)
         with _BelowAutograd():
             if inplace:
-                mean, code = _ops.shrink_.default(x, alpha, residual, per_sample, True)
+                mean, mask = _ops.shrink_.default(x, alpha, residual, per_sample, True)
                 ctx.mark_dirty(x)
                 y = x
             else:
-                y, mean, code = _ops.shrink_with_code.default(x, alpha, residual, per_sample)
-        ctx.save_for_backward(code, alpha, mean)
+                y, mean, mask = _ops.shrink_with_mask.default(x, alpha, residual, per_sample)
+        ctx.save_for_backward(mask, alpha, mean)
         return y, mean
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None) -> tuple[Tensor | None, ...]:
-        code, alpha, mean = ctx.saved_tensors
+        mask, alpha, mean = ctx.saved_tensors
         need_x, need_alpha, need_residual = ctx.needs_input_grad[:3]
         if grad is None:
             grad = mean.new_zeros(ctx.layout.shape, dtype=ctx.layout.dtype)
         dx, dalpha = None, None
         if need_x or need_alpha:
             dx, dalpha = shrink_backward(
-                grad, grad_mean, code, alpha, mean, ctx.layout, ctx.per_sample, need_x, need_alpha
+                grad, grad_mean, mask, alpha, mean, ctx.layout, ctx.per_sample, need_x, need_alpha
             )
         return (
             dx if need_x else None,
@@ -298,7 +298,7 @@ class Shrink(FastFunction):
 def shrink_backward(
     grad: Tensor,
     grad_mean: Tensor | None,
-    code: Tensor,
+    mask: Tensor,
     alpha: Tensor,
     mean: Tensor,
     layout: Layout,
@@ -309,9 +309,9 @@ def shrink_backward(
     """The gradients of x, through the band and through the mean, and of alpha."""
     if not (torch.is_grad_enabled() or _transforming(grad, grad_mean, alpha, mean)):
         return _ops.shrink_backward.default(
-            grad, grad_mean, code, alpha, mean, per_sample, layout.channels_last, need_x, need_alpha
+            grad, grad_mean, mask, alpha, mean, per_sample, layout.channels_last, need_x, need_alpha
         )
     # alpha, and mean, which is an output of the operator, have gradients
     count = _count(layout.shape, per_sample)
-    dx, dalpha = shrink_gradients(Masks.read(code, layout), grad, grad_mean, alpha, mean, count)
+    dx, dalpha = shrink_gradients(Planes.read(mask, layout), grad, grad_mean, alpha, mean, count)
     return dx.to(layout.dtype), dalpha

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
+from .. import reference
+from ..reference import Statistic
 from .autograd import (
     FastFunction,
     _BelowAutograd,
@@ -22,9 +23,8 @@ from .autograd import (
     _transforming,
     aliases,
 )
-from .codes import Layout, Masks
-from .gate import BATCH, LAYER, RMS, RUNNING, Gate, Norm
-from .reference import Statistic
+from .masks import Layout, Planes
+from .plain_gate import BATCH, LAYER, RMS, RUNNING, Gate, Norm
 
 _ops = torch.ops.drsn_ops
 
@@ -38,7 +38,7 @@ def gated_shrink(x: Tensor, residual: Tensor | None, gate: Gate, per_sample: boo
         if not needs_grad and gate.kind != BATCH:
             y = _ops.gated_shrink.default(*arguments)
         else:
-            y, _, state, _ = _ops.gated_shrink_with_code.default(*arguments)
+            y, _, state, _ = _ops.gated_shrink_with_mask.default(*arguments)
         if inplace:  # before the statistics, since it may be refused
             y = x.copy_(y)
         if gate.kind == BATCH:
@@ -97,12 +97,12 @@ class GatedShrink(FastFunction):
         ctx.options = gate.kind, gate.eps, per_sample, ctx.layout.channels_last
         ctx.set_materialize_grads(False)
         with _BelowAutograd():
-            y, mean, state, code = _ops.gated_shrink_.default(x, residual, *gate, per_sample, inplace, True)
+            y, mean, state, mask = _ops.gated_shrink_.default(x, residual, *gate, per_sample, inplace, True)
         _count_up(gate)
         if inplace:
             ctx.mark_dirty(x)
             y = x
-        ctx.save_for_backward(code, mean, state, *parameters)
+        ctx.save_for_backward(mask, mean, state, *parameters)
         return y, mean
 
     @staticmethod
@@ -132,22 +132,22 @@ def _gated_shrink_backward(
     """The gradients of x and of the parameters in steps that can be differentiated: mean is an output of the operator
     and has a gradient of its own.
     """
-    code, mean, state, *parameters = saved
+    mask, mean, state, *parameters = saved
     kind, eps, per_sample, _ = ctx.options
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         tensors = aliases(mean, *parameters)
         alpha = gate_formula(tensors[0], tensors[1:], kind, eps, state)
     statistic = mean.mean(1, keepdim=True) if per_sample else mean
-    masks = Masks.read(code, ctx.layout)
-    dtau = -masks.active_sums(grad)
+    planes = Planes.read(mask, ctx.layout)
+    dtau = -planes.active_sums(grad)
     dalpha = (dtau * statistic).sum_to_size(alpha.shape)
     dmean = (dtau * alpha).sum_to_size(statistic.shape) / (mean.shape[1] if per_sample else 1)
     gate_mean, *found = _gradients(alpha, tensors, dalpha, create_graph)
     for share in (gate_mean, grad_mean):
         if share is not None:
             dmean = dmean + share
-    dx = masks.combine(grad, dmean / _count(ctx.layout.shape, False)).to(grad.dtype)
+    dx = planes.combine(grad, dmean / _count(ctx.layout.shape, False)).to(grad.dtype)
     return [dx, *found]
 
 

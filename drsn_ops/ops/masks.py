@@ -1,4 +1,4 @@
-"""What a code tells of each element, in plain PyTorch: for second derivatives, transforms and exporters.
+"""What a mask tells of each element, in plain PyTorch: for second derivatives, transforms and exporters.
 
 The format and the formulas are those of csrc/shrinkage_math.h.
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .reference import accumulator, per_row
+from ..reference import accumulator, per_row
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -21,7 +21,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 class Layout(NamedTuple):
-    """What of x a backward pass needs besides the code."""
+    """What of x a backward pass needs besides the mask."""
 
     shape: Sequence[int]
     dtype: torch.dtype
@@ -38,11 +38,11 @@ class Layout(NamedTuple):
         memory = [self.shape[0], *self.shape[2:], self.shape[1]]
         return like.new_empty(memory, dtype=self.dtype).movedim(-1, 1)
 
-    def planes(self, code: Tensor) -> list[Tensor]:
-        """The planes of a code as masks in the shape of x."""
-        bits = (code.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=code.device)) & 1
+    def planes(self, mask: Tensor) -> list[Tensor]:
+        """The planes of a mask, as booleans in the shape of x."""
+        bits = (mask.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=mask.device)) & 1
         bits = bits.flatten(-2) > 0
-        segments = code.shape[0] if code.dim() == 3 else 1  # soft_threshold's code is one
+        segments = mask.shape[0] if mask.dim() == 3 else 1  # soft_threshold's mask is one
         length = math.prod(self.shape) // max(segments, 1)
         memory = [self.shape[0], *self.shape[2:], self.shape[1]] if self.channels_last else self.shape
         planes = [plane.reshape(memory) for plane in bits[..., :length].unbind(-2)]
@@ -54,7 +54,7 @@ def widened(x: Tensor) -> Tensor:
     return x.to(accumulator(x.dtype))
 
 
-class Masks(NamedTuple):
+class Planes(NamedTuple):
     """Where x has a sign, which, and where it is above its threshold.
 
     What a mask leaves out is 0, not 0 times a number that may be infinite or NaN.
@@ -65,14 +65,14 @@ class Masks(NamedTuple):
     active: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, tau: Tensor) -> Masks:
+    def of(cls, x: Tensor, tau: Tensor) -> Planes:
         magnitude = x.abs()
         return cls(x < 0, magnitude > 0, magnitude > tau)
 
     @classmethod
-    def read(cls, code: Tensor, layout: Layout) -> Masks:
-        """From a code of shrink, or of abs_mean, in which nothing is active."""
-        negative, nonzero, *rest = layout.planes(code)
+    def read(cls, mask: Tensor, layout: Layout) -> Planes:
+        """From a mask of shrink, or of abs_mean, in which nothing is active."""
+        negative, nonzero, *rest = layout.planes(mask)
         return cls(negative, nonzero, rest[0] if rest else torch.zeros_like(nonzero))
 
     def along_sign(self, t: Tensor) -> Tensor:
@@ -91,18 +91,18 @@ class Masks(NamedTuple):
         return self.pass_active(self.along_sign(widened(grad))).unsqueeze(-1).flatten(2).sum(-1)
 
 
-def soft_threshold_gradients(grad: Tensor, code: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+def soft_threshold_gradients(grad: Tensor, mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The gradients of x and, of the accumulator's type and each element, of tau."""
-    negative, active = layout.planes(code)
-    dtau = -Masks(negative, active, active).along_sign(widened(grad))
+    negative, active = layout.planes(mask)
+    dtau = -Planes(negative, active, active).along_sign(widened(grad))
     return torch.where(negative | active, grad, 0), dtau  # negative alone: open
 
 
 def shrink_gradients(
-    masks: Masks, grad: Tensor, grad_mean: Tensor | None, alpha: Tensor, mean: Tensor, count: int
+    planes: Planes, grad: Tensor, grad_mean: Tensor | None, alpha: Tensor, mean: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x, of the accumulator's type, and of alpha; ``count`` elements make a mean."""
-    dtau = torch.where(alpha * mean < 0, 0, -masks.active_sums(grad))
+    dtau = torch.where(alpha * mean < 0, 0, -planes.active_sums(grad))
     dmean = (dtau * alpha).sum_to_size(mean.shape)
     dmean = dmean if grad_mean is None else dmean + grad_mean
-    return masks.combine(grad, dmean / count), (dtau * mean).sum_to_size(alpha.shape)
+    return planes.combine(grad, dmean / count), (dtau * mean).sum_to_size(alpha.shape)

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import functional
-from .gate import is_plain
-from .modules import (
+from .. import functional
+from ..arguments import require_choice, require_positive
+from ..modules import (
     BATCH_NORMS,
     CONVOLUTIONS,
     THRESHOLDS,
@@ -25,12 +25,11 @@ from .modules import (
     Shrinkage,
     Thresholds,
     relu,
-    require_choice,
     require_input,
-    require_positive,
     through,
 )
-from .reference import STATISTICS, Statistic
+from ..ops.plain_gate import is_plain
+from ..reference import STATISTICS, Statistic
 
 torch.fx.wrap("require_input")
 

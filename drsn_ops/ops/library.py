@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from . import _C
+from .. import _C
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parents[1]
 _BUILD_ID_NOTE = struct.pack("<3I4s", 4, 20, 3, b"GNU\0")  # sizes of name and content, NT_GNU_BUILD_ID, name
 
 

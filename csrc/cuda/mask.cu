@@ -1,4 +1,4 @@
-// Backward passes that need only a gradient and the code.
+// Backward passes that need only a gradient and the mask.
 #include "cuda/kernels.h"
 #include "cuda/reduce.cuh"
 
@@ -13,22 +13,22 @@ struct GradientSum {
   using acc_t = Accumulator<scalar_t>;
   struct Item {
     Packed<scalar_t, V> g;
-    CodeBytes bytes;
+    MaskBytes bytes;
   };
 
   const scalar_t* grad;
   scalar_t* dx;
-  CodeView code;
+  MaskView mask;
   int active_plane;
 
   __device__ __forceinline__ Item load(int64_t outer, int64_t inside, int64_t element, int left) const {
-    return {cuda::load<V>(left, grad + element), load_code(left > 0, code.data, code.segment(outer), code.plane_bytes,
-                                                           code.planes, code.position(inside, element))};
+    return {cuda::load<V>(left, grad + element), load_mask(left > 0, mask.data, mask.segment(outer), mask.plane_bytes,
+                                                           mask.planes, mask.position(inside, element))};
   }
   template <int W>
   __device__ __forceinline__ void add(int64_t, int64_t inside, int64_t element, int left, const Item& item,
                                       acc_t (&sums)[kSums][W]) const {
-    const unsigned word = item.bytes.word(code.position(inside, element));
+    const unsigned word = item.bytes.word(mask.position(inside, element));
     const unsigned active_bits = word >> 8 * active_plane;
     const Vector<scalar_t, V> grads = unpack(item.g);
     Vector<scalar_t, V> passed;
@@ -57,14 +57,14 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 
   RowWalk::Place place[kSlots];
   Packed<scalar_t, V> g[kSlots];
-  CodeBytes bytes[kSlots];
+  MaskBytes bytes[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     const RowWalk::Place p = walk.locate(base + i * kThreads, V);
     place[i] = p;
     g[i] = load_if<V>(p.inside && grad != nullptr, grad + p.element);
     bytes[i] =
-        load_code(p.inside, op.code, p.segment * op.planes * walk.plane_bytes, walk.plane_bytes, op.planes, p.position);
+        load_mask(p.inside, op.mask, p.segment * op.planes * walk.plane_bytes, walk.plane_bytes, op.planes, p.position);
   }
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
@@ -95,7 +95,7 @@ cudaError_t gradient_sums(const GradientSums& op, const Reduction& reduction, vo
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
         const GradientSum<scalar_t, V> sum{static_cast<const scalar_t*>(op.grad), static_cast<scalar_t*>(op.dx),
-                                           op.code, op.active_plane};
+                                           op.mask, op.active_plane};
         return reduce(op.dtype, sum, reduction, {op.active_sum}, workspace, stream);
       });
 }
@@ -112,7 +112,7 @@ cudaError_t combine(const Combine& op, cudaStream_t stream) {
 }
 
 cudaError_t abs_mean_backward(const AbsMeanBackward& op, cudaStream_t stream) {
-  return combine({op.dtype, nullptr, op.grad, op.code, kAbsMeanPlanes, op.dx, op.rows}, stream);
+  return combine({op.dtype, nullptr, op.grad, op.mask, kAbsMeanPlanes, op.dx, op.rows}, stream);
 }
 
 }  // namespace drsn::cuda

@@ -20,18 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import InputError as InputError
-from .arguments import first_line
-from .noise import uniform
+from ..arguments import InputError, first_line
+from ..noise import uniform
 from .plain_pickle import loads, unsigned_bytes
 
 CLASSES = 10
-
-
-def require_seed(seed: object) -> None:
-    """Raise ValueError unless ``seed`` is an integer of at least 0, as NumPy's generators want it."""
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed: got {seed!r}, expected an integer of at least 0")
 
 
 class Split(NamedTuple):

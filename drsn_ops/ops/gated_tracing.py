@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.library import register_autograd
 
-from .codes import Layout
-from .gate import BATCH, RUNNING
+from ..reference import accumulator
 from .gated_autograd import BatchNormShrink, GatedShrink
-from .reference import accumulator
-from .tracing import _code_like, _mean_like, register_fake
+from .masks import Layout
+from .plain_gate import BATCH, RUNNING
+from .tracing import _mask_like, _mean_like, register_fake
 
 
 def _state_like(x: Tensor, w1: Tensor, w2: Tensor, kind: int) -> Tensor:
@@ -32,7 +32,7 @@ def _(x: Tensor, residual: Tensor | None, *gate: Any) -> Tensor:
     return Layout.of(x).empty(x)
 
 
-@register_fake("gated_shrink_with_code")
+@register_fake("gated_shrink_with_mask")
 def _(
     x: Tensor,
     residual: Tensor | None,
@@ -44,7 +44,7 @@ def _(
     *rest: Any,
 ) -> tuple[Tensor, ...]:
     *_, kind, _, _ = rest
-    return Layout.of(x).empty(x), _mean_like(x, False), _state_like(x, w1, w2, kind), _code_like(x, 3)
+    return Layout.of(x).empty(x), _mean_like(x, False), _state_like(x, w1, w2, kind), _mask_like(x, 3)
 
 
 @register_fake("gated_shrink_")
@@ -58,15 +58,15 @@ def _(
     w2: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    *_, kind, _, _, inplace, with_code = rest
+    *_, kind, _, _, inplace, with_mask = rest
     y = x.new_empty([0]) if inplace else Layout.of(x).empty(x)
-    code = _code_like(x, 3)
-    return y, _mean_like(x, False), _state_like(x, w1, w2, kind), code if with_code else code.new_empty([0])
+    mask = _mask_like(x, 3)
+    return y, _mean_like(x, False), _state_like(x, w1, w2, kind), mask if with_mask else mask.new_empty([0])
 
 
 @register_fake("gated_shrink_backward")
 def _(
-    grad: Tensor, grad_mean: Tensor | None, code: Tensor, mean: Tensor, state: Tensor, *rest: Any
+    grad: Tensor, grad_mean: Tensor | None, mask: Tensor, mean: Tensor, state: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     *parameters, _, _, _, channels_last, need_x, need_gate = rest
     dx = Layout(list(grad.shape), grad.dtype, channels_last).empty(grad) if need_x else grad.new_empty([0])
@@ -109,11 +109,11 @@ def _(
 
 def _save_gated_shrink(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, _, *parameters, _, _, kind, eps, per_sample = inputs
-    _, mean, state, code = output
+    _, mean, state, mask = output
     ctx.layout = Layout.of(x)
     ctx.options = kind, eps, per_sample, ctx.layout.channels_last
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(code, mean, state, *parameters)
+    ctx.save_for_backward(mask, mean, state, *parameters)
 
 
 def _gated_shrink_backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, *_: Any) -> Any:
@@ -148,7 +148,7 @@ def _batch_norm_shrink_backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
 
 
 register_autograd(
-    "drsn_ops::gated_shrink_with_code", _gated_shrink_backward, setup_context=_save_gated_shrink
+    "drsn_ops::gated_shrink_with_mask", _gated_shrink_backward, setup_context=_save_gated_shrink
 )
 register_autograd(
     "drsn_ops::batch_norm_shrink", _batch_norm_shrink_backward, setup_context=_save_batch_norm_shrink

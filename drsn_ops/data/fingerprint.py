@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .arguments import InputError
+from ..arguments import InputError
 
 CHUNK = 1000
 

@@ -20,9 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .arguments import InputError, first_line
-from .data import require_seed
-from .modules import require_choice, require_positive
+from ..arguments import InputError, first_line, require_choice, require_positive, require_seed
 
 # The numbers of the files at 12 kHz with a fault of the drive end's bearing, and of the baseline, as published by
 # Case Western Reserve University's Bearing Data Center; fault diameters in inches.

@@ -18,7 +18,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as _module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .reference import accumulator
+from ..reference import accumulator
 
 # NormKind of csrc/params.h
 NONE, LAYER, RMS, BATCH, RUNNING = range(5)

@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import models
-from .arguments import (
+from .. import models
+from ..arguments import (
     MAX_REAL,
     InputError,
     count,
@@ -39,12 +39,12 @@ from .arguments import (
     seed,
     to_go_on,
 )
-from .data import Dataset, Split, augment, load
-from .distributed import Processes, device_of, processes
-from .files import replacing, save_tensors
-from .fingerprint import fingerprint, require_same_data, source_of
+from ..data.fingerprint import fingerprint, require_same_data, source_of
+from ..data.images import Dataset, Split, augment, load
+from ..files import replacing, save_tensors
+from ..modules import THRESHOLDS, Shrinkage
 from .folders import claimed, new_folder
-from .modules import THRESHOLDS, Shrinkage
+from .processes import Processes, device_of, processes
 
 FORMAT = "drsn_ops.train 2"
 BACKENDS = ("drsn_ops", "reference")

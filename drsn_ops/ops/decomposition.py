@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 
-from . import reference
+from .. import reference
+from ..reference import Statistic, per_row
 from .autograd import _count
-from .codes import Layout, Masks, shrink_gradients, soft_threshold_gradients, widened
-from .gate import BATCH, LAYER, NONE, RMS, RUNNING, Gate, Norm
 from .gated_autograd import _update_gate, _update_input, normalised
-from .reference import Statistic, per_row
+from .masks import Layout, Planes, shrink_gradients, soft_threshold_gradients, widened
+from .plain_gate import BATCH, LAYER, NONE, RMS, RUNNING, Gate, Norm
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _TABLE: dict[OpOverload, Callable[..., Any]] = {}
@@ -73,7 +73,7 @@ def _lay_out(t: Tensor, layout: Layout) -> Tensor:
 
 
 def _pack(planes: Sequence[Tensor], layout: Layout, segments: int, length: int) -> Tensor:
-    """Planes in the shape of x as a code, (segments, planes, bytes)."""
+    """Planes in the shape of x as a mask, (segments, planes, bytes)."""
     memory = [plane.movedim(1, -1) if layout.channels_last else plane for plane in planes]
     bits = torch.stack([plane.reshape(segments, length) for plane in memory], 1).to(torch.uint8)
     size = (length + 7) // 8
@@ -81,8 +81,8 @@ def _pack(planes: Sequence[Tensor], layout: Layout, segments: int, length: int) 
     return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
 
 
-def _row_code(planes: Sequence[Tensor], x: Tensor) -> Tensor:
-    """The code of abs_mean and shrink: a segment a row, or a sample where x is channels_last."""
+def _row_mask(planes: Sequence[Tensor], x: Tensor) -> Tensor:
+    """The mask of abs_mean and shrink: a segment a row, or a sample where x is channels_last."""
     layout = Layout.of(x)
     n, c = x.shape[:2]
     length = math.prod(x.shape[2:])
@@ -100,26 +100,26 @@ def _soft_threshold(x: Tensor, tau: Tensor | None, value: float) -> Tensor:
     return _lay_out(reference.soft_threshold(x, value if tau is None else tau), Layout.of(x))
 
 
-@_decomposes("soft_threshold_with_code")
-def _soft_threshold_with_code(x: Tensor, tau: Tensor | None, value: float) -> tuple[Tensor, Tensor]:
+@_decomposes("soft_threshold_with_mask")
+def _soft_threshold_with_mask(x: Tensor, tau: Tensor | None, value: float) -> tuple[Tensor, Tensor]:
     wide = widened(x)
     threshold = wide.new_full([], value) if tau is None else tau.to(wide.dtype)
     passes = wide.abs() > threshold.clamp(min=0)
     opened = threshold < 0
     planes = [passes & (opened | (wide < 0)), passes & ~opened]
-    code = _pack(planes, Layout.of(x), 1, x.numel())
-    return _soft_threshold(x, tau, value), code[0]
+    mask = _pack(planes, Layout.of(x), 1, x.numel())
+    return _soft_threshold(x, tau, value), mask[0]
 
 
 @_decomposes("soft_threshold_")
-def _soft_threshold_in_place(x: Tensor, tau: Tensor | None, value: float, with_code: bool) -> Tensor:
-    if with_code:
-        y, code = _soft_threshold_with_code(x, tau, value)
+def _soft_threshold_in_place(x: Tensor, tau: Tensor | None, value: float, with_mask: bool) -> Tensor:
+    if with_mask:
+        y, mask = _soft_threshold_with_mask(x, tau, value)
     else:
         y = _soft_threshold(x, tau, value)
-        code = x.new_empty([0, (x.numel() + 7) // 8], dtype=torch.uint8)
+        mask = x.new_empty([0, (x.numel() + 7) // 8], dtype=torch.uint8)
     x.copy_(y)
-    return code
+    return mask
 
 
 def _like_tau(dtau: Tensor, tau_shape: Sequence[int], tau_dtype: torch.dtype, layout: Layout) -> Tensor:
@@ -131,14 +131,14 @@ def _like_tau(dtau: Tensor, tau_shape: Sequence[int], tau_dtype: torch.dtype, la
 @_decomposes("soft_threshold_backward")
 def _soft_threshold_backward(
     grad: Tensor,
-    code: Tensor,
+    mask: Tensor,
     tau_shape: Sequence[int],
     tau_dtype: torch.dtype | None,
     channels_last: bool,
     need_x: bool,
 ) -> tuple[Tensor, Tensor]:
     layout = Layout(grad.shape, grad.dtype, channels_last)
-    dx, dtau = soft_threshold_gradients(grad, code, layout)
+    dx, dtau = soft_threshold_gradients(grad, mask, layout)
     dx = _lay_out(dx, layout) if need_x else grad.new_empty([0])
     if tau_dtype is None:
         return dx, grad.new_empty([0])
@@ -169,18 +169,18 @@ def _abs_mean(x: Tensor, per_sample: bool) -> Tensor:
     return reference.abs_mean(x, statistic=_statistic(per_sample))
 
 
-@_decomposes("abs_mean_with_code")
-def _abs_mean_with_code(x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
-    return _abs_mean(x, per_sample), _row_code([x < 0, x.abs() > 0], x)
+@_decomposes("abs_mean_with_mask")
+def _abs_mean_with_mask(x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
+    return _abs_mean(x, per_sample), _row_mask([x < 0, x.abs() > 0], x)
 
 
 @_decomposes("abs_mean_backward")
 def _abs_mean_backward(
-    grad: Tensor, code: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool
+    grad: Tensor, mask: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool
 ) -> Tensor:
     layout = Layout(shape, dtype, channels_last)
-    masks = Masks.read(code, layout)
-    return _lay_out(masks.along_sign(per_row(grad, masks.nonzero)), layout)
+    planes = Planes.read(mask, layout)
+    return _lay_out(planes.along_sign(per_row(grad, planes.nonzero)), layout)
 
 
 def _shrink_by(x: Tensor, tau: Tensor, residual: Tensor | None, layout: Layout) -> Tensor:
@@ -195,37 +195,37 @@ def _shrink(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool)
     return _shrink_by(widened(x), alpha * mean, residual, Layout.of(x)), mean
 
 
-def _shrink_code(x: Tensor, tau: Tensor) -> Tensor:
-    return _row_code(Masks.of(widened(x), per_row(tau.clamp(min=0), x)), x)
+def _shrink_mask(x: Tensor, tau: Tensor) -> Tensor:
+    return _row_mask(Planes.of(widened(x), per_row(tau.clamp(min=0), x)), x)
 
 
-@_decomposes("shrink_with_code")
-def _shrink_with_code(
+@_decomposes("shrink_with_mask")
+def _shrink_with_mask(
     x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, mean = _shrink(x, alpha, residual, per_sample)
-    return y, mean, _shrink_code(x, alpha * mean)
+    return y, mean, _shrink_mask(x, alpha * mean)
 
 
-def _no_code(x: Tensor) -> Tensor:
+def _no_mask(x: Tensor) -> Tensor:
     return x.new_empty([0], dtype=torch.uint8)
 
 
 @_decomposes("shrink_")
 def _shrink_in_place(
-    x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, with_code: bool
+    x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, with_mask: bool
 ) -> tuple[Tensor, Tensor]:
     y, mean = _shrink(x, alpha, residual, per_sample)
-    code = _shrink_code(x, alpha * mean) if with_code else _no_code(x)
+    mask = _shrink_mask(x, alpha * mean) if with_mask else _no_mask(x)
     x.copy_(y)
-    return mean, code
+    return mean, mask
 
 
 @_decomposes("shrink_backward")
 def _shrink_backward(
     grad: Tensor,
     grad_mean: Tensor | None,
-    code: Tensor,
+    mask: Tensor,
     alpha: Tensor,
     mean: Tensor,
     per_sample: bool,
@@ -235,7 +235,7 @@ def _shrink_backward(
 ) -> tuple[Tensor, Tensor]:
     layout = Layout(grad.shape, grad.dtype, channels_last)
     count = _count(layout.shape, per_sample)
-    dx, dalpha = shrink_gradients(Masks.read(code, layout), grad, grad_mean, alpha, mean, count)
+    dx, dalpha = shrink_gradients(Planes.read(mask, layout), grad, grad_mean, alpha, mean, count)
     return (
         _lay_out(dx, layout) if need_x else grad.new_empty([0]),
         dalpha if need_alpha else mean.new_empty([0]),
@@ -346,41 +346,41 @@ def _gated(
     return _shrink_by(x, tau, residual, layout), mean, state, tau
 
 
-@_decomposes("gated_shrink_with_code")
-def _gated_shrink_with_code(
+@_decomposes("gated_shrink_with_mask")
+def _gated_shrink_with_mask(
     x: Tensor, residual: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *parameters, running_mean, running_var, kind, eps, per_sample = rest
     wide = widened(x)
     gate = _WideGate.of(parameters, kind, eps, wide.dtype)
     y, mean, state, tau = _gated(wide, residual, gate, (running_mean, running_var), per_sample, Layout.of(x))
-    return y, mean, state, _shrink_code(x, tau)
+    return y, mean, state, _shrink_mask(x, tau)
 
 
 @_decomposes("gated_shrink")
 def _gated_shrink(x: Tensor, residual: Tensor | None, *rest: Any) -> Tensor:
-    return _gated_shrink_with_code(x, residual, *rest)[0]
+    return _gated_shrink_with_mask(x, residual, *rest)[0]
 
 
 @_decomposes("gated_shrink_")
 def _gated_shrink_in_place(
     x: Tensor, residual: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *gate_arguments, per_sample, inplace, with_code = rest
+    *gate_arguments, per_sample, inplace, with_mask = rest
     gate = Gate(*gate_arguments)
-    y, mean, state, code = _gated_shrink_with_code(x, residual, *gate.functional, per_sample)
+    y, mean, state, mask = _gated_shrink_with_mask(x, residual, *gate.functional, per_sample)
     if inplace:
         x.copy_(y)
         y = x.new_empty([0])
     if gate.kind == BATCH:
         _update_gate(gate, state, x.shape[0])
-    return y, mean, state, code if with_code else _no_code(x)
+    return y, mean, state, mask if with_mask else _no_mask(x)
 
 
 def _gated_backward(
     grad: Tensor,
     grad_mean: Tensor | None,
-    masks: Masks,
+    planes: Planes,
     mean: Tensor,
     state: Tensor,
     gate: _WideGate,
@@ -388,14 +388,14 @@ def _gated_backward(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The gradients of x, in the accumulator's type, and of the gate's parameters."""
     _, alpha, _ = gate.read(state, mean.shape[0])
-    dtau = -masks.active_sums(grad)
+    dtau = -planes.active_sums(grad)
     statistic = mean.mean(1, keepdim=True) if per_sample else mean
     dalpha = (dtau * statistic).sum_to_size(alpha.shape)
     dmean, found = gate.backward(dalpha, mean, state)
     direct = dtau * alpha
     dmean = dmean + (direct.mean(1, keepdim=True) if per_sample else direct)
     dmean = dmean if grad_mean is None else dmean + grad_mean
-    return masks.combine(grad, dmean / _count(grad.shape, False)), found
+    return planes.combine(grad, dmean / _count(grad.shape, False)), found
 
 
 def _wanted(
@@ -408,13 +408,13 @@ def _wanted(
 
 @_decomposes("gated_shrink_backward")
 def _gated_shrink_backward(
-    grad: Tensor, grad_mean: Tensor | None, code: Tensor, mean: Tensor, state: Tensor, *rest: Any
+    grad: Tensor, grad_mean: Tensor | None, mask: Tensor, mean: Tensor, state: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     *parameters, kind, eps, per_sample, channels_last, need_x, need_gate = rest
     layout = Layout(grad.shape, grad.dtype, channels_last)
     gate = _WideGate.of(parameters, kind, eps, state.dtype)
-    masks = Masks.read(code, layout)
-    dx, found = _gated_backward(grad, grad_mean, masks, mean, state, gate, per_sample)
+    planes = Planes.read(mask, layout)
+    dx, found = _gated_backward(grad, grad_mean, planes, mean, state, gate, per_sample)
     dx = _lay_out(dx, layout) if need_x else grad.new_empty([0])
     return dx, *_wanted(found, parameters, need_gate, mean)
 
@@ -479,7 +479,7 @@ def _batch_norm_shrink_backward(
     x = _affine(wide, input_state, weight, bias)
     alpha = gate.read(state, mean.shape[0])[1]
     tau = alpha * (mean.mean(1, keepdim=True) if per_sample else mean)
-    dx, found = _gated_backward(grad, None, Masks.of(x, per_row(tau, x)), mean, state, gate, per_sample)
+    dx, found = _gated_backward(grad, None, Planes.of(x, per_row(tau, x)), mean, state, gate, per_sample)
     x_hat = normalised(wide, input_state, None, None)
     axes = [0, *range(2, z.dim())]
     gradients = _wanted(

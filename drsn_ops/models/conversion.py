@@ -15,8 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from .modules import Norm, Shrinkage, Thresholds
-from .reference import Statistic
+from ..modules import Norm, Shrinkage, Thresholds
+from ..reference import Statistic
 from .rsnet import shrink_behind
 
 # What a block calls its shortcut; None there is x itself.

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .arguments import InputError
-from .files import sync
+from ..arguments import InputError
+from ..files import sync
 
 
 @contextmanager

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .modules import THRESHOLDS, Thresholds, require_choice, require_positive
-from .reference import STATISTICS, Statistic
+from ..arguments import require_choice, require_positive
+from ..modules import THRESHOLDS, Thresholds
+from ..reference import STATISTICS, Statistic
 
 MEAN_WITHOUT_ABS = "mean without abs"
 MAGNITUDE_WITHOUT_SIGN = "magnitude without sign"

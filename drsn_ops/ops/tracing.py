@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.library import register_autograd
 
+from ..reference import accumulator
 from .autograd import AbsMean, Shrink, SoftThreshold
-from .codes import Layout, is_channels_last
-from .reference import accumulator
+from .masks import Layout, is_channels_last
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
@@ -42,14 +42,14 @@ def register_fake(operator: str) -> Callable[[_Fake], _Fake]:
     return register
 
 
-def _code_like(x: Tensor, planes: int) -> Tensor:
+def _mask_like(x: Tensor, planes: int) -> Tensor:
     segments, length = (x.shape[0] * x.shape[1], math.prod(x.shape[2:]))
     if is_channels_last(x):
         segments, length = x.shape[0], x.shape[1] * length
     return x.new_empty([segments, planes, (length + 7) // 8], dtype=torch.uint8)
 
 
-def _soft_threshold_code_like(x: Tensor) -> Tensor:
+def _soft_threshold_mask_like(x: Tensor) -> Tensor:
     return x.new_empty([2, (x.numel() + 7) // 8], dtype=torch.uint8)
 
 
@@ -62,20 +62,20 @@ def _(x: Tensor, tau: Tensor | None, value: float) -> Tensor:
     return Layout.of(x).empty(x)
 
 
-@register_fake("soft_threshold_with_code")
+@register_fake("soft_threshold_with_mask")
 def _(x: Tensor, tau: Tensor | None, value: float) -> tuple[Tensor, Tensor]:
-    return Layout.of(x).empty(x), _soft_threshold_code_like(x)
+    return Layout.of(x).empty(x), _soft_threshold_mask_like(x)
 
 
 @register_fake("soft_threshold_")
-def _(x: Tensor, tau: Tensor | None, value: float, with_code: bool) -> Tensor:
-    return _soft_threshold_code_like(x)[: 2 if with_code else 0]
+def _(x: Tensor, tau: Tensor | None, value: float, with_mask: bool) -> Tensor:
+    return _soft_threshold_mask_like(x)[: 2 if with_mask else 0]
 
 
 @register_fake("soft_threshold_backward")
 def _(
     grad: Tensor,
-    code: Tensor,
+    mask: Tensor,
     tau_shape: list[int],
     tau_dtype: torch.dtype | None,
     channels_last: bool,
@@ -110,14 +110,14 @@ def _(x: Tensor, per_sample: bool) -> Tensor:
     return _mean_like(x, per_sample)
 
 
-@register_fake("abs_mean_with_code")
+@register_fake("abs_mean_with_mask")
 def _(x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
-    return _mean_like(x, per_sample), _code_like(x, 2)
+    return _mean_like(x, per_sample), _mask_like(x, 2)
 
 
 @register_fake("abs_mean_backward")
-def _(grad: Tensor, code: Tensor, shape: list[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
-    return Layout(list(shape), dtype, channels_last).empty(code)
+def _(grad: Tensor, mask: Tensor, shape: list[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    return Layout(list(shape), dtype, channels_last).empty(mask)
 
 
 @register_fake("shrink")
@@ -125,23 +125,23 @@ def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tu
     return Layout.of(x).empty(x), _mean_like(x, per_sample)
 
 
-@register_fake("shrink_with_code")
+@register_fake("shrink_with_mask")
 def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return Layout.of(x).empty(x), _mean_like(x, per_sample), _code_like(x, 3)
+    return Layout.of(x).empty(x), _mean_like(x, per_sample), _mask_like(x, 3)
 
 
 @register_fake("shrink_")
 def _(
-    x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, with_code: bool
+    x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, with_mask: bool
 ) -> tuple[Tensor, Tensor]:
-    return _mean_like(x, per_sample), _code_like(x, 3) if with_code else x.new_empty([0], dtype=torch.uint8)
+    return _mean_like(x, per_sample), _mask_like(x, 3) if with_mask else x.new_empty([0], dtype=torch.uint8)
 
 
 @register_fake("shrink_backward")
 def _(
     grad: Tensor,
     grad_mean: Tensor | None,
-    code: Tensor,
+    mask: Tensor,
     alpha: Tensor,
     mean: Tensor,
     per_sample: bool,
@@ -177,10 +177,10 @@ def _abs_mean_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, .
 
 def _save_shrink(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, alpha, _, ctx.per_sample = inputs
-    _, mean, code = output
+    _, mean, mask = output
     ctx.layout = Layout.of(x)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(code, alpha, mean)
+    ctx.save_for_backward(mask, alpha, mean)
 
 
 def _shrink_backward(
@@ -190,7 +190,7 @@ def _shrink_backward(
 
 
 register_autograd(
-    "drsn_ops::soft_threshold_with_code", _soft_threshold_backward, setup_context=_save_soft_threshold
+    "drsn_ops::soft_threshold_with_mask", _soft_threshold_backward, setup_context=_save_soft_threshold
 )
-register_autograd("drsn_ops::abs_mean_with_code", _abs_mean_backward, setup_context=_save_abs_mean)
-register_autograd("drsn_ops::shrink_with_code", _shrink_backward, setup_context=_save_shrink)
+register_autograd("drsn_ops::abs_mean_with_mask", _abs_mean_backward, setup_context=_save_abs_mean)
+register_autograd("drsn_ops::shrink_with_mask", _shrink_backward, setup_context=_save_shrink)

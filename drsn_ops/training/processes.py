@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .arguments import InputError, first_line
-from .reference import accumulator, per_row
+from ..arguments import InputError, first_line
+from ..reference import accumulator, per_row
 
 
 @dataclass(frozen=True)

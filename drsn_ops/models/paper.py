@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .modules import (
+from ..arguments import require_choice, require_positive
+from ..modules import (
     BATCH_NORMS,
     CONVOLUTIONS,
     RSBU,
@@ -26,12 +27,8 @@ from .modules import (
     conv3,
     pad_same,
     relu,
-    require_choice,
     require_input,
-    require_positive,
 )
-from .rsnet import rsnet18 as rsnet18
-from .rsnet import rsnet34 as rsnet34
 
 torch.fx.wrap("pad_same")
 torch.fx.wrap("require_input")

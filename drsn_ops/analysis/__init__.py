@@ -1,0 +1,1 @@
+"""What shrinkage blocks compute: checked against the definition, and inspected on an input."""

@@ -1,0 +1,1 @@
+"""The machinery between the functions that users call and the compiled kernels."""
