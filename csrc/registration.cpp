@@ -10,7 +10,7 @@
 // gated_shrink_ writes into x only where inplace, and then returns an empty y.
 #include "torch_api.h"
 
-STABLE_TORCH_LIBRARY(drsn_ops, m) {
+STABLE_TORCH_LIBRARY(DRSN_NAMESPACE, m) {
   m.def("soft_threshold(Tensor x, Tensor? tau, float value) -> Tensor");
   m.def("soft_threshold_with_mask(Tensor x, Tensor? tau, float value) -> (Tensor, Tensor)");
   m.def("soft_threshold_(Tensor(a!) x, Tensor? tau, float value, bool with_mask) -> Tensor");

@@ -6,7 +6,9 @@
 #ifdef TORCH_FEATURE_VERSION
 #error "include torch_api.h before any header of PyTorch: they would serve the installed version alone"
 #endif
+#ifndef TORCH_TARGET_VERSION
 #define TORCH_TARGET_VERSION 0x020b000000000000
+#endif
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -22,6 +24,8 @@
 #include <vector>
 
 #include "params.h"
+
+#define DRSN_NAMESPACE drsn_ops  // of the operators: torch.ops.drsn_ops
 
 // Weak, since PyTorch has it from 2.13 on: what the C call that failed last had to say.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();

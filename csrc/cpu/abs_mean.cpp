@@ -1,7 +1,7 @@
 // The mean of |x| and its derivative.
 #include <numeric>
 
-#include "operators.h"
+#include "backend.h"
 #include "parallel.h"
 
 namespace drsn::cpu {
@@ -10,7 +10,7 @@ namespace {
 template <class T>
 void abs_mean_typed(const AbsMean& p) {
   using A = accumulator_t<T>;
-  const auto& k = kernels<T>();
+  const auto& loop = loops<T>();
   const Lines lines(p.rows, p.per_sample);
   const LineMask mask(p.mask, lines, kAbsMeanPlanes);
   const T* x = as<T>(p.x);
@@ -21,7 +21,7 @@ void abs_mean_typed(const AbsMean& p) {
       [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
         const T* from = x + line * lines.length + begin;
         add_magnitudes(from, count, n, width, sums);
-        for (int64_t i = 0; i < count && mask.data; ++i) k.sign_mask(from + i * n, mask.write(line + i, begin), n);
+        for (int64_t i = 0; i < count && mask.data; ++i) loop.sign_mask(from + i * n, mask.write(line + i, begin), n);
       },
       [&](int64_t unit, int64_t count, const double* sums) {
         for (int64_t r = 0; r < count * unit_rows && !p.per_sample; ++r)
@@ -37,7 +37,7 @@ void abs_mean_typed(const AbsMean& p) {
 template <class T>
 void abs_mean_backward_typed(const AbsMeanBackward& p) {
   using A = accumulator_t<T>;
-  const auto& k = kernels<T>();
+  const auto& loop = loops<T>();
   const Lines lines(p.rows, false);
   const LineMask mask(p.mask, lines, kAbsMeanPlanes);
   T* dx = as<T>(p.dx);
@@ -45,7 +45,7 @@ void abs_mean_backward_typed(const AbsMeanBackward& p) {
   for_each_task(lines.count, lines.length, [&](int64_t line) {
     const AlongLine<A> along(grad.data(), line, lines.width);
     along.for_each(0, lines.length, [&](int64_t i, int64_t count) {
-      k.combine(nullptr, mask.read(line, i), along.at(i), dx + line * lines.length + i, count);
+      loop.combine(nullptr, mask.read(line, i), along.at(i), dx + line * lines.length + i, count);
     });
   });
 }

@@ -2,8 +2,8 @@
 // all of it while they are in a thread's cache.
 #include <numeric>
 
+#include "backend.h"
 #include "gate.h"
-#include "operators.h"
 #include "parallel.h"
 
 namespace drsn::cpu {
@@ -75,7 +75,7 @@ void input_statistics(const Norm& norm, const Rows& rows, const T* z, accumulato
   if (norm.kind == NormKind::kRunning) return running_statistics(norm, rows.channels, mean, rstd);
   std::vector<double> sums(rows.samples * rows.channels), squares(sums.size());
   for_each_task(int64_t(sums.size()), rows.length, [&](int64_t row) {
-    kernels<T>().moments(z + row * rows.length, rows.length, &sums[row], &squares[row]);
+    loops<T>().moments(z + row * rows.length, rows.length, &sums[row], &squares[row]);
   });
   const BatchStatistics<A> statistics(norm, rows.samples * rows.length);
   for (int64_t c = 0; c < rows.channels; ++c) {
@@ -114,7 +114,7 @@ void gated_shrink_typed(const GatedShrink& p) {
       [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
         const T* from = x + line * lines.length + begin;
         if (p.input.kind == NormKind::kNone) return add_magnitudes(from, count, n, lines.width, sums);
-        kernels<T>().abs_sums(from, input.from(line), count, n, sums);
+        loops<T>().abs_sums(from, input.from(line), count, n, sums);
       },
       [&](int64_t sample, int64_t count, const double* sums) {
         const int64_t first = sample * rows.channels;
@@ -126,8 +126,8 @@ void gated_shrink_typed(const GatedShrink& p) {
         if (p.input.kind == NormKind::kNone)
           return shrink_lines(lines, line, count, begin, n, x, tau.data(), residual, y, mask);
         const int64_t offset = line * lines.length + begin;
-        kernels<T>().shrink_rows(x + offset, input.from(line), &tau[line], residual ? residual + offset : nullptr,
-                                 y + offset, {}, count, n);
+        loops<T>().shrink_rows(x + offset, input.from(line), &tau[line], residual ? residual + offset : nullptr,
+                               y + offset, {}, count, n);
       });
 }
 
@@ -210,7 +210,7 @@ void backward_from_input(const GatedShrinkBackward& p) {
   using A = accumulator_t<T>;
   constexpr int kSums = 5;
   const Rows& rows = p.rows;
-  const auto& k = kernels<T>();
+  const auto& loop = loops<T>();
   Lines lines = lines_of_samples(rows, p.gate);
   lines.sums = kSums;
   const T* g = as<T>(p.grad);
@@ -237,7 +237,7 @@ void backward_from_input(const GatedShrinkBackward& p) {
       lines, coupled || p.gate.norm.kind == NormKind::kBatch,
       [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
         const int64_t offset = line * lines.length + begin;
-        k.batch_norm_sums(g + offset, z + offset, rows_from(line), count, n, sums);
+        loop.batch_norm_sums(g + offset, z + offset, rows_from(line), count, n, sums);
       },
       [&](int64_t sample, int64_t count, const double* sums) {
         const int64_t first = sample * rows.channels;
@@ -258,7 +258,7 @@ void backward_from_input(const GatedShrinkBackward& p) {
       },
       [&](int64_t line, int64_t count, int64_t begin, int64_t n) {
         const int64_t offset = line * lines.length + begin;
-        if (dz) k.batch_norm_spread(g + offset, z + offset, rows_from(line), dz + offset, count, n);
+        if (dz) loop.batch_norm_spread(g + offset, z + offset, rows_from(line), dz + offset, count, n);
       });
   if (!coupled) add_rows();
   if (p.dinput_weight) std::copy(dweight.begin(), dweight.end(), as<A>(p.dinput_weight));

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels.h"
+#include "loops.h"
 #include "shrinkage_math.h"
 #include "torch_api.h"
 
@@ -166,26 +166,27 @@ void sum_columns(int64_t n, int64_t width, double* sums, const Add& add) {
 // Adds |x| of a stretch of `count` lines to the sums of their columns.
 template <class T>
 void add_magnitudes(const T* x, int64_t count, int64_t n, int64_t width, double* sums) {
-  const auto& k = kernels<T>();
-  if (width == 1) return k.abs_sums(x, {}, count, n, sums);
+  const auto& loop = loops<T>();
+  if (width == 1) return loop.abs_sums(x, {}, count, n, sums);
   for (int64_t line = 0; line < count; ++line) {
     const T* from = x + line * n;
-    sum_columns<accumulator_t<T>>(n, width, sums + line * width,
-                                  [&](int64_t i, int64_t span, auto* columns) { k.abs_add(from + i, columns, span); });
+    sum_columns<accumulator_t<T>>(n, width, sums + line * width, [&](int64_t i, int64_t span, auto* columns) {
+      loop.abs_add(from + i, columns, span);
+    });
   }
 }
 
 // Adds active * sign * g of a stretch of `count` lines, whose mask begins at mask.offset, to the sums of their columns.
 template <class T>
 void add_signed(const T* g, Bits mask, int64_t count, int64_t n, int64_t width, double* sums) {
-  const auto& k = kernels<T>();
-  if (width == 1) return k.signed_sums(g, mask, count, n, sums);
+  const auto& loop = loops<T>();
+  if (width == 1) return loop.signed_sums(g, mask, count, n, sums);
   for (int64_t line = 0; line < count; ++line) {
     const T* from = g + line * n;
     sum_columns<accumulator_t<T>>(n, width, sums + line * width, [&](int64_t i, int64_t span, auto* columns) {
       Bits bits = row_of(mask, line);
       bits.offset += i;
-      k.signed_add(from + i, bits, columns, span);
+      loop.signed_add(from + i, bits, columns, span);
     });
   }
 }
@@ -260,18 +261,18 @@ struct LineMask {
 template <class T>
 void shrink_lines(const Lines& lines, int64_t line, int64_t count, int64_t begin, int64_t n, const T* x,
                   const accumulator_t<T>* tau, const T* residual, T* y, const LineMask& mask) {
-  const auto& k = kernels<T>();
+  const auto& loop = loops<T>();
   const int64_t offset = line * lines.length + begin;
   if (lines.width == 1) {
-    return k.shrink_rows(x + offset, {}, tau + line, residual ? residual + offset : nullptr, y + offset,
-                         mask.write(line, begin), count, n);
+    return loop.shrink_rows(x + offset, {}, tau + line, residual ? residual + offset : nullptr, y + offset,
+                            mask.write(line, begin), count, n);
   }
   for (int64_t end = line + count; line < end; ++line) {
     const int64_t first = line * lines.length;
     const AlongLine<accumulator_t<T>> along(tau, line, lines.width);
     along.for_each(begin, n, [&](int64_t i, int64_t span) {
-      k.shrink(x + first + i, along.at(i), residual ? residual + first + i : nullptr, y + first + i,
-               mask.write(line, i), span);
+      loop.shrink(x + first + i, along.at(i), residual ? residual + first + i : nullptr, y + first + i,
+                  mask.write(line, i), span);
     });
   }
 }
@@ -280,16 +281,16 @@ void shrink_lines(const Lines& lines, int64_t line, int64_t count, int64_t begin
 template <class T>
 void spread_lines(const Lines& lines, int64_t line, int64_t count, int64_t begin, int64_t n, const T* g,
                   const LineMask& mask, const accumulator_t<T>* v, T* dx) {
-  const auto& k = kernels<T>();
+  const auto& loop = loops<T>();
   const int64_t offset = line * lines.length + begin;
   if (lines.width == 1) {
-    return k.spread_rows(g + offset, mask.read(line, begin), v + line, dx + offset, count, n);
+    return loop.spread_rows(g + offset, mask.read(line, begin), v + line, dx + offset, count, n);
   }
   for (int64_t end = line + count; line < end; ++line) {
     const int64_t first = line * lines.length;
     const AlongLine<accumulator_t<T>> along(v, line, lines.width);
     along.for_each(begin, n, [&](int64_t i, int64_t span) {
-      k.combine(g + first + i, mask.read(line, i), along.at(i), dx + first + i, span);
+      loop.combine(g + first + i, mask.read(line, i), along.at(i), dx + first + i, span);
     });
   }
 }

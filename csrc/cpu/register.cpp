@@ -1,7 +1,7 @@
 // The CPU kernels' way into the dispatcher.
 #include "../gated_operators.h"
-#include "kernels.h"
-#include "operators.h"
+#include "backend.h"
+#include "loops.h"
 
 namespace {
 
@@ -29,9 +29,9 @@ std::string cpu_simd() { return drsn::cpu::simd_level(); }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(DRSN_NAMESPACE, CPU, m) {
   drsn::Operators<Cpu>::add_to(m);
   drsn::GatedOperators<Cpu>::add_to(m);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CompositeExplicitAutograd, m) { m.impl("cpu_simd", TORCH_BOX(&cpu_simd)); }
+STABLE_TORCH_LIBRARY_IMPL(DRSN_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("cpu_simd", TORCH_BOX(&cpu_simd)); }

@@ -1,7 +1,7 @@
 // tau = alpha * mean|x|, soft threshold and residual: a unit is summed and shrunk while it is in the cache.
 #include <numeric>
 
-#include "operators.h"
+#include "backend.h"
 #include "parallel.h"
 
 namespace drsn::cpu {

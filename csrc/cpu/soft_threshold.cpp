@@ -3,7 +3,7 @@
 #include <complex>
 #include <numeric>
 
-#include "operators.h"
+#include "backend.h"
 #include "parallel.h"
 
 namespace drsn::cpu {
@@ -25,12 +25,12 @@ void lay_out(const Broadcast& over, const T* tau, int64_t begin, int64_t n, A* o
     const int64_t run = std::min(n, over.size[last] - index[last]);
     if (stride == 0) {
       A one;
-      kernels<T>().widen(tau + offset, &one, 1);
+      loops<T>().widen(tau + offset, &one, 1);
       std::fill(out, out + run, one);
     } else if (stride == 1) {
-      kernels<T>().widen(tau + offset, out, run);
+      loops<T>().widen(tau + offset, out, run);
     } else {
-      for (int64_t i = 0; i < run; ++i) kernels<T>().widen(tau + offset + i * stride, out + i, 1);
+      for (int64_t i = 0; i < run; ++i) loops<T>().widen(tau + offset + i * stride, out + i, 1);
     }
     out += run;
     n -= run;
@@ -175,19 +175,19 @@ void write_dtau(const SoftThresholdBackward& p, const Reduce& reduce) {
   if (p.tau_in_accumulator) {
     std::copy(narrow.begin(), narrow.end(), as<A>(p.dtau));
   } else {
-    kernels<T>().narrow(narrow.data(), as<T>(p.dtau), p.dtau_numel);
+    loops<T>().narrow(narrow.data(), as<T>(p.dtau), p.dtau_numel);
   }
 }
 
 template <class T>
 void forward(const SoftThreshold& p) {
-  const auto& k = kernels<T>();
+  const auto& loop = loops<T>();
   const T* x = as<T>(p.x);
   T* y = as<T>(p.y);
   const Threshold<T> threshold(p.tau, p.tau_in_accumulator, p.value, p.over);
   for_each_piece(p.numel, [&](int64_t begin, int64_t n) {
     threshold.for_each(begin, n, [&](int64_t i, int64_t count, Values<accumulator_t<T>> tau) {
-      k.shrink(x + i, tau, nullptr, y + i, write_mask(p.mask, p.numel, i), count);
+      loop.shrink(x + i, tau, nullptr, y + i, write_mask(p.mask, p.numel, i), count);
     });
   });
 }
@@ -195,16 +195,16 @@ void forward(const SoftThreshold& p) {
 template <class T>
 void backward(const SoftThresholdBackward& p) {
   using A = accumulator_t<T>;
-  const auto& k = kernels<T>();
+  const auto& loop = loops<T>();
   const T* g = as<T>(p.grad);
   T* dx = as<T>(p.dx);
   const auto gradient_of_x = [&](int64_t i, int64_t n) {
-    if (dx) k.combine(g + i, read_mask(p.mask, p.numel, i), {}, dx + i, n);
+    if (dx) loop.combine(g + i, read_mask(p.mask, p.numel, i), {}, dx + i, n);
   };
   // dtau = -sign * g where active
   const auto gradient_of_tau = [&](int64_t i, int64_t n, A* out) {
     std::fill(out, out + n, A(0));
-    k.signed_add(g + i, read_mask(p.mask, p.numel, i), out, n);
+    loop.signed_add(g + i, read_mask(p.mask, p.numel, i), out, n);
     for (int64_t j = 0; j < n; ++j) out[j] = A(0) - out[j];
   };
   const bool elementwise = p.over.axes == 1 && p.over.stride[0] == 1;
@@ -215,7 +215,7 @@ void backward(const SoftThresholdBackward& p) {
         const int64_t count = std::min(kBuffer, begin + n - i);
         gradient_of_x(i, count);
         gradient_of_tau(i, count, p.tau_in_accumulator ? as<A>(p.dtau) + i : buffer);
-        if (!p.tau_in_accumulator) k.narrow(buffer, as<T>(p.dtau) + i, count);
+        if (!p.tau_in_accumulator) loop.narrow(buffer, as<T>(p.dtau) + i, count);
       }
     });
     return;
@@ -230,7 +230,7 @@ void backward(const SoftThresholdBackward& p) {
         [&](int64_t i, int64_t n) {
           gradient_of_x(i, n);
           double sum = 0;
-          k.signed_sums(g + i, read_mask(p.mask, p.numel, i), 1, n, &sum);
+          loop.signed_sums(g + i, read_mask(p.mask, p.numel, i), 1, n, &sum);
           return 0.0 - sum;
         });
   });

@@ -1,5 +1,5 @@
 // Vectors of eight numbers in the compiler's own vector types, for any instruction set; with AVX2 some of the
-// operations in its instructions, where compilers do badly. Part of kernels_impl.h.
+// operations in its instructions, where compilers do badly. Part of loops_impl.h.
 
 template <class A>
 struct Lanes;

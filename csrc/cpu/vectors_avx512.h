@@ -1,5 +1,5 @@
 // Vectors of 64 bytes in AVX-512: sixteen floats or eight doubles, comparisons into mask registers, masked ends of
-// rows. Part of kernels_impl.h, with the names of vectors.h.
+// rows. Part of loops_impl.h, with the names of vectors.h.
 
 template <class A>
 struct Lanes {

@@ -1,5 +1,5 @@
+#include "cuda/backend.h"
 #include "cuda/gate.cuh"
-#include "cuda/kernels.h"
 #include "cuda/reduce.cuh"
 #include "cuda/shrink.cuh"
 

@@ -1,5 +1,5 @@
 // Backward passes that need only a gradient and the mask.
-#include "cuda/kernels.h"
+#include "cuda/backend.h"
 #include "cuda/reduce.cuh"
 
 namespace drsn::cuda {

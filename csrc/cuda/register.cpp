@@ -1,6 +1,6 @@
 // The CUDA kernels' way into the dispatcher: device, stream, scratch memory. Kernels include no torch header.
 #include "../gated_operators.h"
-#include "kernels.h"
+#include "backend.h"
 
 namespace {
 
@@ -71,7 +71,7 @@ struct Cuda {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(DRSN_NAMESPACE, CUDA, m) {
   drsn::Operators<Cuda>::add_to(m);
   drsn::GatedOperators<Cuda>::add_to(m);
 }

@@ -1,4 +1,4 @@
-#include "cuda/kernels.h"
+#include "cuda/backend.h"
 #include "cuda/reduce.cuh"
 #include "cuda/shrink.cuh"
 

@@ -22,4 +22,4 @@ namespace {
 std::string cpu_simd() { return "default"; }
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(drsn_ops, CompositeExplicitAutograd, m) { m.impl("cpu_simd", TORCH_BOX(&cpu_simd)); }
+STABLE_TORCH_LIBRARY_IMPL(DRSN_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("cpu_simd", TORCH_BOX(&cpu_simd)); }

@@ -4,4 +4,4 @@
 #endif
 
 #define DRSN_SIMD simd_default
-#include "kernels_impl.h"
+#include "loops_impl.h"

@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "kernels.h"
+#include "loops.h"
 
 // A lambda that is not inlined costs a call for each vector.
 #define DRSN_LAMBDA __attribute__((always_inline))
@@ -400,16 +400,16 @@ void multiply(const Product<float>& p) { multiply_all(p); }
 void multiply(const Product<double>& p) { multiply_all(p); }
 
 template <class T>
-const Kernels<T>& table() {
-  static constexpr Kernels<T> kTable{abs_sums<T>,    abs_add<T>,     sign_mask<T>,       shrink<T>,
-                                     shrink_rows<T>, signed_sums<T>, signed_add<T>,      combine<T>,
-                                     spread_rows<T>, moments<T>,     batch_norm_sums<T>, batch_norm_spread<T>,
-                                     widen<T>,       narrow<T>};
+const Loops<T>& table() {
+  static constexpr Loops<T> kTable{abs_sums<T>,    abs_add<T>,     sign_mask<T>,       shrink<T>,
+                                   shrink_rows<T>, signed_sums<T>, signed_add<T>,      combine<T>,
+                                   spread_rows<T>, moments<T>,     batch_norm_sums<T>, batch_norm_spread<T>,
+                                   widen<T>,       narrow<T>};
   return kTable;
 }
-template const Kernels<float>& table();
-template const Kernels<double>& table();
-template const Kernels<Half>& table();
-template const Kernels<BFloat16>& table();
+template const Loops<float>& table();
+template const Loops<double>& table();
+template const Loops<Half>& table();
+template const Loops<BFloat16>& table();
 
 }  // namespace drsn::cpu::DRSN_SIMD

@@ -69,7 +69,7 @@ struct BatchNormRows {
 
 // Rows of n elements lie one behind the other; sums of rows are added to sums[row].
 template <class T>
-struct Kernels {
+struct Loops {
   using A = accumulator_t<T>;
   void (*abs_sums)(const T* x, Affine<A> affine, int64_t rows, int64_t n, double* sums);
   void (*abs_add)(const T* x, A* sums, int64_t n);
@@ -112,7 +112,7 @@ template <class A>
 void multiply(const Product<A>& p);
 
 template <class T>
-const Kernels<T>& kernels();
+const Loops<T>& loops();
 
 const char* simd_level();
 

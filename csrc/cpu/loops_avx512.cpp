@@ -7,7 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kernels.h"
+#include "loops.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
@@ -21,7 +21,7 @@
 
 #define DRSN_SIMD simd_avx512
 #define DRSN_SIMD_AVX512
-#include "kernels_impl.h"
+#include "loops_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

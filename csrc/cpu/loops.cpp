@@ -1,5 +1,5 @@
 // Which instruction set's loops run: the best that the processor has, or a lower one that DRSN_OPS_SIMD names.
-#include "kernels.h"
+#include "loops.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -8,19 +8,19 @@ namespace drsn::cpu {
 
 namespace simd_default {
 template <class T>
-const Kernels<T>& table();
+const Loops<T>& table();
 void multiply(const Product<float>& p);
 void multiply(const Product<double>& p);
 }  // namespace simd_default
 namespace simd_avx2 {
 template <class T>
-const Kernels<T>& table();
+const Loops<T>& table();
 void multiply(const Product<float>& p);
 void multiply(const Product<double>& p);
 }  // namespace simd_avx2
 namespace simd_avx512 {
 template <class T>
-const Kernels<T>& table();
+const Loops<T>& table();
 void multiply(const Product<float>& p);
 void multiply(const Product<double>& p);
 }  // namespace simd_avx512
@@ -54,17 +54,17 @@ int level() {
 const char* simd_level() { return kLevels[level()]; }
 
 template <class T>
-const Kernels<T>& kernels() {
+const Loops<T>& loops() {
 #if defined(__x86_64__)
   if (level() == 2) return simd_avx512::table<T>();
   if (level() == 1) return simd_avx2::table<T>();
 #endif
   return simd_default::table<T>();
 }
-template const Kernels<float>& kernels();
-template const Kernels<double>& kernels();
-template const Kernels<Half>& kernels();
-template const Kernels<BFloat16>& kernels();
+template const Loops<float>& loops();
+template const Loops<double>& loops();
+template const Loops<Half>& loops();
+template const Loops<BFloat16>& loops();
 
 template <class A>
 void multiply(const Product<A>& p) {

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kernels.h"
+#include "loops.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -18,7 +18,7 @@
 
 #define DRSN_SIMD simd_avx2
 #define DRSN_SIMD_AVX2
-#include "kernels_impl.h"
+#include "loops_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
