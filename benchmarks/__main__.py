@@ -10,15 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drsn_ops.arguments import MAX_PROCESSES, count
-from drsn_ops.benchmark import (
-    COMPILE_MODES,
-    Case,
-    add_machine_arguments,
-    compile_ahead,
-    measure,
-    takes_part,
-    use_machine,
-)
+from drsn_ops.benchmark.cases import Case
+from drsn_ops.benchmark.contest import WrongResult, compile_ahead, measure
+from drsn_ops.benchmark.formulas import COMPILE_MODES, takes_part
+from drsn_ops.benchmark.machine import add_machine_arguments, use_machine
 from drsn_ops.files import replacing
 
 from . import host, report, tax
@@ -205,6 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"argument --jobs: got {args.jobs}, expected none with --no-compile")
     try:
         return args.job(args)
+    except WrongResult as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

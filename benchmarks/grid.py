@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from drsn_ops.benchmark import DIRECTIONS, Case
+from drsn_ops.benchmark.cases import DIRECTIONS, Case
 
 # Of x; as float32 1.0, 4.2 and 16.8 MB, the sizes between which most layers of these networks lie.
 SIZES = ((64, 4, 1024), (64, 16, 1024), (128, 16, 2048))

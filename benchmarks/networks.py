@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import drsn_ops
 from drsn_ops import Shrinkage
-from drsn_ops.benchmark import norm_mean, row_mean, strong
+from drsn_ops.benchmark.formulas import norm_mean, row_mean, strong
 
 CLASSES = 8
 SHAPES = {"paper": (128, 1, 2048), "resnet18": (64, 1, 1024)}

@@ -15,7 +15,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import drsn_ops
-from drsn_ops.benchmark import Case, Contender, Runner, bytes_moved, processor
+from drsn_ops.benchmark.cases import Case, bytes_moved
+from drsn_ops.benchmark.clocks import Runner
+from drsn_ops.benchmark.contest import Contender
+from drsn_ops.benchmark.machine import processor
 
 Row = dict[str, Any]
 

@@ -12,18 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drsn_ops import Shrinkage
-from drsn_ops.benchmark import (
-    FORMULAS,
-    Case,
-    Contender,
-    Copy,
-    Inputs,
-    event_sampler,
-    graph_sampler,
-    host_sampler,
-    sampler,
-    settle_allocator,
-)
+from drsn_ops.benchmark.cases import Case
+from drsn_ops.benchmark.clocks import event_sampler, graph_sampler, host_sampler, sampler
+from drsn_ops.benchmark.contest import Contender, Copy, Inputs
+from drsn_ops.benchmark.formulas import FORMULAS
+from drsn_ops.benchmark.machine import settle_allocator
 
 from .grid import LARGE, SIZES
 from .networks import CLASSES, SHAPES, FormulaShrinkage, build, variants

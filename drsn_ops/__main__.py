@@ -15,7 +15,7 @@ from .arguments import InputError, first_line
 COMMANDS = {
     "train": ("drsn_ops.training.train", "train a Deep Residual Shrinkage Network"),
     "experiment": ("drsn_ops.experiment", "train ConvNet, ResNet and DRSN at several signal-to-noise ratios"),
-    "bench": ("drsn_ops.benchmark", "compare with eager PyTorch and torch.compile"),
+    "bench": ("drsn_ops.benchmark.command", "compare with eager PyTorch and torch.compile"),
 }
 EXTRAS = {"numpy": "train", "sklearn": "train", "matplotlib": "train", "tqdm": "train"}
 

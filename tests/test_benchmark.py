@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 
@@ -15,8 +16,12 @@ from benchmarks import host, report
 from benchmarks import rows as rows_module
 from benchmarks.grid import cpu_cases, cuda_cases, modes_of
 from benchmarks.rows import environment, kept_for_backward, labels, peak_bytes, rows_of, slug
-from drsn_ops import benchmark, reference
-from drsn_ops.benchmark import DIRECTIONS, OPERATORS, Case, Contender, Inputs, bytes_moved, measure, providers
+from drsn_ops import reference
+from drsn_ops.benchmark import command as bench
+from drsn_ops.benchmark import contest, formulas
+from drsn_ops.benchmark.cases import DIRECTIONS, OPERATORS, Case, bytes_moved
+from drsn_ops.benchmark.contest import Contender, Inputs, measure
+from drsn_ops.benchmark.formulas import providers
 
 SIZES = ((2, 3, 64), (4, 3, 64), (2, 3, 128))
 KEYS = set(
@@ -36,7 +41,14 @@ CASES = [
 @pytest.fixture(autouse=True)
 def small_pool(monkeypatch):
     """Two inputs, whatever their size."""
-    monkeypatch.setattr(benchmark, "MAX_POOL", 2)
+    monkeypatch.setattr(contest, "MAX_POOL", 2)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def by_reference(case, x, threshold, residual):
@@ -79,12 +91,47 @@ def test_every_provider_gives_the_result_of_the_reference(case):
                 )
 
 
+def without_the_mean(x, threshold, relative):
+    """The formula with a mean that has no derivative."""
+    mean = formulas.row_mean(x.detach().abs())
+    return formulas.tidy(x, threshold * mean if relative else threshold, False)
+
+
+def of_the_other_sign(x, threshold, relative):
+    return -formulas.tidy(x, threshold, relative)
+
+
+@pytest.mark.parametrize("wrong", [without_the_mean, of_the_other_sign])
+def test_a_wrong_provider_is_not_timed(wrong, monkeypatch, capsys, threads):
+    monkeypatch.setitem(formulas.FORMULAS, "tidy", (wrong, formulas.tidy_))
+    case = Case("shrink", "forward+backward", (3, 5, 17))
+    message = rf"{re.escape(str(case))}: eager/tidy differs from the reference by .*, allowed are"
+    with pytest.raises(contest.WrongResult, match=message):
+        measure(case, (), rounds=1, seconds=0.0)
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    assert bench.run(parser.parse_args(["--shape", "3,5,17", "--no-compile"])) == 1
+    out, err = capsys.readouterr()
+    assert "forward+backward" not in out and "eager/tidy differs" in err
+    monkeypatch.setattr(command, "cpu_cases", lambda quick: [case])
+    assert command.main(["--no-compile", "--threads", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "eager/tidy differs" in err
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_rounding_is_no_wrong_result(operator, dtype):
+    for direction in ("inference", "backward"):
+        measure(Case(operator, direction, (64, 4, 1024), dtype), (), rounds=1, seconds=0.0)
+
+
 @pytest.mark.parametrize("direction", ["inference in place", "forward+backward"])
 def test_a_compiled_formula_gives_the_result_of_the_reference(direction):
     case = Case("shrink+residual", direction, (2, 3, 16))
     inputs = Inputs(case)
-    function = benchmark.eager(case, "strong", inplace=False)
-    function = benchmark.in_place(function) if case.inplace else function
+    function = formulas.eager(case, "strong", inplace=False)
+    function = formulas.in_place(function) if case.inplace else function
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     contender = Contender(case, "compile/strong", compiled, inputs)
     got = contender.call(1, contender.fresh(1))
@@ -109,8 +156,8 @@ def test_every_formula_takes_part_and_every_mode():
     names = [
         name for name, _ in providers(Case("shrink", "forward", (1, 1, 1)), ("default", "reduce-overhead"))
     ]
-    assert names == ["drsn_ops"] + [f"eager/{f}" for f in benchmark.FORMULAS] + [
-        f"compile/{f}/default" for f in benchmark.FORMULAS
+    assert names == ["drsn_ops"] + [f"eager/{f}" for f in formulas.FORMULAS] + [
+        f"compile/{f}/default" for f in formulas.FORMULAS
     ]
     on_cuda = Case("shrink", "forward+backward", (1, 1, 1), device="cuda", timer="graph")
     assert "compile/tidy/reduce-overhead" in [name for name, _ in providers(on_cuda, ("reduce-overhead",))]
@@ -140,13 +187,13 @@ def test_bytes_moved(operator, direction, dtype, expected):
     assert bytes_moved(Case(operator, direction, (2, 3, 16), dtype)) == expected
 
 
-def test_a_row_of_odd_length_has_a_code_of_whole_bytes():
+def test_a_row_of_odd_length_has_a_mask_of_whole_bytes():
     assert bytes_moved(Case("shrink", "forward", (2, 3, 17))) == 2 * 6 * 17 * 4 + 2 * 24 + 3 * 6 * 3
 
 
 def test_the_copy_moves_the_bytes_of_the_case():
     case = Case("shrink", "forward+backward", (4, 4, 64))
-    copy = benchmark.Copy(case)
+    copy = contest.Copy(case)
     copied = copy.call(0, copy.fresh(0))
     assert copied.equal(copy.sources[0])
     assert 2 * copied.nbytes == pytest.approx(bytes_moved(case), abs=8)
@@ -180,7 +227,7 @@ def rows():
     """What a run over the table's cases records, with tensors small enough for a test in their place."""
     rows = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "MAX_POOL", 1)
+        patch.setattr(contest, "MAX_POOL", 1)
         patch.setattr(report, "SIZES", SIZES)
         around = environment("cpu")
         for direction in ("inference in place", "forward+backward"):
@@ -200,7 +247,7 @@ def test_every_row_says_everything(rows):
     assert {row["provider"] for row in rows} == {
         "copy",
         "drsn_ops",
-        *(f"eager/{f}" for f in benchmark.FORMULAS),
+        *(f"eager/{f}" for f in formulas.FORMULAS),
     }
     for row in rows:
         assert 0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"]
@@ -302,15 +349,10 @@ def test_the_quick_grid_is_part_of_the_whole():
         assert set(cases(quick=True)) <= set(whole)
 
 
-def test_the_command_compares(capsys):
+def test_the_command_compares(capsys, threads):
     parser = argparse.ArgumentParser()
-    benchmark.add_arguments(parser)
-    before = torch.get_num_threads()
-    try:
-        args = parser.parse_args(["--shape", "2,3,16", "--no-compile", "--threads", "1"])
-        assert benchmark.run(args) == 0
-    finally:
-        torch.set_num_threads(before)
+    bench.add_arguments(parser)
+    assert bench.run(parser.parse_args(["--shape", "2,3,16", "--no-compile", "--threads", "1"])) == 0
     printed = capsys.readouterr().out
     assert printed.count("drsn_ops  ") == 3 and printed.count("eager/strong") == 3
 
@@ -327,7 +369,7 @@ def test_the_command_compares(capsys):
 )
 def test_bad_arguments_are_refused(arguments, why, capsys):
     parser = argparse.ArgumentParser()
-    benchmark.add_arguments(parser)
+    bench.add_arguments(parser)
     with pytest.raises(SystemExit) as refused:
         parser.parse_args(arguments)
     assert refused.value.code == 2
@@ -362,24 +404,16 @@ def interrupted(args):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
-def test_a_device_that_is_not_there_is_one_line(capsys):
+def test_a_device_that_is_not_there_is_one_line(capsys, threads):
     parser = argparse.ArgumentParser()
-    benchmark.add_arguments(parser)
-    before = torch.get_num_threads()
-    try:
-        assert benchmark.run(parser.parse_args(["--device", "cuda"])) == 2
-    finally:
-        torch.set_num_threads(before)
+    bench.add_arguments(parser)
+    assert bench.run(parser.parse_args(["--device", "cuda"])) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_cost_of_a_call(monkeypatch):
+def test_the_cost_of_a_call(monkeypatch, threads):
     monkeypatch.setattr(host, "import_time", lambda: 5.0)
-    before = torch.get_num_threads()
-    try:
-        rows = host.measure_host("cpu", 2)
-    finally:
-        torch.set_num_threads(before)
+    rows = host.measure_host("cpu", 2)
     assert {row["call"] for row in rows} == {*host.calls("cpu"), "import drsn_ops, after torch"}
     assert all(0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"] and row["threads"] == 1 for row in rows)
     rows[0]["p50_us"], rows[-1]["p50_us"] = 12.34, 40_000.0
@@ -433,13 +467,6 @@ def run_benchmarks(monkeypatch, folder, *arguments):
     return json.loads(path.read_text())
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_what_was_measured_before_a_run_was_cut_short_is_there(monkeypatch, tmp_path, threads):
     def cut_short(case, modes):
         if case.direction == "backward":
@@ -480,7 +507,7 @@ def test_a_case_without_one_of_its_modes_is_not_done():
 def test_compiling_ahead_leaves_the_compilers_cache_filled(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     case = Case("soft_threshold", "inference", (2, 3, 16))
-    benchmark.compile_ahead([case], ("default",), 1)
+    contest.compile_ahead([case], ("default",), 1)
     assert any(tmp_path.rglob("*.so")) or any(tmp_path.rglob("fxgraph/*"))
 
 
@@ -496,7 +523,7 @@ def test_a_case_that_there_is_no_memory_for_is_left_out(monkeypatch, tmp_path, t
 
 
 def test_compiling_ahead_is_not_what_ends_a_run(capfd):
-    benchmark.compile_ahead([Case("shrink", "inference", (1 << 20, 1 << 20, 1 << 6))], ("default",), 1)
+    contest.compile_ahead([Case("shrink", "inference", (1 << 20, 1 << 20, 1 << 6))], ("default",), 1)
     assert "not compiled ahead: " in capfd.readouterr().err
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import drsn_ops
-from drsn_ops import benchmark, data, noise, reference
+from drsn_ops import data, noise, reference
+from drsn_ops.benchmark import contest
+from drsn_ops.benchmark.cases import Case
 from drsn_ops.data import recordings
 from drsn_ops.data.vibration import vibration
 from drsn_ops.experiment import cell
@@ -131,7 +133,7 @@ def make_calls(folder):
         data.Dataset(split, split, torch.zeros(1, 1, 1)),
         torch.device("cpu"),
     )
-    case = benchmark.Case("shrink", "inference", (2, 3, 9))
+    case = Case("shrink", "inference", (2, 3, 9))
     return {
         "noise": lambda: [getattr(noise, kind)((3, 1, 65), generator=generator()) for kind in noise.KINDS],
         "add_noise": lambda: [noise.add_noise(x, 3, kind, generator=generator()) for kind in noise.KINDS],
@@ -157,8 +159,8 @@ def make_calls(folder):
         "check_shrinkage": lambda: check_of(shrinkage),
         "check_of_a_function": lambda: check_of(plain_shrink),
         "inspect": lambda: inspection_of(network),
-        "benchmark": lambda: [benchmark.Inputs(case, 1).x, benchmark.Inputs(case, 1).threshold],
-        "benchmark_of_a_copy": lambda: [source.dtype for source in benchmark.Copy(case).sources],
+        "benchmark": lambda: [contest.Inputs(case, 1).x, contest.Inputs(case, 1).threshold],
+        "benchmark_of_a_copy": lambda: [source.dtype for source in contest.Copy(case).sources],
     }
 
 

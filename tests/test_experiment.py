@@ -21,7 +21,7 @@ from commands import assert_refused, start
 import drsn_ops
 from drsn_ops import noise
 from drsn_ops.__main__ import main
-from drsn_ops.benchmark import processor
+from drsn_ops.benchmark.machine import processor
 from drsn_ops.data.vibration import CLASSES
 from drsn_ops.experiment import cell, command, report, schedule
 from drsn_ops.experiment.settings import (

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from benchmarks import __main__ as command
 from benchmarks import networks, report, tax
-from drsn_ops import Shrinkage, benchmark
+from drsn_ops import Shrinkage
+from drsn_ops.benchmark import contest, formulas
 
 KEYS = set(
     "what network shape variant provider mode timer dtype samples p20_us p50_us p80_us ratio_p20 ratio_p50 "
@@ -27,7 +28,7 @@ def rows():
     threads = torch.get_num_threads()
     printed = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "MAX_POOL", 1)
+        patch.setattr(contest, "MAX_POOL", 1)
         patch.setattr(tax, "SHAPES", SHAPES)
         patch.setattr(tax, "CALL_SHAPE", (2, 3, 32))
         patch.setattr(tax, "EVALUATED", {"cpu": EVALUATED})
@@ -58,7 +59,7 @@ def test_every_contestant_takes_part(rows):
         steps = [row for row in rows if row["network"] == network]
         assert [(row["variant"], row["provider"]) for row in steps] == networks.variants(network)
         assert steps[0]["ratio_p20"] == steps[0]["ratio_p80"] == steps[0]["peak_ratio"] == 1
-    providers = ["drsn_ops", *benchmark.FORMULAS]
+    providers = ["drsn_ops", *formulas.FORMULAS]
     assert [row["provider"] for row in rows if row["what"] == "call"] == providers
     for shape in EVALUATED:
         case = [row for row in rows if row["what"] == "evaluation" and row["shape"] == list(shape)]
@@ -111,7 +112,7 @@ def test_every_provider_learns_the_same(network, variant):
         )
 
 
-@pytest.mark.parametrize("formula", list(benchmark.FORMULAS))
+@pytest.mark.parametrize("formula", list(formulas.FORMULAS))
 @pytest.mark.parametrize("thresholds", ["channel-wise", "channel-shared"])
 def test_every_formula_is_the_shrinkage(formula, thresholds):
     ours = Shrinkage(3, thresholds).double()

@@ -1,0 +1,250 @@
+"""The contest: every provider on the inputs of a case, checked against the reference, then timed in turn."""
+
+from __future__ import annotations
+
+import concurrent.futures.process
+import copy
+import itertools
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..reference import accumulator, per_row
+from .cases import Case, bytes_moved
+from .clocks import Runner, sampler
+from .formulas import COMPILE_MODES, Provider, functions, providers
+from .machine import settle_allocator
+
+CPU_POOL_BYTES = 16 << 20
+MAX_POOL = 256
+CHECKED_ELEMENTS = 1 << 22  # of x; of a larger one the first samples are checked
+
+
+class WrongResult(Exception):
+    """A provider computes something else than the reference: its time would say nothing."""
+
+
+def require_same(
+    what: object, name: str, found: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: float
+) -> None:
+    """Raises `WrongResult` where an element differs by more than this part of the largest one that is wanted."""
+    for one, truth in zip(found, wanted, strict=True):
+        largest = truth.abs().max().clamp(min=torch.finfo(truth.dtype).tiny)
+        difference = (one.double().reshape(truth.shape) - truth).abs().max() / largest
+        if not difference <= tolerance:
+            raise WrongResult(
+                f"{what}: {name} differs from the reference by {difference:.1e} of the largest element, "
+                f"allowed are {tolerance:.1e}"
+            )
+
+
+def pool_size(device: str, size: int) -> int:
+    """How many buffers of so many bytes fill a pool."""
+    if device == "cpu":
+        return min(max(CPU_POOL_BYTES // max(size, 1), 1), MAX_POOL)
+    return min(3 * torch.cuda.get_device_properties(device).L2_cache_size // max(size, 1) + 1, MAX_POOL)
+
+
+class Inputs:
+    """A pool of x and residual, one threshold and one gradient, for every provider of a case."""
+
+    def __init__(self, case: Case, count: int | None = None) -> None:
+        self.count = count or pool_size(case.device, case.numel * case.dtype.itemsize)
+        generator = torch.Generator(case.device).manual_seed(0)
+        formats = {("channels_last", 4): torch.channels_last, ("channels_last", 5): torch.channels_last_3d}
+        layout = formats.get((case.layout, len(case.shape)), torch.contiguous_format)
+
+        def pool() -> list[Tensor]:
+            """Half of the magnitudes lie below every threshold, half above: rounding moves none across."""
+            made = []
+            for _ in range(self.count):
+                x = torch.randn(case.shape, dtype=case.dtype, device=case.device, generator=generator)
+                x = torch.where(x.abs() < 0.67, x / 8, x + x.sign())
+                made.append(x.contiguous(memory_format=layout).requires_grad_(case.trains))
+            return made
+
+        self.x = pool()
+        self.residual: list[Tensor | None] = [None] * self.count
+        if case.operator == "shrink+residual":
+            self.residual = [*pool()]
+        self.grad = None
+        if case.trains:
+            y = self.x[0].detach()
+            self.grad = torch.randn_like(y if case.operator != "abs_mean" else y.new_empty(case.shape[:2]))
+        threshold = torch.rand(case.shape[:2], dtype=torch.float32, device=case.device, generator=generator)
+        self.threshold = (0.25 + threshold / 2).to(case.dtype)
+        self.scratch = [torch.empty_like(x) for x in self.x] if case.inplace else []
+
+    def first(self, samples: int) -> Inputs:
+        """The first samples of the pool's first input, in float64."""
+
+        def wide(t: Tensor) -> Tensor:
+            return t.detach()[:samples].double().requires_grad_(t.requires_grad)
+
+        made = copy.copy(self)
+        made.count = 1
+        made.x = [wide(self.x[0])]
+        made.residual = [None if t is None else wide(t) for t in self.residual[:1]]
+        made.grad = None if self.grad is None else wide(self.grad)
+        made.threshold = wide(self.threshold)
+        made.scratch = [wide(x) for x in self.scratch[:1]]
+        return made
+
+
+class Contender:
+    """A provider on the inputs of a case: ``fresh`` makes what a call uses up, ``call`` is what is timed."""
+
+    def __init__(self, case: Case, name: str, function: Provider, inputs: Inputs) -> None:
+        self.case, self.name, self.function, self.inputs = case, name, function, inputs
+        self.count = inputs.count
+        threshold = inputs.threshold
+        if name not in ("drsn_ops", "reference") or case.operator == "soft_threshold":
+            threshold = per_row(threshold, inputs.x[0])  # spares the formulas the reshaping of alpha
+        self.threshold = threshold.detach().clone().requires_grad_(case.trains)
+        self.grad = inputs.grad
+        if case.operator == "abs_mean" and inputs.grad is not None:
+            y = self.output(0)  # the formulas keep axes of 1 and the type of x
+            self.grad = inputs.grad.to(y.dtype).reshape(y.shape)
+
+    def output(self, index: int) -> Tensor:
+        return self.function(self.inputs.x[index], self.threshold, self.inputs.residual[index])
+
+    def leaves(self, index: int) -> list[Tensor]:
+        leaves = [self.inputs.x[index], self.threshold, self.inputs.residual[index]]
+        return [leaf for leaf in leaves[: 1 if self.case.operator == "abs_mean" else 3] if leaf is not None]
+
+    def fresh(self, index: int) -> Tensor | None:
+        if self.case.inplace:
+            return self.inputs.scratch[index].copy_(self.inputs.x[0])
+        return self.output(index) if self.case.direction == "backward" else None
+
+    def call(self, index: int, state: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+        if self.case.direction in ("inference", "forward"):
+            return self.output(index)
+        if self.case.inplace:
+            assert state is not None
+            return self.function(state, self.threshold, self.inputs.residual[index])
+        y = self.output(index) if state is None else state
+        # What a captured graph reads must stay for its replays.
+        return torch.autograd.grad(y, self.leaves(index), self.grad, retain_graph=self.case.timer == "graph")
+
+    def result(self) -> list[Tensor]:
+        made = self.call(0, self.fresh(0))
+        return [t.detach() for t in (made if isinstance(made, tuple) else (made,))]
+
+
+def truth(case: Case, inputs: Inputs) -> list[Tensor]:
+    """The results of the reference in float64, for so many samples as are checked."""
+    samples = max(CHECKED_ELEMENTS * case.shape[0] // case.numel, 1)
+    return Contender(case, "reference", functions(case, reference), inputs.first(samples)).result()
+
+
+def check(contender: Contender, wanted: Sequence[Tensor]) -> None:
+    """Raises `WrongResult` unless the contender computes what the reference does, up to rounding."""
+    dtype = contender.case.dtype
+    tolerance = 8 * torch.finfo(dtype).eps + 64 * torch.finfo(accumulator(dtype)).eps
+    found = [one[: t.shape[0]] for one, t in zip(contender.result(), wanted, strict=True)]
+    require_same(contender.case, contender.name, found, wanted, tolerance)
+
+
+class Copy:
+    """The copy that moves as many bytes as the case: half of them read, half written."""
+
+    name = "copy"
+
+    def __init__(self, case: Case) -> None:
+        size = max(bytes_moved(case) // (2 * torch.float32.itemsize), 1)
+        self.count = pool_size(case.device, bytes_moved(case))
+        self.sources = [torch.randn(size, dtype=torch.float32, device=case.device) for _ in range(self.count)]
+        self.targets = [torch.empty_like(source) for source in self.sources]
+
+    def fresh(self, index: int) -> None:
+        return None
+
+    def call(self, index: int, state: Tensor | None) -> Tensor:
+        return self.targets[index].copy_(self.sources[index])
+
+
+def measure(
+    case: Case,
+    modes: Iterable[str] = COMPILE_MODES,
+    *,
+    rounds: int = 15,
+    seconds: float = 0.005,
+    budget: float = 20.0,
+) -> list[tuple[Runner, list[float]]]:
+    """Seconds per call of each provider and of the copy: five rounds, up to ``rounds`` within ``budget`` seconds.
+
+    On the CPU a round times every provider once, so that a disturbance from outside meets all of them. On
+    CUDA, where captured graphs would fight for memory, a provider has its rounds before the next is built.
+    """
+    settle_allocator()
+    torch.compiler.reset()  # else the formulas compiled for earlier shapes count against this one
+    inputs = Inputs(case)
+    wanted = truth(case, inputs)
+    results: list[tuple[Runner, list[float]]] = []
+
+    def prepare(name: str, function: Provider | None) -> tuple[Callable[[], float], list[float]] | None:
+        try:
+            runner: Contender | Copy = Contender(case, name, function, inputs) if function else Copy(case)
+            if isinstance(runner, Contender):
+                check(runner, wanted)
+            sample = sampler(case, runner, seconds)
+            sample()  # compiles and warms up
+        except RuntimeError as error:  # no compiler for torch.compile, or too little memory for this provider
+            if name == "drsn_ops":
+                raise
+            print(f"{case}: no {name}: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
+            return None
+        results.append((runner, []))
+        return sample, results[-1][1]
+
+    def time_together(group: Iterable[tuple[str, Provider | None]]) -> None:
+        ready = [prepared for name, function in group if (prepared := prepare(name, function))]
+        start = time.perf_counter()
+        for done in range(rounds):
+            if done >= 5 and time.perf_counter() - start > budget:
+                break
+            for sample, times in ready:
+                times.append(sample())
+
+    everyone: list[tuple[str, Provider | None]] = [("copy", None), *providers(case, modes)]
+    for group in [everyone] if case.device == "cpu" else [[one] for one in everyone]:
+        time_together(group)
+    return results
+
+
+def compile_case(case: Case, modes: tuple[str, ...]) -> None:
+    """Fills the compiler's cache on disk with a case; prints a line where it cannot."""
+    try:
+        run_compiled_once(case, modes)
+    except RuntimeError as error:
+        print(f"{case}: not compiled ahead: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
+    torch.compiler.reset()
+    if case.device != "cpu":
+        torch.cuda.empty_cache()  # the other processes need it
+
+
+def run_compiled_once(case: Case, modes: tuple[str, ...]) -> None:
+    inputs = Inputs(case, 1)
+    for name, function in providers(case, modes):
+        if name.startswith("compile/"):
+            contender = Contender(case, name, function, inputs)
+            contender.call(0, contender.fresh(0))
+
+
+def compile_ahead(cases: Sequence[Case], modes: tuple[str, ...], jobs: int) -> None:
+    """`compile_case` in several processes; `measure` then waits for no compilation."""
+    fresh = multiprocessing.get_context("spawn")
+    threads = (torch.get_num_threads(),)  # part of what the compiler's cache goes by
+    try:
+        with concurrent.futures.ProcessPoolExecutor(jobs, fresh, torch.set_num_threads, threads) as pool:
+            for _ in pool.map(compile_case, cases, itertools.repeat(modes)):
+                pass
+    except concurrent.futures.process.BrokenProcessPool as error:
+        print(f"compiling ahead ended: {error}", file=sys.stderr)
