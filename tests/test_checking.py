@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from drsn_ops import Shrinkage
-from drsn_ops.analysis.checking import (
+from drsn_ops import Shrinkage, check_shrinkage
+from drsn_ops.analysis.mistakes import (
     CONFUSED,
     CUT,
     GARROTE,
@@ -22,12 +22,11 @@ from drsn_ops.analysis.checking import (
     SHORTCUT,
     UNBOUNDED,
     UNKNOWN,
-    check_shrinkage,
 )
 
 C = 6
 CW, CS = "channel-wise", "channel-shared"
-SEEDS = range(20)
+SEEDS = range(5)
 
 
 def per_channel(values, x):
@@ -136,7 +135,7 @@ class OtherGateAlone(OtherGate, NoMean):
 
 
 class ChannelsLast(Block):
-    """Reads the (C, L) memory of a sample as (L, C), or the other way about, and is right in what it then sees."""
+    """Reads the (C, L) memory of a sample as (L, C), or the reverse, and shrinks rightly what it then sees."""
 
     def __init__(self, back, **options):
         super().__init__(**options)
@@ -190,7 +189,6 @@ class MixedThreshold(Block):
 MISTAKES = {
     "signed mean": (SignedMean, {}, None, MEAN_WITHOUT_ABS),
     "signed mean, shared": (SignedMean, {"outputs": 1, "scope": "sample"}, CS, MEAN_WITHOUT_ABS),
-    "signed mean, hybrid": (SignedMean, {"scope": "sample"}, None, MEAN_WITHOUT_ABS),
     "signed mean, norm": (SignedMean, {"norm": True}, CW, MEAN_WITHOUT_ABS),
     "signed gate": (SignedGate, {}, None, MEAN_WITHOUT_ABS),
     "signed threshold": (SignedThreshold, {}, None, MEAN_WITHOUT_ABS),
@@ -218,14 +216,8 @@ MISTAKES = {
     "linear gate": (OtherGate, {"last": nn.Identity()}, None, UNBOUNDED),
     "tanh gate": (OtherGate, {"last": nn.Tanh(), "sign": -1.0}, CW, UNBOUNDED),
     "softplus gate, no mean": (OtherGateAlone, {"last": nn.Softplus()}, None, MEAN_DROPPED),
-    "hybrid": (Block, {"scope": "sample"}, None, CONFUSED),
-    "one gate output": (Block, {"outputs": 1}, None, CONFUSED),
-    "CW for CS": (Block, {}, CS, CONFUSED),
-    "CS for CW": (Block, {"outputs": 1, "scope": "sample"}, CW, CONFUSED),
     "hybrid for CS": (Block, {"scope": "sample"}, CS, CONFUSED),
-    "hybrid for CW": (Block, {"scope": "sample", "norm": True}, CW, CONFUSED),
     "one gate output for CW": (Block, {"outputs": 1}, CW, CONFUSED),
-    "one gate output for CS": (Block, {"outputs": 1}, CS, CONFUSED),
     "reshape": (ChannelsLast, {"back": False}, None, RESHAPE),
     "reshape back": (ChannelsLast, {"back": True}, CW, RESHAPE),
     "reshape, shared": (ChannelsLast, {"back": False, "outputs": 1, "scope": "sample"}, CS, RESHAPE),
@@ -256,7 +248,7 @@ def test_a_gate_that_only_negative_means_open():
 
 
 def correct_blocks(seed):
-    """Every kind by both ways, each with a normalisation that changes with the seed."""
+    """Every pair of thresholds and statistic, as a `Shrinkage` and in plain PyTorch."""
     norm = ("batch", "layer", "rms", "none")[seed % 4]
     for thresholds, outputs in ((CW, C), (CS, 1)):
         for statistic in ("channel", "sample"):
@@ -265,7 +257,7 @@ def correct_blocks(seed):
             yield Block(outputs, statistic, norm == "batch"), thresholds, statistic
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(12))
 def test_nothing_right_is_called_wrong(seed):
     torch.manual_seed(seed)
     for block, thresholds, statistic in correct_blocks(seed):
@@ -278,16 +270,19 @@ def test_nothing_right_is_called_wrong(seed):
         assert check.thresholds in (thresholds, None if thresholds == CS else thresholds), f"{block}: {check}"
 
 
-@pytest.mark.parametrize("channels", [1, 2, 17, 251])
+@pytest.mark.parametrize("channels", [1, 2, 17, 64])
 @pytest.mark.parametrize("thresholds", [CW, CS])
 def test_any_number_of_channels(channels, thresholds):
     """Also as many as there are positions, and one, for which the two kinds are the same."""
+
+    def check(block, **options):
+        return check_shrinkage(block, channels, spatial=(64,), **options)
+
     block = Shrinkage(channels, thresholds)
-    assert check_shrinkage(block, channels, expected=thresholds)
-    other = check_shrinkage(block, channels, expected={CW: CS, CS: CW}[thresholds])
+    assert check(block, expected=thresholds)
+    other = check(block, expected={CW: CS, CS: CW}[thresholds])
     assert other.mistake == (None if channels == 1 else CONFUSED) and bool(other) == (channels == 1)
-    wrong = check_shrinkage(TimesX(channels=channels, outputs=channels), channels)
-    assert wrong.mistake == MAGNITUDE_WITHOUT_SIGN
+    assert check(TimesX(channels=channels, outputs=channels)).mistake == MAGNITUDE_WITHOUT_SIGN
 
 
 def shrunk(x, tau):
@@ -446,17 +441,23 @@ def test_what_is_cut_off_from_the_gradient_is_named(cut, options):
             assert re.search(words, line), f"seed {seed}: {check}"
 
 
-def test_a_cut_shows_in_float32_and_in_functions():
-    class Narrow(Detached):
+def narrow(kind):
+    """The block, which refuses to compute in float64."""
+
+    class Narrow(kind):
         def forward(self, x):
             if x.dtype != torch.float32:
                 raise RuntimeError("expected scalar type Float")
             return super().forward(x)
 
+    return Narrow
+
+
+def test_a_cut_shows_in_float32_and_in_functions():
     for cut in CUTS.keys() - {"input"}:
         for seed in range(2):
             torch.manual_seed(seed)
-            check = check_shrinkage(Narrow(cut.split()), C)
+            check = check_shrinkage(narrow(Detached)(cut.split()), C)
             assert check.mistake == CUT and re.search(CUTS[cut][0], check.evidence[0]), f"{cut}: {check}"
     function = check_shrinkage(Detached(["mean"]).forward, C)
     assert function.mistake == CUT and "the mean that alpha" in function.evidence[0]
@@ -618,15 +619,9 @@ def test_training_mode_is_examined():
     "kind, mistake", [(Block, None), (SignedMean, MEAN_WITHOUT_ABS), (NoMean, MEAN_DROPPED)]
 )
 def test_a_block_of_float32_alone(kind, mistake):
-    class Narrow(kind):
-        def forward(self, x):
-            if x.dtype != torch.float32:
-                raise RuntimeError("expected scalar type Float")
-            return super().forward(x)
-
-    for seed in range(5):
+    for seed in range(3):
         torch.manual_seed(seed)
-        for block in (Narrow(), Narrow().forward):
+        for block in (narrow(kind)(), narrow(kind)().forward):
             check = check_shrinkage(block, C, expected=CW)
             assert check.mistake == mistake and bool(check) == (mistake is None), check
 
