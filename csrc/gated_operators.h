@@ -181,9 +181,9 @@ struct GatedOperators {
     return p;
   }
 
-  // Fills in what both operators share, allocates mean and state, and runs.
-  static std::tuple<Tensor, Tensor> run(GatedShrink p, const Tensor& x, const GateTensors& gate,
-                                        const Optional& residual, const Tensor& y) {
+  // Fills in what both operators share; returns mean and state.
+  static std::tuple<Tensor, Tensor> fill_forward(GatedShrink& p, const Tensor& x, const GateTensors& gate,
+                                                 const Optional& residual, const Tensor& y) {
     const ScalarType wide = accumulator_of(x.scalar_type());
     const Tensor mean = empty({p.rows.samples, p.rows.channels}, wide, x);
     const Tensor state = empty({gate.state_size(p.rows.samples)}, wide, x);
@@ -193,7 +193,6 @@ struct GatedOperators {
     p.gate = gate.gate();
     p.mean = mean.mutable_data_ptr();
     p.state = state.mutable_data_ptr();
-    Backend::gated_shrink(p, x);
     return {mean, state};
   }
 
@@ -206,7 +205,8 @@ struct GatedOperators {
     const Tensor y = inplace ? empty({0}, x.scalar_type(), x) : empty(shape_of(x), x.scalar_type(), x, channels_last);
     const Tensor mask = with_mask ? empty_mask(p.rows, kShrinkPlanes, x) : empty({0}, ScalarType::Byte, x);
     if (with_mask) p.mask = bytes(mask);
-    const auto [mean, state] = run(p, x, gate, residual, inplace ? x : y);
+    const auto [mean, state] = fill_forward(p, x, gate, residual, inplace ? x : y);
+    Backend::gated_shrink(p, x);
     return {y, mean, state, mask};
   }
 
@@ -269,9 +269,9 @@ struct GatedOperators {
     return result;
   }
 
-  // What the backward passes of both operators share; `p` has what is their own.
-  static Gradients run_backward(GatedShrinkBackward p, const Tensor& grad, const GateTensors& gate, Tensor mean,
-                                Tensor state, bool need_gate) {
+  // Fills in what both backward passes share; returns the gradients of the gate's parameters.
+  static Gradients fill_backward(GatedShrinkBackward& p, const Tensor& grad, const GateTensors& gate, Tensor& mean,
+                                 Tensor& state, bool need_gate) {
     const ScalarType wide = accumulator_of(grad.scalar_type());
     mean = checked("mean", mean, shape_of_mean(p.rows, false), wide, grad);
     state = checked("state", state, {gate.state_size(p.rows.samples)}, wide, grad);
@@ -286,7 +286,6 @@ struct GatedOperators {
     p.dnorm_bias = pointer_or_null(found[3]);
     p.dw2 = pointer_or_null(found[4]);
     p.db2 = pointer_or_null(found[5]);
-    Backend::gated_shrink_backward(p, grad);
     return found;
   }
 
@@ -306,11 +305,12 @@ struct GatedOperators {
     p.grad_mean = data(grad_mean);
     p.mask = bytes(mask);
     p.dx = pointer_or_null(dx);
-    const Gradients g = run_backward(p, grad, gate, mean, state, need_gate);
+    const Gradients g = fill_backward(p, grad, gate, mean, state, need_gate);
+    Backend::gated_shrink_backward(p, grad);
     return {dx, g[0], g[1], g[2], g[3], g[4], g[5]};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> run_batch_norm_shrink(GatedShrink p, Tensor z,
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> run_batch_norm_shrink(BatchNormShrink p, Tensor z,
                                                                           const NormTensors& input,
                                                                           const GateTensors& gate, Optional residual) {
     residual = checked("residual", residual, shape_of(z), z.scalar_type(), z);
@@ -319,7 +319,8 @@ struct GatedOperators {
     const Tensor y = empty(shape_of(z), z.scalar_type(), z);
     const Tensor input_state = empty({2, p.rows.channels}, accumulator_of(z.scalar_type()), z);
     p.input_state = input_state.mutable_data_ptr();
-    const auto [mean, state] = run(p, z, gate, residual, y);
+    const auto [mean, state] = fill_forward(p, z, gate, residual, y);
+    Backend::batch_norm_shrink(p, z);
     return {y, mean, state, input_state};
   }
 
@@ -329,7 +330,7 @@ struct GatedOperators {
       Optional b2, Optional gate_running_mean, Optional gate_running_var, int64_t gate_norm, double eps,
       bool per_sample) {
     const typename Backend::Guard guard(z);
-    const auto p = prepared<GatedShrink>("z", z, per_sample, false);
+    const auto p = prepared<BatchNormShrink>("z", z, per_sample, false);
     NormTensors input(kInputNorm, input_norm, input_eps, weight, bias, p.rows.channels, z);
     input.read_running(running_mean, running_var, z);
     GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps, kSecondGateNorm);
@@ -344,7 +345,7 @@ struct GatedOperators {
       Optional gate_running_var, Optional gate_batches, double gate_momentum, int64_t gate_norm, double eps,
       bool per_sample) {
     const typename Backend::Guard guard(z);
-    const auto p = prepared<GatedShrink>("z", z, per_sample, false);
+    const auto p = prepared<BatchNormShrink>("z", z, per_sample, false);
     NormTensors input(kInputNorm, input_norm, input_eps, weight, bias, p.rows.channels, z);
     input.write_running(running_mean, running_var, batches, momentum, z);
     GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps, kSecondGateNorm);
@@ -380,7 +381,7 @@ struct GatedOperators {
     const typename Backend::Guard guard(grad);
     const ScalarType type = grad.scalar_type(), wide = accumulator_of(type);
     const Shape shape = shape_of(grad);
-    auto p = prepared<GatedShrinkBackward>("grad", grad, per_sample, false);
+    auto p = prepared<BatchNormShrinkBackward>("grad", grad, per_sample, false);
     const NormTensors input(kInputNorm, input_norm, 0, weight, bias, p.rows.channels, grad);
     const GateTensors gate(grad, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     z = checked("z", z, shape, type, grad);
@@ -395,7 +396,8 @@ struct GatedOperators {
     p.dx = pointer_or_null(dz);
     p.dinput_weight = pointer_or_null(dweight);
     p.dinput_bias = pointer_or_null(dbias);
-    const Gradients g = run_backward(p, grad, gate, mean, state, need_parameters);
+    const Gradients g = fill_backward(p, grad, gate, mean, state, need_parameters);
+    Backend::batch_norm_shrink_backward(p, grad);
     return {dz, dweight, dbias, g[0], g[1], g[2], g[3], g[4], g[5]};
   }
 

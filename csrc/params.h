@@ -150,42 +150,50 @@ struct GateState {
 };
 
 // x -> m -> alpha -> tau = max(alpha * statistic, 0) -> soft threshold -> + residual; the statistic is m, or its mean
-// over the sample's channels where per_sample. Where `input` has a kind other than kNone, x is not in memory: it is
-// norm(z) with a normalisation of the channels over batch and length, kBatch or kRunning, and there is no mask.
+// over the sample's channels where per_sample.
 struct GatedShrink {
   DType dtype;
-  const void* x;         // or z
+  const void* x;
   const void* residual;  // or null
-  void* y;               // may be x; not z
+  void* y;               // may be x
   Gate gate;
-  Norm input;
-  void* input_state;  // (2, channels): mean and rstd of the input's normalisation
-  void* mean;         // (samples, channels): m
-  void* state;        // GateState
-  uint8_t* mask;      // or null
+  void* mean;     // (samples, channels): m
+  void* state;    // GateState
+  uint8_t* mask;  // or null
   Rows rows;
   bool per_sample;
 };
 
+// The same of norm(z), which is never in memory: x points to z, y may not be z, and mask is null, since z tells it
+// again.
+struct BatchNormShrink : GatedShrink {
+  Norm input;         // of the channels, over batch and length: kBatch or kRunning
+  void* input_state;  // (2, channels), written: mean and rstd
+};
+
 // With d_tau and d_statistic as in ShrinkBackward, and d_m = grad_mean + the gate's + the statistic's share:
-//   dx = active * g + sign * d_m / length,  and where x = norm(z), dz from it.
+//   dx = active * g + sign * d_m / length
 struct GatedShrinkBackward {
   DType dtype;
   const void* grad;
   const void* grad_mean;  // (samples, channels), or null: 0
-  const uint8_t* mask;    // null where x = norm(z): z, with input_state and mean, tells it again
-  const void* z;
+  const uint8_t* mask;
   Gate gate;
-  Norm input;
-  const void* input_state;
   const void* mean;
   const void* state;
-  void* dx;  // or dz; or null
-  // Gradients of the gate's parameters and of the input's normalisation, contiguous; each may be null.
+  void* dx;  // or null
+  // Gradients of the gate's parameters, contiguous; each may be null.
   void *dw1, *db1, *dnorm_weight, *dnorm_bias, *dw2, *db2;
-  void *dinput_weight, *dinput_bias;
   Rows rows;
   bool per_sample;
+};
+
+// The same of norm(z): dx points to dz, and mask and grad_mean are null.
+struct BatchNormShrinkBackward : GatedShrinkBackward {
+  const void* z;
+  Norm input;
+  const void* input_state;
+  void *dinput_weight, *dinput_bias;  // (channels); each may be null
 };
 
 }  // namespace drsn

@@ -1,3 +1,4 @@
+// What the CPU backend offers to its registration; the structs of params.h say what each computes.
 #pragma once
 
 #include "params.h"
@@ -12,5 +13,7 @@ void shrink(const Shrink& p);
 void shrink_backward(const ShrinkBackward& p);
 void gated_shrink(const GatedShrink& p);
 void gated_shrink_backward(const GatedShrinkBackward& p);
+void batch_norm_shrink(const BatchNormShrink& p);
+void batch_norm_shrink_backward(const BatchNormShrinkBackward& p);
 
 }  // namespace drsn::cpu

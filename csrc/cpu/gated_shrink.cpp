@@ -91,7 +91,7 @@ void input_statistics(const Norm& norm, const Rows& rows, const T* z, accumulato
 }
 
 template <class T>
-void gated_shrink_typed(const GatedShrink& p) {
+void gated_shrink_typed(const BatchNormShrink& p) {
   using A = accumulator_t<T>;
   const Rows& rows = p.rows;
   const Lines lines = lines_of_samples(rows, p.gate);
@@ -206,7 +206,7 @@ void backward_from_mask(const GatedShrinkBackward& p) {
 }
 
 template <class T>
-void backward_from_input(const GatedShrinkBackward& p) {
+void backward_from_input(const BatchNormShrinkBackward& p) {
   using A = accumulator_t<T>;
   constexpr int kSums = 5;
   const Rows& rows = p.rows;
@@ -268,14 +268,18 @@ void backward_from_input(const GatedShrinkBackward& p) {
 
 }  // namespace
 
-void gated_shrink(const GatedShrink& p) {
+void gated_shrink(const GatedShrink& p) { batch_norm_shrink({p, {}, nullptr}); }
+
+void gated_shrink_backward(const GatedShrinkBackward& p) {
+  with_type(p.dtype, [&](auto type) { backward_from_mask<decltype(type)>(p); });
+}
+
+void batch_norm_shrink(const BatchNormShrink& p) {
   with_type(p.dtype, [&](auto type) { gated_shrink_typed<decltype(type)>(p); });
 }
 
-void gated_shrink_backward(const GatedShrinkBackward& p) {
-  with_type(p.dtype, [&](auto type) {
-    p.mask ? backward_from_mask<decltype(type)>(p) : backward_from_input<decltype(type)>(p);
-  });
+void batch_norm_shrink_backward(const BatchNormShrinkBackward& p) {
+  with_type(p.dtype, [&](auto type) { backward_from_input<decltype(type)>(p); });
 }
 
 }  // namespace drsn::cpu

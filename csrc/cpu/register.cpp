@@ -5,23 +5,27 @@
 
 namespace {
 
+using drsn::Tensor;
+
 struct Cpu {
   struct Guard {
-    explicit Guard(const torch::stable::Tensor&) {}
+    explicit Guard(const Tensor&) {}
   };
-  static void soft_threshold(const drsn::SoftThreshold& p, const drsn::Tensor&) { drsn::cpu::soft_threshold(p); }
-  static void soft_threshold_backward(const drsn::SoftThresholdBackward& p, const drsn::Tensor&) {
+  static void soft_threshold(const drsn::SoftThreshold& p, const Tensor&) { drsn::cpu::soft_threshold(p); }
+  static void soft_threshold_backward(const drsn::SoftThresholdBackward& p, const Tensor&) {
     drsn::cpu::soft_threshold_backward(p);
   }
-  static void abs_mean(const drsn::AbsMean& p, const drsn::Tensor&) { drsn::cpu::abs_mean(p); }
-  static void abs_mean_backward(const drsn::AbsMeanBackward& p, const drsn::Tensor&) {
-    drsn::cpu::abs_mean_backward(p);
-  }
-  static void shrink(const drsn::Shrink& p, const drsn::Tensor&) { drsn::cpu::shrink(p); }
-  static void shrink_backward(const drsn::ShrinkBackward& p, const drsn::Tensor&) { drsn::cpu::shrink_backward(p); }
-  static void gated_shrink(const drsn::GatedShrink& p, const drsn::Tensor&) { drsn::cpu::gated_shrink(p); }
-  static void gated_shrink_backward(const drsn::GatedShrinkBackward& p, const drsn::Tensor&) {
+  static void abs_mean(const drsn::AbsMean& p, const Tensor&) { drsn::cpu::abs_mean(p); }
+  static void abs_mean_backward(const drsn::AbsMeanBackward& p, const Tensor&) { drsn::cpu::abs_mean_backward(p); }
+  static void shrink(const drsn::Shrink& p, const Tensor&) { drsn::cpu::shrink(p); }
+  static void shrink_backward(const drsn::ShrinkBackward& p, const Tensor&) { drsn::cpu::shrink_backward(p); }
+  static void gated_shrink(const drsn::GatedShrink& p, const Tensor&) { drsn::cpu::gated_shrink(p); }
+  static void gated_shrink_backward(const drsn::GatedShrinkBackward& p, const Tensor&) {
     drsn::cpu::gated_shrink_backward(p);
+  }
+  static void batch_norm_shrink(const drsn::BatchNormShrink& p, const Tensor&) { drsn::cpu::batch_norm_shrink(p); }
+  static void batch_norm_shrink_backward(const drsn::BatchNormShrinkBackward& p, const Tensor&) {
+    drsn::cpu::batch_norm_shrink_backward(p);
   }
 };
 

@@ -18,6 +18,8 @@ int64_t shrink_workspace(const Shrink& op);
 int64_t shrink_backward_workspace(const ShrinkBackward& op);
 int64_t gated_shrink_workspace(const GatedShrink& op);
 int64_t gated_shrink_backward_workspace(const GatedShrinkBackward& op);
+int64_t batch_norm_shrink_workspace(const BatchNormShrink& op);
+int64_t batch_norm_shrink_backward_workspace(const BatchNormShrinkBackward& op);
 
 cudaError_t soft_threshold(const SoftThreshold& op, cudaStream_t stream);
 cudaError_t soft_threshold_backward(const SoftThresholdBackward& op, void* workspace, cudaStream_t stream);
@@ -27,5 +29,7 @@ cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream);
 cudaError_t shrink_backward(const ShrinkBackward& op, void* workspace, cudaStream_t stream);
 cudaError_t gated_shrink(const GatedShrink& op, void* workspace, cudaStream_t stream);
 cudaError_t gated_shrink_backward(const GatedShrinkBackward& op, void* workspace, cudaStream_t stream);
+cudaError_t batch_norm_shrink(const BatchNormShrink& op, void* workspace, cudaStream_t stream);
+cudaError_t batch_norm_shrink_backward(const BatchNormShrinkBackward& op, void* workspace, cudaStream_t stream);
 
 }  // namespace drsn::cuda

@@ -1,5 +1,6 @@
 // gated_shrink of x = norm(z), where x is never in memory. z is read three times forwards, for the statistics of its
 // channels, the means of |x| and the result, and twice backwards: for five sums of each row, then for dz.
+#include "cuda/backend.h"
 #include "cuda/gate.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/shrink.cuh"
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
 // input_state of a channel, a block each: from its pieces, or the running statistics.
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    channel_statistics(const __grid_constant__ GatedShrink op, const __grid_constant__ Pieces pieces,
+    channel_statistics(const __grid_constant__ BatchNormShrink op, const __grid_constant__ Pieces pieces,
                        const acc_t* statistics) {
   const int64_t c = blockIdx.x, channels = op.rows.channels;
   const int64_t total = op.rows.samples * pieces.count;
@@ -169,7 +170,7 @@ struct Thresholds {
 
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    apply_input_norm(const __grid_constant__ GatedShrink op, const __grid_constant__ RowWalk walk,
+    apply_input_norm(const __grid_constant__ BatchNormShrink op, const __grid_constant__ RowWalk walk,
                      const __grid_constant__ InputNorm<Accumulator<scalar_t>> input,
                      const __grid_constant__ Thresholds<Accumulator<scalar_t>> thresholds) {
   using acc_t = Accumulator<scalar_t>;
@@ -289,7 +290,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 // dz. `means` are those of input_gradients where they come back through the batch's statistics, else null.
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    input_norm_backward(const __grid_constant__ GatedShrinkBackward op, const __grid_constant__ RowWalk walk,
+    input_norm_backward(const __grid_constant__ BatchNormShrinkBackward op, const __grid_constant__ RowWalk walk,
                         const __grid_constant__ InputNorm<Accumulator<scalar_t>> input,
                         const __grid_constant__ Thresholds<Accumulator<scalar_t>> thresholds,
                         const Accumulator<scalar_t>* share, const Accumulator<scalar_t>* means) {
@@ -338,7 +339,7 @@ struct ForwardParts {
   void *statistics, *sums;  // of the pieces; what the means need
   int64_t bytes;
 
-  ForwardParts(const GatedShrink& op, void* workspace) {
+  ForwardParts(const BatchNormShrink& op, void* workspace) {
     Carve carve(workspace, op.dtype);
     const bool batch = op.input.kind == NormKind::kBatch;
     gate = gate_forward_of(op, carve);
@@ -353,7 +354,7 @@ struct BackwardParts {
   void *statistic, *row_sums, *share, *sums, *gradients;
   int64_t bytes;
 
-  BackwardParts(const GatedShrinkBackward& op, void* workspace) {
+  BackwardParts(const BatchNormShrinkBackward& op, void* workspace) {
     Carve carve(workspace, op.dtype);
     const int64_t rows = op.rows.samples * op.rows.channels;
     gate = gate_backward_of(op, carve);
@@ -368,9 +369,9 @@ struct BackwardParts {
 
 }  // namespace
 
-int64_t batch_norm_shrink_workspace(const GatedShrink& op) { return ForwardParts(op, nullptr).bytes; }
+int64_t batch_norm_shrink_workspace(const BatchNormShrink& op) { return ForwardParts(op, nullptr).bytes; }
 
-cudaError_t batch_norm_shrink(const GatedShrink& op, void* workspace, cudaStream_t stream) {
+cudaError_t batch_norm_shrink(const BatchNormShrink& op, void* workspace, cudaStream_t stream) {
   const ForwardParts parts(op, workspace);
   const Rows& rows = op.rows;
   return dispatch(
@@ -402,9 +403,11 @@ cudaError_t batch_norm_shrink(const GatedShrink& op, void* workspace, cudaStream
       });
 }
 
-int64_t batch_norm_shrink_backward_workspace(const GatedShrinkBackward& op) { return BackwardParts(op, nullptr).bytes; }
+int64_t batch_norm_shrink_backward_workspace(const BatchNormShrinkBackward& op) {
+  return BackwardParts(op, nullptr).bytes;
+}
 
-cudaError_t batch_norm_shrink_backward(const GatedShrinkBackward& op, void* workspace, cudaStream_t stream) {
+cudaError_t batch_norm_shrink_backward(const BatchNormShrinkBackward& op, void* workspace, cudaStream_t stream) {
   BackwardParts parts(op, workspace);
   const Rows& rows = op.rows;
   if (op.per_sample) {

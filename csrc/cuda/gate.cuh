@@ -146,10 +146,4 @@ class Carve {
 GateForward gate_forward_of(const GatedShrink& op, Carve& carve);
 GateBackward gate_backward_of(const GatedShrinkBackward& op, Carve& carve);
 
-// batch_norm_shrink: gated_shrink where op.input has a kind.
-int64_t batch_norm_shrink_workspace(const GatedShrink& op);
-int64_t batch_norm_shrink_backward_workspace(const GatedShrinkBackward& op);
-cudaError_t batch_norm_shrink(const GatedShrink& op, void* workspace, cudaStream_t stream);
-cudaError_t batch_norm_shrink_backward(const GatedShrinkBackward& op, void* workspace, cudaStream_t stream);
-
 }  // namespace drsn::cuda

@@ -265,12 +265,10 @@ cudaError_t backward_off_chip(const GatedShrinkBackward& op, BackwardParts& part
 }  // namespace
 
 int64_t gated_shrink_workspace(const GatedShrink& op) {
-  if (op.input.kind != NormKind::kNone) return batch_norm_shrink_workspace(op);
   return always_on_chip(op.rows, op.gate) ? 0 : OffChip(op, nullptr).bytes;
 }
 
 cudaError_t gated_shrink(const GatedShrink& op, void* workspace, cudaStream_t stream) {
-  if (op.input.kind != NormKind::kNone) return batch_norm_shrink(op, workspace, stream);
   return dispatch(
       op.dtype, [&](int V) { return aligned(op.x, op.y, op.residual) && vectors_fit(op.rows, V); },
       [&](auto scalar, auto V) {
@@ -281,13 +279,9 @@ cudaError_t gated_shrink(const GatedShrink& op, void* workspace, cudaStream_t st
       });
 }
 
-int64_t gated_shrink_backward_workspace(const GatedShrinkBackward& op) {
-  if (op.input.kind != NormKind::kNone) return batch_norm_shrink_backward_workspace(op);
-  return BackwardParts(op, nullptr).bytes;
-}
+int64_t gated_shrink_backward_workspace(const GatedShrinkBackward& op) { return BackwardParts(op, nullptr).bytes; }
 
 cudaError_t gated_shrink_backward(const GatedShrinkBackward& op, void* workspace, cudaStream_t stream) {
-  if (op.input.kind != NormKind::kNone) return batch_norm_shrink_backward(op, workspace, stream);
   BackwardParts parts(op, workspace);
   return dispatch(
       op.dtype, [&](int V) { return aligned(op.grad, op.dx) && vectors_fit(op.rows, V); },

@@ -67,6 +67,14 @@ struct Cuda {
     const Scratch memory(drsn::cuda::gated_shrink_backward_workspace(p), t);
     check(drsn::cuda::gated_shrink_backward(p, memory.data(), stream_of(t)));
   }
+  static void batch_norm_shrink(const drsn::BatchNormShrink& p, const Tensor& t) {
+    const Scratch memory(drsn::cuda::batch_norm_shrink_workspace(p), t);
+    check(drsn::cuda::batch_norm_shrink(p, memory.data(), stream_of(t)));
+  }
+  static void batch_norm_shrink_backward(const drsn::BatchNormShrinkBackward& p, const Tensor& t) {
+    const Scratch memory(drsn::cuda::batch_norm_shrink_backward_workspace(p), t);
+    check(drsn::cuda::batch_norm_shrink_backward(p, memory.data(), stream_of(t)));
+  }
 };
 
 }  // namespace
