@@ -1,8 +1,7 @@
-"""Puts `Shrinkage` into a ResNet that is already there, a pretrained one or one of another library."""
+"""`convert`: puts a `Shrinkage` into each block of a ResNet, a pretrained one or one of another library."""
 
 # Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,17 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from ..modules import Norm, Shrinkage, Thresholds
 from ..reference import Statistic
+from .places import SHORTCUTS, Place, find_places
 from .rsnet import shrink_behind
 
-# What a block calls its shortcut; None there is x itself.
-SHORTCUTS = ("downsample", "identity_downsample", "i_downsample", "shortcut")
-# The classes of which a shrinkage inside is not run, not trained or not seen by the other processes.
+# What to convert instead of these: a shrinkage inside one would not run, not train or not be seen by other processes.
 SEALED = {
     "ScriptModule": "the module that it was made of",
     "GraphModule": "the module that it was made of",
@@ -29,20 +25,15 @@ SEALED = {
     "FullyShardedDataParallel": "the module that it wraps, and to be wrapped afterwards",
     "FSDPModule": "the module before it is sharded",
 }
-# Names that say which of several layers one is.
+# The names of layers of which a block has several.
 NUMBERED = re.compile(r"(conv|bn|norm)?\d+")
-
-# The class names, in lower case and without underscores, of squeeze-and-excite modules.
-SQUEEZE = re.compile(
-    r"(effective|channel)?(se|squeeze(and)?excit(e|ation))(module|layer|block|unit|attention)?([123]d)?"
-)
 
 
 class SqueezeShrinkage(Shrinkage):
-    """A `Shrinkage` in the place of a squeeze-and-excite module, whose second argument would be no residual.
+    """A `Shrinkage` in the place of a squeeze-and-excite module, which is called without a residual.
 
     Raises:
-        TypeError: another argument than x, None apart: a mask, for example.
+        TypeError: another argument than x that is not None, a mask for example.
     """
 
     def forward(self, x: Tensor, residual: object = None, *others: object, **named: object) -> Tensor:
@@ -57,15 +48,15 @@ class SqueezeShrinkage(Shrinkage):
 class ShrunkLayer(nn.Module):
     """A layer and the shrinkage behind it: ``shrinkage(layer(x))``.
 
-    A BatchNorm is computed together with the shrinkage, see `drsn_ops.batch_norm_shrink`. `load_state_dict` takes
-    the bare layer's names too, those of a checkpoint from before the conversion.
+    A BatchNorm and the shrinkage are one operator, see `drsn_ops.batch_norm_shrink`. ``load_state_dict`` also takes a
+    checkpoint from before the conversion, which has the layer's own names.
     """
 
     def __init__(self, layer: nn.Module, shrinkage: Shrinkage) -> None:
         super().__init__()
         self.layer = layer
         self.shrinkage = shrinkage
-        # the layer keeps its own mode: it may be frozen
+        # the layer may be frozen and keeps its own mode
         self.training = shrinkage.training
         self.register_load_state_dict_pre_hook(lower_names)  # type: ignore[no-untyped-call]
 
@@ -77,16 +68,16 @@ class ShrunkLayer(nn.Module):
 
 
 def lower_names(module: ShrunkLayer, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Renames what a checkpoint calls by the bare layer's names, ``weight``, to ``layer.weight``."""
+    """Renames the layer's numbers in a checkpoint from before the conversion: ``weight`` to ``layer.weight``."""
     own = module.layer.state_dict()
     layer = f"{prefix}layer."
     moved = {}
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name = key[len(prefix) :]
-        # the layer may itself have a child that is called layer
+        # the layer may have a child of its own that is called layer
         if not name.startswith(("layer.", "shrinkage.")) or (name in own and layer + name not in state_dict):
             moved[layer + name] = key
-    # all are taken out before the first is put in, since the new name of one may be the old name of another
+    # all are taken out first: a new name may be another one's old name
     state_dict.update({new: state_dict.pop(old) for new, old in moved.items()})
 
 
@@ -95,8 +86,8 @@ class Placement:
     """One `Shrinkage` that `convert` put into a model.
 
     Attributes:
-        name: its name within the model.
-        channels: the number of its channels.
+        name: of the `Shrinkage` in the model.
+        channels: how many it has.
         kind: ``"behind"`` a layer, or ``"in the place of"`` a squeeze-and-excite module.
         other: the class of that layer or module.
     """
@@ -113,8 +104,8 @@ class Conversion:
 
     Attributes:
         placements: every `Shrinkage` that was put in, in the order of the model's modules.
-        added: the number of parameters that they have.
-        removed: the number of parameters of the squeeze-and-excite modules that are gone.
+        added: the number of their parameters.
+        removed: the number of parameters of the squeeze-and-excite modules that they replaced.
         kept: the names of every `Shrinkage` that was there before.
     """
 
@@ -134,130 +125,8 @@ class Conversion:
         return "\n".join([*rows, total, *kept])
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a module gets a shrinkage behind it or, a squeeze-and-excite module, in its place."""
-
-    parent: nn.Module
-    name: str
-    channels: int
-    squeeze: bool
-
-    def placement(self, module: nn.Module) -> Placement:
-        name, kind = (self.name, "in the place of") if self.squeeze else (f"{self.name}.shrinkage", "behind")
-        return Placement(name, self.channels, kind, type(module).__name__)
-
-
-def _squeeze_channels(module: nn.Module) -> int | None:
-    """The number of channels of a squeeze-and-excite module, None for any other."""
-    if not SQUEEZE.fullmatch(type(module).__name__.replace("_", "").lower()):
-        return None
-    ends: list[tuple[int, int]] = []
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            ends.append((layer.in_features, layer.out_features))
-        elif isinstance(layer, _ConvNd):
-            if set(layer.kernel_size) != {1}:
-                return None
-            ends.append((layer.in_channels, layer.out_channels))
-    # a lazy layer says that it takes 0 channels; it is refused later, and not passed over
-    return ends[-1][1] if ends and ends[0][0] in (ends[-1][1], 0) else None
-
-
-def _convolutions(module: nn.Module) -> list[_ConvNd]:
-    return [layer for layer in module.modules() if isinstance(layer, _ConvNd)]
-
-
-@dataclass(frozen=True)
-class _Branch:
-    """The convolutions of a residual branch, two at least, and the name of the layer that ends it."""
-
-    convolutions: list[_ConvNd]
-    end: str
-
-
-def _children(module: nn.Module) -> dict[str, nn.Module]:
-    """The children by name, one of several names under each."""
-    return {name: child for name, child in module._modules.items() if child is not None}
-
-
-def _branch(block: nn.Module) -> _Branch | None:
-    """The block's branch: ``conv1``, ``conv2`` and so on, or else its only Sequential of several convolutions."""
-    children = _children(block)
-    numbered = {
-        int(name[4:]): layers
-        for name, child in children.items()
-        if re.fullmatch(r"conv\d+", name) and (layers := _convolutions(child))
-    }
-    if len(numbered) > 1:
-        last = max(numbered)
-        ends = [name for name in children if name in (f"conv{last}", f"bn{last}", f"norm{last}")]
-        return _Branch([layer for number in sorted(numbered) for layer in numbered[number]], ends[-1])
-    branches = [
-        _Branch(
-            _convolutions(child),
-            # a ReLU at the end may be the block's only one, called after the sum too
-            [f"{name}.{inner}" for inner, layer in _children(child).items() if layer.state_dict()][-1],
-        )
-        for name, child in children.items()
-        if name not in SHORTCUTS and isinstance(child, nn.Sequential) and _is_sequence_of_layers(child)
-    ]
-    return branches[0] if len(branches) == 1 else None
-
-
-def _is_sequence_of_layers(module: nn.Sequential) -> bool:
-    """Whether several of its modules are a convolution or hold one, and none is a block of its own."""
-    layers = [layer for layer in module if _convolutions(layer)]
-    return len(layers) > 1 and all(
-        len(_convolutions(layer)) == 1 and not any(isinstance(one, nn.Linear) for one in layer.modules())
-        for layer in layers
-    )
-
-
-def _pools(module: nn.Module) -> bool:
-    """Whether the module is a pooling, or a Sequential of such and of dropouts."""
-    if isinstance(module, nn.Sequential):
-        layers = [one for one in module if not isinstance(one, _DropoutNd)]
-        return bool(layers) and all(map(_pools, layers))
-    return "pool" in type(module).__name__.lower() and not _convolutions(module)
-
-
-def _stride(layers: Iterable[nn.Module]) -> int:
-    """By how much they shorten the first axis together."""
-    strides = [getattr(layer, "stride", 1) for layer in layers if not list(layer.children())]
-    return math.prod(one[0] if isinstance(one, tuple) else one for one in strides)
-
-
-def _is_shortcut(shortcut: object, branch: _Branch) -> bool:
-    """Whether what a block calls ``downsample`` leads past the branch; that of an encoder comes after it."""
-    if not isinstance(shortcut, nn.Module):
-        return True
-    convolutions = _convolutions(shortcut)
-    if not convolutions:
-        return not _pools(shortcut)
-    first, last = branch.convolutions[0], branch.convolutions[-1]
-    taken = {first.in_channels, convolutions[0].in_channels} - {0}  # of a lazy layer
-    if len(taken) > 1 or convolutions[-1].out_channels != last.out_channels:
-        return False
-    narrow = all(set(one.kernel_size) == {1} for one in convolutions)
-    return narrow or _stride(shortcut.modules()) == _stride(branch.convolutions)
-
-
-def _adds_shortcut(block: nn.Module, branch: _Branch) -> bool | None:
-    """Whether the block has a shortcut, even one of None; None where it has no attribute of such a name."""
-    named = {name: getattr(block, name, False) for name in SHORTCUTS}
-    found = {name: one for name, one in named.items() if one is None or callable(one)}
-    # nothing but a shortcut is called so
-    return any("shortcut" in name or _is_shortcut(found[name], branch) for name in found) if found else None
-
-
-def _holds(block: nn.Module) -> bool:
-    """Whether the block has a shrinkage or a squeeze-and-excite module."""
-    return any(isinstance(one, Shrinkage) or _squeeze_channels(one) for one in block.modules())
-
-
-def _require_open(model: nn.Module, places: Iterable[_Place]) -> None:
-    """Raise ValueError where what is put into a module would not be seen; where there is no place, any such module."""
+def _require_open(model: nn.Module, places: Iterable[Place]) -> None:
+    """Raise ValueError where a place is inside a sealed module, or where there is no place and any sealed module."""
     names = [place.name for place in places]
     for at, module in model.named_modules():
         for base in type(module).__mro__:
@@ -267,8 +136,8 @@ def _require_open(model: nn.Module, places: Iterable[_Place]) -> None:
                 raise ValueError(f"model: got a {base.__name__}{where}, expected {SEALED[base.__name__]}")
 
 
-def _require_no_hooks(module: nn.Module, place: _Place) -> None:
-    """Raise ValueError where hooks would go with the squeeze-and-excite module that they are on."""
+def _require_no_hooks(module: nn.Module, place: Place) -> None:
+    """Raise ValueError where a squeeze-and-excite module has hooks, which would go with it."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if place.squeeze and any(getattr(one, kind) for one in module.modules() for kind in kinds):
         raise ValueError(
@@ -276,8 +145,8 @@ def _require_no_hooks(module: nn.Module, place: _Place) -> None:
         )
 
 
-def _require_one_role(model: nn.Module, module: nn.Module, place: _Place) -> None:
-    """Raise ValueError where the layer that ends a branch is another one of its layers too."""
+def _require_one_role(model: nn.Module, module: nn.Module, place: Place) -> None:
+    """Raise ValueError where the layer that ends a branch is also another layer of the block."""
     for parent in model.modules():
         roles = [
             name for name, child in parent._modules.items() if child is module and NUMBERED.fullmatch(name)
@@ -289,62 +158,38 @@ def _require_one_role(model: nn.Module, module: nn.Module, place: _Place) -> Non
             )
 
 
-def _places(model: nn.Module, where: Callable[[str, nn.Module], bool]) -> dict[nn.Module, _Place]:
-    """Every module that gets a shrinkage behind it or in its place, and where that is."""
-    # only the first block of a stage may have the attribute
-    verdicts = [
-        (type(one), _adds_shortcut(one, branch)) for one in model.modules() if (branch := _branch(one))
-    ]
-    classes = {kind for kind, verdict in verdicts if verdict} - {
-        kind for kind, verdict in verdicts if verdict is False
-    }
-    places: dict[nn.Module, _Place] = {}
-    replaced: set[nn.Module] = set()
-    for name, module in model.named_modules():
-        # what is inside a replaced module is gone with it
-        if module in replaced:
-            continue
-        if name and (channels := _squeeze_channels(module)):
-            if where(name, module):
-                parent = model.get_submodule(name.rpartition(".")[0])
-                places[module] = _Place(parent, name, channels, True)
-                replaced.update(module.modules())
-        elif type(module) in classes and (branch := _branch(module)) and not _holds(module):
-            if where(name, module):
-                at = f"{name}.{branch.end}" if name else branch.end
-                parent = model.get_submodule(at.rpartition(".")[0])
-                channels = branch.convolutions[-1].out_channels
-                # blocks may share the layer
-                places.setdefault(model.get_submodule(at), _Place(parent, at, channels, False))
-    return places
-
-
 def _returns_zeros(layer: nn.Module) -> bool:
     """Whether weight and bias are all 0, as the last layers of residual branches often start."""
     numbers = [one for one in (layer.weight, getattr(layer, "bias", None)) if isinstance(one, Tensor)]
     return not any(one.is_meta or one.any() for one in numbers)
 
 
-def _require_signal(module: nn.Module, place: _Place) -> None:
-    """Raise ValueError where the layer in front of the shrinkage returns zeros: no gradient would ever reach it."""
+def _require_signal(module: nn.Module, place: Place) -> None:
+    """Raise ValueError where the layer in front of the shrinkage returns zeros: no gradient would ever pass."""
     children = list(place.parent.children())
     front = children[: children.index(module) + (not place.squeeze)]
-    # whatever their class: normalisations come in many
+    # of any class: there are many kinds of normalisation
     layers = [
         one for child in front for one in child.modules() if isinstance(getattr(one, "weight", 0), Tensor)
     ]
     if layers and _returns_zeros(layers[-1]):
         raise ValueError(
-            f"model: got weights that are all 0 in front of {place.placement(module).name}, where a "
+            f"model: got weights that are all 0 in front of {_placement(module, place).name}, where a "
             "shrinkage passes no gradient, expected others (zero_init_residual=False in torchvision, "
             "zero_init_last=False in timm)"
         )
 
 
-def _make(module: nn.Module, place: _Place, options: dict[str, Any]) -> Shrinkage:
-    """A shrinkage for the place, in the dtype, on the device and in the mode of what is there."""
+def _placement(module: nn.Module, place: Place) -> Placement:
+    """What the report says of the place of this module."""
+    name, kind = (place.name, "in the place of") if place.squeeze else (f"{place.name}.shrinkage", "behind")
+    return Placement(name, place.channels, kind, type(module).__name__)
+
+
+def _make(module: nn.Module, place: Place, options: dict[str, Any]) -> Shrinkage:
+    """A shrinkage for the place, with the dtype, device and mode of what is there."""
     there = module if place.squeeze else place.parent
-    # those of the module itself first: a block may be spread over devices
+    # the module's own first: a block may be spread over devices
     numbers = [*module.parameters(), *module.buffers(), *there.parameters(), *there.buffers()]
     if any(map(is_lazy, numbers)):
         raise ValueError(
@@ -352,7 +197,7 @@ def _make(module: nn.Module, place: _Place, options: dict[str, Any]) -> Shrinkag
             "once on an input"
         )
     _require_signal(module, place)
-    # frozen blocks may have no parameters, and counters are integers
+    # a frozen block may have buffers alone, and counters are integers
     like = next(
         (one for one in numbers if one.is_floating_point()), torch.empty(0, dtype=torch.float32, device="cpu")
     )
@@ -361,7 +206,7 @@ def _make(module: nn.Module, place: _Place, options: dict[str, Any]) -> Shrinkag
 
 
 def _draw(kind: type[Shrinkage], channels: int, options: dict[str, Any]) -> Shrinkage:
-    """A shrinkage in float32 on the CPU, whose first weights do not depend on PyTorch's default type and device."""
+    """A shrinkage drawn in float32 on the CPU, so that PyTorch's default type and device do not change its weights."""
     with torch.device("meta"):
         shrinkage = kind(channels, **options)
     shrinkage.to(torch.float32).to_empty(device="cpu")
@@ -386,55 +231,58 @@ def convert(
     norm: Norm = "batch",
     where: Callable[[str, nn.Module], bool] | None = None,
 ) -> Conversion:
-    """Puts a `Shrinkage` into each residual block of a ResNet, in place, and reports where::
+    """Puts a `Shrinkage` into each residual block of a ResNet, in place, and reports where.
 
-        network = torchvision.models.resnet18(weights="DEFAULT")
-        print(drsn_ops.convert(network, reduction=16))
+    ```python
+    network = torchvision.models.resnet18(weights="DEFAULT")
+    print(drsn_ops.convert(network, reduction=16))
+    ```
 
-    - A squeeze-and-excite module gives its place to the shrinkage, anywhere in the model: a module with such a class
-      name (``SqueezeExcitation`` of torchvision; ``SEModule``, ``SqueezeExcite`` and ``EffectiveSEModule`` of timm;
-      ``SELayer``, ``SEBlock1d`` and the like) whose linear layers, or convolutions of width 1, lead from C channels
-      to C. It must return x scaled, ``x * weights(x)``. One that returns the weights alone looks the same from
-      outside, and ``y * se(y)`` would become ``y * shrink(y)``: exclude it by ``where``. The shrinkage takes x alone:
-      called with a mask, or anything else besides, it raises a TypeError.
+    - A squeeze-and-excite module is replaced by the shrinkage, anywhere in the model. It is known by its class name
+      (``SqueezeExcitation`` of torchvision; ``SEModule``, ``SqueezeExcite`` and ``EffectiveSEModule`` of timm;
+      ``SELayer``, ``SEBlock1d`` and the like) and by its linear layers, or convolutions of width 1, which lead from C
+      channels to C. It must return x scaled, ``x * weights(x)``. One that returns the weights alone looks the same, and
+      ``y * se(y)`` would become ``y * shrink(y)``: exclude it by ``where``. The shrinkage takes x alone and raises a
+      TypeError for a mask or another argument.
     - A residual block without one gets the shrinkage behind its last convolution and the normalisation there, before
       the sum. A block is a module with children ``conv1``, ``conv2`` and so on and a ``downsample``,
-      ``identity_downsample``, ``i_downsample`` or ``shortcut``, a module, a method or None, and every module of the
-      same class: ``BasicBlock`` and ``Bottleneck`` of torchvision, of timm and of what is written like them, with one
-      to three spatial axes, and `RSBU` without thresholds. A ``downsample`` that is a pooling alone, or convolves other
-      channels than the block takes, is no shortcut but the way out of an encoder. The shrinkage comes behind the last
-      ``convN`` or its ``bnN`` or ``normN``, whichever was registered later: behind the convolution in a pre-activation
-      block, as in the paper.
-    - A block with such a shortcut whose layers are its only Sequential of several convolutions, whatever its name,
-      ``residual_function`` in `drsn_ops.models.rsnet18` without thresholds and the port that it follows or ``layers``,
-      gets the shrinkage behind the last of them that has weights.
+      ``identity_downsample``, ``i_downsample`` or ``shortcut``, which is a module, a method or None; and every module
+      of the same class. ``BasicBlock`` and ``Bottleneck`` of torchvision and timm are blocks, and what is written like
+      them, with one to three spatial axes, and `RSBU` without thresholds. The shrinkage comes behind the last ``convN``
+      or its ``bnN`` or ``normN``, whichever was registered later: in a pre-activation block behind the convolution, as
+      in the paper. A ``downsample`` that is a pooling alone, or convolves other channels than the block takes, is not a
+      shortcut but the way out of an encoder.
+    - A block with such a shortcut whose layers are its only Sequential of several convolutions, of any name, gets the
+      shrinkage behind the last of them that has weights: `drsn_ops.models.rsnet18` without thresholds, for example.
 
-    The layouts are those of torchvision 0.28 and timm 1.0. A block that holds a `Shrinkage` is left alone, and the
-    report says how many there were. A block of any other layout is passed over; a model that has only such raises a
-    ValueError. A module that is registered under
-    several names, ``bn2`` and ``branch.4``, is replaced under each; a reference in a plain list is not seen.
+    The layouts are those of torchvision 0.28 and timm 1.0. A block of another layout is passed over, and a model that
+    has only such blocks raises a ValueError. A block that has a `Shrinkage` is left as it is; the report counts them. A
+    module that is registered under several names, ``bn2`` and ``branch.4``, is replaced under each; a reference in a
+    plain list is not seen.
 
-    A ``bn2`` with a shrinkage behind it becomes ``bn2.layer`` and ``bn2.shrinkage``, also in the names of parameters.
-    A checkpoint from before the conversion still loads, with ``strict=False``: it has no gates, and its numbers of
-    squeeze-and-excite modules are not needed. The new modules take the dtype, the device and the training mode of
-    what they join, and their parameters require gradients; make the optimiser after the conversion. Thresholds start
-    at about half of the mean magnitude, so that a trained network has to be trained on. Soft thresholding passes no
-    gradient where all is 0, so residual branches whose last weights start at 0 are refused.
+    A ``bn2`` with a shrinkage behind it becomes ``bn2.layer`` and ``bn2.shrinkage``, also in the names of parameters. A
+    checkpoint from before the conversion still loads with ``strict=False``. The new modules take the dtype, the device
+    and the training mode of their surroundings, and their parameters require gradients: make the optimiser after the
+    conversion. Thresholds start at about half of the mean magnitude, so a trained network needs more training. Soft
+    thresholding passes no gradient where all is 0, so residual branches whose last weights are 0 are refused.
 
     Args:
         model: the network; it is changed.
-        thresholds, statistic, reduction, norm: of every `Shrinkage`.
-        where: called with the name, the first of several, and the module of each block without a squeeze-and-excite
-            module, and of each such module. Where it returns False nothing is changed.
+        thresholds: of every `Shrinkage`.
+        statistic: of every `Shrinkage`.
+        reduction: of every `Shrinkage`.
+        norm: of every `Shrinkage`.
+        where: called with the name, the first of several, and the module of each squeeze-and-excite module and of each
+            block without one. Where it returns False nothing is changed.
 
     Returns:
         A `Conversion`, the list of what was put where.
 
     Raises:
-        TypeError: a model that is no module, or a ``where`` that cannot be called.
-        ValueError: a bad argument, a model without a place for a shrinkage, or one whose residual branches start at
-            0, are lazy modules that have not run yet, end in a layer that they have twice, or are scripted, traced or
-            wrapped for several processes already. Whenever an error is raised the model is as it was.
+        TypeError: ``model`` is not a module, or ``where`` cannot be called.
+        ValueError: a bad argument; a model without a place for a shrinkage; residual branches that start at 0, are lazy
+            modules that have not run yet, or end in a layer that they use twice; a model that is scripted, traced or
+            wrapped for several processes already. The model is unchanged whenever an error is raised.
 
     Sources: Zhao et al., DOI 10.1109/TII.2019.2943898, for the shrinkage; Hu et al., DOI 10.1109/CVPR.2018.00745, for
     squeeze-and-excite modules.
@@ -446,7 +294,7 @@ def convert(
             f"where: got {type(where).__name__}, expected a function of a name and a module, or None"
         )
     kept = tuple(name for name, module in model.named_modules() if isinstance(module, Shrinkage))
-    places = _places(model, where or (lambda name, module: True))
+    places = find_places(model, where or (lambda name, module: True))
     _require_open(model, places.values())
     if not places:
         if kept:
@@ -460,13 +308,13 @@ def convert(
             "pooling alone) or squeeze-and-excite modules, and `where` to return True for one"
         )
     options = {"thresholds": thresholds, "statistic": statistic, "reduction": reduction, "norm": norm}
-    # all are made, or refused, before the first is put in
+    # everything that can be refused is refused before the model changes
     shrinkages = {module: _make(module, place, options) for module, place in places.items()}
     for module, place in places.items():
         _require_no_hooks(module, place)
         _require_one_role(model, module, place)
     report = Conversion(
-        tuple(place.placement(module) for module, place in places.items()),
+        tuple(_placement(module, place) for module, place in places.items()),
         added=_count(shrinkages.values()),
         removed=_count(module for module, place in places.items() if place.squeeze),
         kept=kept,
@@ -475,7 +323,7 @@ def convert(
         module: shrinkage if places[module].squeeze else ShrunkLayer(module, shrinkage)
         for module, shrinkage in shrinkages.items()
     }
-    # a module has as many names as it was registered under, and a forward may call it by any
+    # under every name that a module has: a forward may use any of them
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in new:

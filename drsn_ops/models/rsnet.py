@@ -1,7 +1,7 @@
-"""RSNet-18 and RSNet-34: the ResNet with its ReLU after the sum, and shrinkage behind each block's last BatchNorm.
+"""RSNet-18 and RSNet-34: ResNets with shrinkage behind each block's last BatchNorm and a ReLU after the sum.
 
-It is the network of the public PyTorch port that most copies go back to, github.com/liguge/
-Deep-Residual-Shrinkage-Networks-for-intelligent-fault-diagnosis-DRSN-, not the paper's: that is `models.drsn`.
+They are the networks of the public PyTorch port that most copies go back to, github.com/liguge/
+Deep-Residual-Shrinkage-Networks-for-intelligent-fault-diagnosis-DRSN-. The paper's network is `models.drsn`.
 """
 
 # Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
@@ -34,15 +34,15 @@ from ..reference import STATISTICS, Statistic
 torch.fx.wrap("require_input")
 
 WIDTHS = (64, 128, 256, 512)
-# The second linear layer of a gate without normalisation, one module short, as a block names it twice.
+# The second linear layer of a gate that was built without its normalisation, under both names of the shrinkage.
 SHORT_GATE = re.compile(r"(.*\.(?:shrinkage|residual_function\.5)\.fc\.)2(\.(?:weight|bias))")
 
 
 def shrink_behind(norm: nn.Module, shrinkage: nn.Module, z: Tensor, residual: Tensor | None = None) -> Tensor:
-    """``shrinkage(norm(z), residual)``, as one operator where nothing is attached to the shrinkage itself.
+    """``shrinkage(norm(z), residual)``, as one operator where the shrinkage is a `Shrinkage` without hooks.
 
-    A hook on the `Shrinkage`, or another module in its place, has to be called with what the norm returns. A tracer of
-    torch.fx, which records plain operators in any case, may take the `Shrinkage` for a leaf.
+    A hook, or another module in its place, must be called with what the norm returns. Under torch.fx both modules are
+    called, since its tracer may treat the `Shrinkage` as a leaf.
     """
     traced = isinstance(z, torch.fx.Proxy)
     if type(shrinkage) is Shrinkage and is_plain(shrinkage) and not (shrinkage.use_reference or traced):
@@ -56,9 +56,9 @@ def shrink_behind(norm: nn.Module, shrinkage: nn.Module, z: Tensor, residual: Te
 class RSNetBlock(nn.Module):
     """``relu(shrink(h) + shortcut(x))``, h being x after convolution, BatchNorm, ReLU, convolution and BatchNorm.
 
-    The convolutions have width 3 and no biases. Where the shape changes the shortcut is a convolution of width 1 and
-    a BatchNorm, elsewhere it is x. The shrinkage has two names, ``shrinkage`` and ``residual_function.5``, as in the
-    port, and so two entries in a state_dict.
+    The convolutions have width 3 and no biases. The shortcut is a convolution of width 1 and a BatchNorm where the
+    shape changes, else x. The shrinkage has two names, ``shrinkage`` and ``residual_function.5``, and two entries in a
+    state_dict, as in the port.
 
     Args:
         in_channels: channels of x.
@@ -66,7 +66,9 @@ class RSNetBlock(nn.Module):
         stride: of the first convolution and the shortcut, on every spatial axis.
         dim: the number of spatial axes: 1, 2 or 3.
         thresholds: ``"channel-wise"``, ``"channel-shared"``, or None for the plain residual block.
-        statistic, reduction, norm: of the gate, see `Shrinkage`.
+        statistic: the scope of the abs-mean, see `Shrinkage`.
+        reduction: of the gate, see `Shrinkage`.
+        norm: of the gate, see `Shrinkage`.
 
     Shape: x is (N, in_channels, \\*spatial); y has ``out_channels`` channels and ceil(n / stride) of n positions.
 
@@ -132,7 +134,7 @@ class RSNetBlock(nn.Module):
         if shrinkage is None or len(layers) != 6 or layers[5] is not shrinkage:
             y = branch(x) + self.shortcut(x)
             return F.relu(y, inplace=isinstance(y, Tensor))
-        # not the Sequential itself: the shrinkage takes the shortcut, to add it in the same pass
+        # not the Sequential itself, so that the shrinkage adds the shortcut in the same pass
         z = through(layers[:4], x)
         return relu(shrink_behind(layers[4], shrinkage, z, self.shortcut(x)), shrinkage)
 
@@ -147,11 +149,13 @@ class RSNet(nn.Module):
             halve each axis.
         dim: the number of spatial axes: 1, 2 or 3.
         thresholds: ``"channel-wise"``, ``"channel-shared"``, or None for the plain ResNet.
-        statistic, reduction, norm: of the gates, see `Shrinkage`.
+        statistic: the scope of the abs-means, see `Shrinkage`.
+        reduction: of the gates, see `Shrinkage`.
+        norm: of the gates, see `Shrinkage`.
 
-    Names and shapes in the state_dict are the port's for ``dim=1``, ``reduction=1`` and channel-wise thresholds.
-    `load_state_dict` also takes the state of a gate that was built without its normalisation, whose second linear
-    layer is called ``fc.2`` there and ``fc.3`` here, with ``norm="none"``.
+    Names and shapes in the state_dict are the port's for ``dim=1``, ``reduction=1`` and channel-wise thresholds. With
+    ``norm="none"``, ``load_state_dict`` also takes gates that were built without their normalisation, whose second
+    linear layer is called ``fc.2`` instead of ``fc.3``.
 
     Shape: (N, in_channels, \\*spatial), any length, to logits (N, num_classes).
 
@@ -217,7 +221,7 @@ class RSNet(nn.Module):
 
 
 def lengthen_gates(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Renames the second linear layer of gates without normalisation, ``fc.2``, to ``fc.3``, where this one is."""
+    """Renames the second linear layer of gates that were built without normalisation: ``fc.2`` to ``fc.3``."""
     for key in [key for key in state_dict if key.startswith(prefix)]:
         if found := SHORT_GATE.fullmatch(key):
             state_dict[f"{found[1]}3{found[2]}"] = state_dict.pop(key)
@@ -233,21 +237,32 @@ def rsnet18(
     reduction: int = 1,
     norm: Norm = "batch",
 ) -> RSNet:
-    """The public PyTorch port's network of 18 layers: eight blocks of 64 to 512 channels, with checkpoints' names.
+    """The public PyTorch port's network of 18 layers: eight blocks of 64 to 512 channels, with its checkpoints' names.
 
-    =====================================================  ==================================================
-    the port                                               here
-    =====================================================  ==================================================
-    ``DRSN-CW.py``, since the end of 2021                  ``rsnet18()``
-    the same since 2023, its gate without BatchNorm        ``rsnet18(norm="none")``
-    ``DRSN-CS.py``: the mean of the whole sample times a   ``rsnet18(statistic="sample")``, a hybrid: the
-    gate as wide as the channels                           thresholds still differ from channel to channel
-    the paper's DRSN-CS, one threshold a sample            ``rsnet18(thresholds="channel-shared")``
-    the ResNet without shrinkage                           ``rsnet18(thresholds=None)``
-    =====================================================  ==================================================
+    | the port | here |
+    | --- | --- |
+    | ``DRSN-CW.py``, since the end of 2021 | ``rsnet18()`` |
+    | the same since 2023, its gate without BatchNorm | ``rsnet18(norm="none")`` |
+    | ``DRSN-CS.py``: the sample's mean with a gate as wide as the channels | ``rsnet18(statistic="sample")`` |
+    | the paper's DRSN-CS, one threshold a sample | ``rsnet18(thresholds="channel-shared")`` |
+    | the ResNet without shrinkage | ``rsnet18(thresholds=None)`` |
 
     A checkpoint does not tell which of the two means it was trained with, and before the end of 2021 the port's two
-    files held each other's: try both on a few labelled signals. Blocks, shapes and errors: `RSNet`.
+    files held each other's: try both on a few labelled signals.
+
+    Args:
+        in_channels: channels of the input.
+        num_classes: the number of logits.
+        dim: the number of spatial axes: 1, 2 or 3.
+        thresholds: ``"channel-wise"``, ``"channel-shared"``, or None for the plain ResNet.
+        statistic: the scope of the abs-means, see `Shrinkage`.
+        reduction: of the gates, see `Shrinkage`.
+        norm: of the gates, see `Shrinkage`.
+
+    Shape: (N, in_channels, \\*spatial), any length, to logits (N, num_classes).
+
+    Raises:
+        ValueError: a bad argument.
 
     >>> network = drsn_ops.models.rsnet18(in_channels=1, num_classes=4)
     >>> network(torch.randn(2, 1, 100)).shape
@@ -278,7 +293,7 @@ def rsnet34(
     reduction: int = 1,
     norm: Norm = "batch",
 ) -> RSNet:
-    """`rsnet18` with 34 layers: 3, 4, 6 and 3 blocks instead of two each."""
+    """`rsnet18` with 34 layers: 3, 4, 6 and 3 blocks instead of two each. Arguments as there."""
     return RSNet(
         in_channels,
         num_classes,
