@@ -1,11 +1,10 @@
 """Noise at an exact signal-to-noise ratio, as the networks are tested with: `add_noise`, and the noises by themselves.
 
-The paper's protocol adds white Gaussian, Laplacian and pink noise of -5 to 5 dB to each raw signal, once, and keeps it
-for the whole training (Zhao et al., DOI 10.1109/TII.2019.2943898, section IV). The programs for images, published with
-it, add uniform noise.
+The paper adds white Gaussian, Laplacian and pink noise of -5 to 5 dB to each raw signal, once, before the training
+(Zhao et al., DOI 10.1109/TII.2019.2943898, section IV). The programs for images, published with it, add uniform noise.
 
-Every noise is drawn in float32 on the generator's device, the CPU where none is given, and then moved: one seed gives
-one noise on every device.
+Noise is drawn in float32 on the generator's device, the CPU where none is given, and then moved: one seed gives one
+noise on every device.
 """
 
 from __future__ import annotations
@@ -21,12 +20,18 @@ from torch import Tensor
 from .arguments import require_choice
 from .reference import accumulator, wrong_type
 
+__all__ = ["KINDS", "Kind", "add_noise", "gaussian", "laplacian", "pink", "snr", "uniform"]
+
 Kind = Literal["gaussian", "laplacian", "pink", "uniform"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-FLOATING = "a tensor of a real floating-point type"
+_FLOATING = "a tensor of a real floating-point type"
 
 Device = torch.device | str | None
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def gaussian(
@@ -36,8 +41,8 @@ def gaussian(
 
     Args:
         shape: of the noise.
-        generator: what it is drawn from; None is PyTorch's default CPU generator.
-        device: where the noise goes; None leaves it on the generator's device.
+        generator: the source of random numbers; None is PyTorch's default CPU generator.
+        device: of the noise; None leaves it on the generator's device.
     """
     return torch.randn(shape, generator=generator, **_source(generator)).to(device)
 
@@ -47,7 +52,12 @@ def laplacian(
 ) -> Tensor:
     """White noise of density ``exp(-sqrt(2) |n|) / sqrt(2)``, float32: mean 0 and power 1, heavier tails than N(0, 1).
 
-    The difference of two standard exponential variables, divided by ``sqrt(2)``. Arguments as in `gaussian`.
+    It is the difference of two standard exponential variables, divided by ``sqrt(2)``.
+
+    Args:
+        shape: of the noise.
+        generator: the source of random numbers; None is PyTorch's default CPU generator.
+        device: of the noise; None leaves it on the generator's device.
 
     Source: S. Kotz, T. Kozubowski, K. Podgorski, The Laplace Distribution and Generalizations, 2001, section 2.2.
     """
@@ -58,12 +68,17 @@ def laplacian(
 def pink(shape: Sequence[int], *, generator: torch.Generator | None = None, device: Device = None) -> Tensor:
     """Gaussian noise whose power spectral density is ``1 / f`` along the last axis, float32: mean 0, expected power 1.
 
-    White noise whose Fourier coefficient k is divided by ``sqrt(k)``, and whose mean is removed. The other axes are
-    independent of each other. The last axis is one period of the noise; its mean is 0 in every row, its power is 1 on
-    average only. Arguments as in `gaussian`.
+    It is white noise whose Fourier coefficient k is divided by ``sqrt(k)`` and whose mean is removed. The last axis is
+    one period of the noise; along it the mean is exactly 0, while the power is 1 on average only. What lies side by
+    side on the other axes is independent.
+
+    Args:
+        shape: of the noise.
+        generator: the source of random numbers; None is PyTorch's default CPU generator.
+        device: of the noise; None leaves it on the generator's device.
 
     Raises:
-        ValueError: a last axis of less than 2 points, which has no frequency but 0.
+        ValueError: the last axis has less than 2 points, so no frequency but 0.
 
     Source: J. Timmer and M. Koenig, On generating power law noise, Astronomy and Astrophysics 300, 1995, 707-710.
     """
@@ -71,11 +86,11 @@ def pink(shape: Sequence[int], *, generator: torch.Generator | None = None, devi
     points = shape[-1]
     frequency = torch.arange(points // 2 + 1, dtype=torch.float64, device="cpu")
     weight = torch.where(frequency > 0, frequency.clamp(min=1).rsqrt(), 0)
-    # the mean square over both halves of the spectrum; only the mean and, if even, the last one stand alone
+    # each frequency counts twice, with its negative one; 0 and, where points is even, the last have none
     power = 2 * weight.square().sum() - (weight[-1].square() if points % 2 == 0 else 0)
     weight = (weight * (points / power).sqrt()).to(**_source(generator))
     white = gaussian(shape, generator=generator)
-    if not white.numel():  # of which some Fourier transforms make an error
+    if not white.numel():  # some Fourier transforms raise
         return white.to(device)
     noise: Tensor = torch.fft.irfft(torch.fft.rfft(white) * weight, n=points)
     return noise.to(device)
@@ -86,7 +101,10 @@ def uniform(
 ) -> Tensor:
     """Noise of U(0, 1), float32, as the programs for MNIST and CIFAR-10 add it: mean 1/2 and power 1/3.
 
-    Arguments as in `gaussian`.
+    Args:
+        shape: of the noise.
+        generator: the source of random numbers; None is PyTorch's default CPU generator.
+        device: of the noise; None leaves it on the generator's device.
     """
     return torch.rand(shape, generator=generator, **_source(generator)).to(device)
 
@@ -97,25 +115,24 @@ _DRAW: dict[str, Callable[..., Tensor]] = dict(zip(KINDS, (gaussian, laplacian, 
 def add_noise(
     x: Tensor, snr: float | Tensor, kind: Kind = "gaussian", *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """``x + s * noise``, with ``s`` of each sample such that ``10 log10(mean(x^2) / mean((s * noise)^2))`` is ``snr``.
+    """``x + s * noise``, where ``s`` makes ``10 log10(mean(x^2) / mean((s * noise)^2))`` of each sample equal ``snr``.
 
     Args:
-        x: signals of shape (N, ...), float32 or another real floating type, on any device.
-        snr: decibels, a number, or a tensor of shape (N,) with one for each sample.
-        kind: one of `KINDS`. Power is the mean square, which for ``"uniform"`` includes its mean of 1/2; ``"pink"``
-            runs along the last axis.
-        generator: what the noise is drawn from; None is PyTorch's default CPU generator.
+        x: signals of shape (N, ...), of any real floating-point dtype, on any device.
+        snr: decibels: a number, or a tensor of shape (N,) with one for each sample.
+        kind: ``"gaussian"``, ``"laplacian"``, ``"pink"``, along the last axis, or ``"uniform"``, whose power includes
+            its mean of 1/2.
+        generator: the source of random numbers; None is PyTorch's default CPU generator.
 
     Returns:
-        A new tensor of the shape, type and device of ``x``. The powers are those of the sample itself, not expected
-        ones, so that the ratio is exact up to the rounding of the sum to the type of ``x``: to 0.1 dB up to about
-        130 dB in float32, 55 in float16 and 35 in bfloat16. Far beyond that the noise is lost in the last digit of the
-        values, and ``x`` comes back as it was.
+        A new tensor of the shape, dtype and device of ``x``. The powers are measured in each sample, so the ratio is
+        exact up to the rounding of the sum to the dtype of ``x``: within 0.1 dB up to about 130 dB in float32, 55 in
+        float16 and 35 in bfloat16. Far above that the noise is smaller than the rounding, and ``x`` comes back.
 
     Raises:
         TypeError: ``x`` is not a real floating-point tensor; ``snr`` is neither a number nor a tensor.
-        ValueError: a sample of ``x`` is empty, not finite or 0 everywhere, so that it has no power to relate the noise
-            to; a sum beyond the range of its type; a bad ``snr`` or ``kind``.
+        ValueError: a sample of ``x`` is empty, not finite or 0 everywhere, so that it has no power; the sum is beyond
+            the range of its dtype; a bad ``snr`` or ``kind``.
 
     >>> x = torch.sin(torch.arange(2048.0)).expand(3, 1, -1)
     >>> noisy = add_noise(x, torch.tensor([-5.0, 2.0, 5.0]), "pink", generator=torch.Generator().manual_seed(0))
@@ -154,14 +171,19 @@ def add_noise(
 
 
 def snr(x: Tensor, noisy: Tensor) -> Tensor:
-    """The signal-to-noise ratio of each sample, (N,) of float64.
+    """The signal-to-noise ratio of each sample in decibels, ``10 log10(mean(x^2) / mean((noisy - x)^2))``.
 
-    ``10 log10(mean(x^2) / mean((noisy - x)^2))`` decibels. It is inf where there is no noise, -inf where there is no
-    signal, NaN where there is neither.
+    Args:
+        x: signals of shape (N, ...), of any real floating-point dtype.
+        noisy: the same with noise.
+
+    Returns:
+        A float64 tensor of shape (N,): inf where there is no noise, -inf where there is no signal, NaN where there is
+        neither.
 
     Raises:
-        TypeError: a tensor that is not of a real floating-point type.
-        ValueError: shapes that differ, or without an axis after that of the samples.
+        TypeError: an argument is not a real floating-point tensor.
+        ValueError: the shapes differ, or have less than two axes.
     """
     _require_signals("x", x)
     _require_signals("noisy", noisy)
@@ -171,12 +193,12 @@ def snr(x: Tensor, noisy: Tensor) -> Tensor:
 
 
 def _source(generator: torch.Generator | None) -> dict[str, Any]:
-    """Where and in which type the numbers are drawn, whatever PyTorch's defaults are."""
+    """The device and dtype that numbers are drawn with, whatever PyTorch's defaults are."""
     return {"device": "cpu" if generator is None else generator.device, "dtype": torch.float32}
 
 
 def _power(x: Tensor) -> Tensor:
-    """The mean square of each sample, (N,) of float64."""
+    """The mean square of each sample, (N,), float64."""
     rows = x.flatten(1)
     norm: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     return norm.square() / rows.shape[1]
@@ -184,9 +206,9 @@ def _power(x: Tensor) -> Tensor:
 
 def _require_signals(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
-        raise wrong_type(name, x, FLOATING)
+        raise wrong_type(name, x, _FLOATING)
     if not x.is_floating_point():
-        raise TypeError(f"{name}: got a tensor of {x.dtype}, expected {FLOATING}")
+        raise TypeError(f"{name}: got a tensor of {x.dtype}, expected {_FLOATING}")
     if x.dim() < 2:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected (N, ...) with at least two axes")
 

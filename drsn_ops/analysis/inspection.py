@@ -1,4 +1,4 @@
-"""What the shrinkage blocks of a network do to an input: their thresholds, and what they let through."""
+"""`inspect`: what the shrinkage blocks of a network do to an input, as numbers, a table and a plot."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Block:
-    """One call of a `Shrinkage` or `SoftThreshold`; tensors are copies on the device of its input.
+    """One call of a `Shrinkage` or `SoftThreshold`. Tensors are copies on the device of its input.
 
-    With x of shape (N, C, \\*spatial), as it came in, ``passed`` is what the block let through, before a residual was
-    added: ``sign(x) * max(|x| - tau, 0)``. ``tau``, in the units of x, and ``alpha``, the gate's values, are (N, C),
-    or (N, 1) where they do not depend on the channel; a learned threshold has no sample and no gate: its tau is (1, C)
-    or (1, 1), and its alpha None. ``zeroed`` is the share of each channel's values that are 0 afterwards, (N, C).
+    Attributes:
+        name: of the module in the network.
+        kind: ``"Shrinkage"`` or ``"SoftThreshold"``.
+        x: the input, (N, C, \\*spatial).
+        passed: ``sign(x) * max(|x| - tau, 0)``, before a residual is added; of x's shape.
+        tau: the thresholds in the units of x, (N, C) or, where the channels share one, (N, 1); of a `SoftThreshold`
+            (1, C) or (1, 1).
+        alpha: the gate's output, (N, C) or (N, 1); None of a `SoftThreshold`.
+        zeroed: the share of each channel's values that are 0 afterwards, (N, C), float64.
     """
 
     name: str
@@ -47,9 +52,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found: the input, the network's output and the blocks in the order in which they ran.
+    """What `inspect` found; printed, it is a table with a line for each block.
 
-    Printed, it is a table of a line a block.
+    Attributes:
+        x: the network's input.
+        output: the network's output.
+        blocks: the blocks in the order of their calls.
     """
 
     x: Tensor
@@ -76,26 +84,25 @@ class Inspection:
         sample: int = 0,
         channel: int | None = None,
     ) -> Path:
-        """Draw the input of one sample and what each block made of its own, as a PNG file.
+        """Draw one sample of the input, and what each block got and let through, as a PNG file.
 
-        Signals are drawn as lines, each block's input and what it let through in one picture with the thresholds;
-        images as two maps side by side; of a volume its middle slice along the first axis; of a block without spatial
-        axes the channels.
+        A signal is drawn as lines with the thresholds, an image as two maps side by side, a volume as its middle slice
+        along the first axis, and a block without spatial axes as a line over its channels.
 
         Args:
-            path: of the file, which is replaced once the new one is whole.
+            path: of the file. An old file is replaced once the new one is whole.
             clean: the input before noise was added to it, of the shape of x or of one sample of it.
             sample: which sample of the batch.
-            channel: which channel of every block; None takes the strongest, by the mean of its magnitudes. Of the
-                input, it is always the strongest.
+            channel: which channel of every block; None takes the one with the largest mean magnitude. The input is
+                always drawn so.
 
         Returns:
             The path.
 
         Raises:
-            TypeError: a ``clean`` that is no tensor.
-            ValueError: a sample, channel or shape of ``clean`` that does not fit, a block with another batch than x, as
-                where a network cuts its input into windows, or a folder that is not there.
+            TypeError: ``clean`` is not a tensor.
+            ValueError: ``sample``, ``channel`` or the shape of ``clean`` does not fit; a block has another batch than
+                x, as where a network cuts its input into windows; the folder of ``path`` does not exist.
             ImportError: matplotlib is missing; it comes with ``drsn_ops[train]``.
         """
         path = Path(path)
@@ -130,7 +137,7 @@ class Inspection:
     def _sample(self, sample: int) -> Tensor:
         count = len(self.x) if self.x.dim() else 0
         for block in self.blocks:
-            # its sample of this number need not be one of x's
+            # its samples are not those of x
             if len(block.x) != count:
                 raise ValueError(
                     f"model: gives {block.name!r} a batch of {len(block.x)}, expected {count}, that of x, "
@@ -158,7 +165,7 @@ class _Picture:
 
     def _draw_lines(self, figure: SubFigure) -> None:
         axes = figure.subplots()
-        # what is drawn first lies below: the noise below the signal, the input below what is left of it
+        # the first is drawn below: the noisy signal below the clean one, the input below what was let through
         for (label, values), color in zip(self.values.items(), ("0.7", "C0"), strict=False):
             axes.plot(values.numpy(), color=color, linewidth=0.9, label=label)
         if self.tau is not None:
@@ -169,7 +176,7 @@ class _Picture:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
 
     def _draw_maps(self, figure: SubFigure) -> None:
-        # white is 0, so that what was zeroed is seen
+        # 0 is white, so that zeroed values show
         limit = max(v.abs().max().item() for v in self.values.values())
         columns = figure.subplots(1, 2)
         for axes in columns:
@@ -181,7 +188,7 @@ class _Picture:
 
 
 def _drawable(values: Tensor) -> Tensor:
-    """Numbers that matplotlib draws: those of a complex type by their magnitude; of a volume its middle slice."""
+    """Real numbers of at most two axes: the magnitude of complex ones, the middle slice of a volume."""
     values = (values.abs() if values.is_complex() else values).double().cpu()
     while values.dim() > 2:
         values = values[len(values) // 2]
@@ -224,7 +231,7 @@ def _row(block: Block) -> tuple[str, ...]:
 
 
 def _look(name: str, module: Shrinkage | SoftThreshold, x: Tensor) -> Block:
-    """What this module does to x, which is not touched."""
+    """What this module does to x, which is not changed."""
     alpha = None
     if isinstance(module, Shrinkage):
         mean = functional.abs_mean(x)
@@ -241,7 +248,7 @@ def _look(name: str, module: Shrinkage | SoftThreshold, x: Tensor) -> Block:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with each module's own mode restored."""
+    """Evaluation mode; afterwards each module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -252,7 +259,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _recorder(name: str, blocks: list[Block]) -> Callable[..., None]:
-    """A hook that looks at the input before the module, which may write into it, has it."""
+    """A hook that copies the input before the module can overwrite it."""
 
     def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x: Tensor = args[0] if args else kwargs["x"]
@@ -268,20 +275,19 @@ def _recorder(name: str, blocks: list[Block]) -> Callable[..., None]:
 def inspect(model: nn.Module, x: Tensor) -> Inspection:
     r"""The thresholds, gates and zeroed values of every `Shrinkage` and `SoftThreshold` of a network, for one input.
 
-    The network runs once in evaluation mode and without gradients, uncompiled. Its modes, statistics and hooks and the
-    state of the random numbers are left as they were, also when it raises. Each gate is called once more by itself.
+    The network runs once, in evaluation mode, without gradients and uncompiled; each gate is called once more. Modes,
+    statistics, hooks and the state of random numbers are left as they were, also when the network raises.
 
     Args:
         model: a network with a `Shrinkage` or `SoftThreshold` in it, or one of the two.
         x: its input, as a batch.
 
     Returns:
-        An `Inspection`: a tuple of blocks, printable as a table and plottable. A module that is called several times
-        has several blocks of the same name; one that is not called has none.
+        An `Inspection` with a block for each call of such a module; it prints as a table and has a ``plot``.
 
     Raises:
-        TypeError: a model that is no module, or an x that is no tensor.
-        ValueError: a model without such a module, or which calls none of those it has.
+        TypeError: ``model`` is not a module, or ``x`` is not a tensor.
+        ValueError: ``model`` has no such module, or calls none of those it has.
 
     >>> inspection = drsn_ops.inspect(drsn_ops.models.drsn(), torch.randn(2, 1, 256))
     >>> len(inspection.blocks), inspection.blocks[0].tau.shape
@@ -296,7 +302,7 @@ def inspect(model: nn.Module, x: Tensor) -> Inspection:
         raise ValueError(
             f"model: got {type(model).__name__}, expected one with a Shrinkage or SoftThreshold in it"
         )
-    given = x.detach().clone()  # a first block in place would overwrite x
+    given = x.detach().clone()  # a first block with inplace=True would overwrite x
     blocks: list[Block] = []
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())

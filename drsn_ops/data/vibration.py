@@ -3,29 +3,30 @@
 A shaft with a gear runs in a ball bearing; `vibration` makes what an accelerometer on its housing records, in g. With
 ``q`` the revolutions of the shaft since the signal began, the signal is a sum of four parts:
 
-- the shaft: ``sum_h S_h cos(2 pi h q + phi_h)``, its first three harmonics. Unbalance raises the first, a centrifugal
-  force in proportion to the speed squared; misalignment raises the second and the third.
-- the gear mesh: ``sum_m G_m (1 + a(q)) cos(2 pi m (z q - b(q)) + phi_m)``, three harmonics of ``z`` teeth, in amplitude
-  ``a`` and phase ``b`` modulated by the shaft. An eccentric gear has ``a = A cos(2 pi q + phi)`` and ``b = 0``; a
-  cracked tooth makes ``a`` dip and the phase lag each time it passes; wear raises the second and third harmonic.
+- the shaft: ``sum_h S_h cos(2 pi h q + phi_h)``, its first three harmonics. Unbalance raises the first by a centrifugal
+  force, in proportion to the speed squared; misalignment raises the second and the third.
+- the gear mesh: ``sum_m G_m (1 + a(q)) cos(2 pi m (z q - b(q)) + phi_m)``, three harmonics of ``z`` teeth. The shaft
+  modulates their amplitude by ``a`` and their phase by ``b``. An eccentric gear has ``a = A cos(2 pi q + phi)`` and
+  ``b = 0``; a cracked tooth makes ``a`` dip and the phase lag each time it passes; wear raises the second and third
+  harmonic.
 - the bearing: ``sum_k A_k h(t - t_k)``, impacts on a resonance ``h(t) = exp(-zeta w t) sin(w sqrt(1 - zeta^2) t)`` of
-  the housing, ``t >= 0``. They are ``(1 + slip_k) / r`` revolutions apart, with ``r`` the characteristic ratio of
-  `Bearing` and ``slip_k`` normal of 1.5 %, so that their phase wanders. A fault of the outer race stays in the zone of
-  load; one of the inner race passes it with the shaft, one of a ball with the cage, and ``A_k`` follows Stribeck's
+  the housing, ``t >= 0``. They are ``(1 + slip_k) / r`` revolutions apart, where ``r`` is the characteristic ratio of
+  `Bearing` and ``slip_k`` is normal with 1.5 %, so that their phase wanders. A fault of the outer race stays in the
+  load zone; one of the inner race passes it with the shaft, one of a ball with the cage, and ``A_k`` follows Stribeck's
   distribution of a bearing without clearance, ``max(cos psi, 0)^(3/2)``. A ball strikes both races in turn.
 - white Gaussian noise of the sensor and the surroundings.
 
 Mesh and impacts grow with the load, as ``0.4 + 0.6 load``. The speed of each signal begins within 1 % of the nominal
-one and drifts by up to 2 % of that a second; phases and amplitudes are drawn anew for each signal, those of a fault as
-well as those of the healthy machine.
+one and drifts by up to 2 % of that a second. Phases and amplitudes are drawn for each signal, of the fault and of the
+healthy machine alike.
 
 Sources: bearing ratios and slip: R. B. Randall and J. Antoni, Rolling element bearing diagnostics: a tutorial, Mech.
-Syst. Signal Process. 25, 2011, 485-520. Impacts in the zone of load: P. D. McFadden and J. D. Smith, Model for the
+Syst. Signal Process. 25, 2011, 485-520. Impacts in the load zone: P. D. McFadden and J. D. Smith, Model for the
 vibration produced by a single point defect in a rolling element bearing, J. Sound Vib. 96, 1984, 69-82. Gear with a
 crack: P. D. McFadden, Detecting fatigue cracks in gears by amplitude and phase demodulation of the meshing vibration,
 J. Vib. Acoust. 108, 1986, 165-170. Wear: R. B. Randall, A new method of modeling gear faults, J. Mech. Des. 104, 1982,
-259-267. As many classes, speeds, loads and signals as in Zhao et al., DOI 10.1109/TII.2019.2943898, whose own data are
-not public; which ones, and the amplitudes, are this module's.
+259-267. There are as many classes, speeds, loads and signals as in Zhao et al., DOI 10.1109/TII.2019.2943898, whose
+data are not public; which ones, and the amplitudes, are chosen here.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ BACKGROUND = 0.15
 ECCENTRICITY, DIP, LAG = 0.1, 0.8, 0.25  # shares of the mesh's amplitude; the lag is one of its period
 SLIP = 0.015
 DAMPING = 0.05
-LEAD = 0.02  # seconds of impacts before a signal begins, so that they ring when it does
-LONGEST = 10  # seconds; the speed then has drifted by a fifth at most, for which `impacts` are counted
-CHUNK = 288  # signals made at a time; it decides nothing but memory
+LEAD = 0.02  # seconds of impacts before a signal begins, which still ring in it
+LONGEST = 10  # seconds: the speed drifts by a fifth at most, which `impacts` allows for
+CHUNK = 288  # signals made at a time: it changes memory, not signals
 
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -75,7 +76,8 @@ class Bearing:
 
     Args:
         balls: their number.
-        ball_diameter, pitch_diameter: millimetres.
+        ball_diameter: millimetres.
+        pitch_diameter: millimetres.
         contact_angle: radians.
 
     The ratios are events in one revolution of the shaft, with ``d = ball_diameter / pitch_diameter * cos(angle)``.
@@ -119,14 +121,14 @@ SKF_6205 = Bearing(balls=9, ball_diameter=7.94, pitch_diameter=39.04)
 
 @dataclass(frozen=True)
 class Defect:
-    """A spot of a bearing that is damaged.
+    """A damaged spot of a bearing.
 
     Args:
         ratio: impacts a revolution of the shaft.
-        passages: of the spot through the zone of load in that time; 0 where it stays in it.
-        level: the height of an impact under full load, g.
-        second: that of every second impact, as a share of it.
-        resonance: what they excite, Hz.
+        passages: of the spot through the load zone a revolution of the shaft; 0 where it stays there.
+        level: the height of an impact at full load, g.
+        second: the height of every second impact, as a share of ``level``.
+        resonance: the frequency that impacts excite, Hz.
     """
 
     ratio: float
@@ -144,7 +146,14 @@ DEFECTS = {
 
 
 class Signals(NamedTuple):
-    """Signals, (N, 1, points) of float32 in g, and of each, (N,), its class, nominal speed in Hz and share of load."""
+    """Signals and what they are of.
+
+    Attributes:
+        x: the signals in g, (N, 1, points), float32.
+        labels: the index of each one's class in `CLASSES`, (N,), int64.
+        speed: each one's nominal speed in Hz, (N,), float32.
+        load: each one's load as a share of the rated torque, (N,), float32.
+    """
 
     x: Tensor
     labels: Tensor
@@ -157,16 +166,16 @@ def vibration(signals: int = 28_800, *, points: int = 2048, rate: float = 12_800
 
     Args:
         signals: how many. 72 in a row hold each of 8 classes x 3 speeds x 3 loads once; 28,800 hold each 400 times.
-        points: of each signal: at most 10 seconds of them, so that its speed drifts by no more than a fifth.
-        rate: points a second, Hz: at least 8,000, so that there is room for the resonance.
-        seed: of all that is random. Signal i of one seed is the same however many are made with it, given the same
+        points: of each signal, at most 10 seconds, so that the speed drifts by a fifth at most.
+        rate: points a second, Hz: at least 8,000, since the resonance is at 3,000.
+        seed: of all that is random. Signal i does not depend on how many are made; it is the same for the same seed,
             ``points``, ``rate`` and version of NumPy.
 
     Returns:
         `Signals`, with a root mean square of about 1 g over the whole set.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
 
     >>> made = vibration(72)
     >>> made.x.shape, CLASSES[made.labels[5]], made.speed[5].item(), made.load[5].item()
@@ -197,7 +206,7 @@ def vibration(signals: int = 28_800, *, points: int = 2048, rate: float = 12_800
 
 
 class Chunk(NamedTuple):
-    """Signals that are made together: each has its own generator, and its quantities in arrays of (N, 1)."""
+    """Signals that are made together, each by its own generator; the arrays are (N, 1)."""
 
     generators: list[np.random.Generator]
     label: Integers
@@ -213,7 +222,7 @@ class Chunk(NamedTuple):
         return cls(generators, label[:, None], actual, drift, 0.4 + 0.6 * load[:, None])
 
     def of(self, name: str) -> tuple[npt.NDArray[np.bool_], Chunk]:
-        """Which signals are of a class, and these by themselves."""
+        """Which signals are of a class, (N,), and a chunk of these alone."""
         rows = self.label[:, 0] == CLASSES.index(name)
         return rows, Chunk(
             [generator for generator, chosen in zip(self.generators, rows, strict=True) if chosen],
@@ -275,7 +284,7 @@ def mesh(chunk: Chunk, turns: Array) -> Array:
     amplitude = 1 + ECCENTRICITY * scale[:, :1] * np.cos(2 * np.pi * (turns + phase[:, :1]))
     lag = np.zeros_like(turns)
     rows, cracked = chunk.of("tooth crack")
-    # revolutions from the nearest passage of the tooth, which is felt over about three teeth
+    # revolutions from the nearest passage of the tooth, which shows over about three teeth
     away = (turns[rows] + phase[rows, 1:2]) % 1 - 0.5
     passage = np.exp(-0.5 * (away * TEETH / 1.5) ** 2)
     amplitude[rows] -= DIP * scale[rows, 1:2] * passage
@@ -284,14 +293,14 @@ def mesh(chunk: Chunk, turns: Array) -> Array:
 
 
 def impacts(chunk: Chunk, defect: Defect, points: int, rate: float) -> Array:
-    """What one kind of damaged bearing adds."""
+    """The impacts of a damaged bearing."""
     revolutions = 1.02 * max(SPEEDS) * (points / rate + LEAD)
-    # a tenth and a few more than at this speed, for the drift and the slip
+    # a tenth and 8 more than at the highest speed, for the drift and the slip
     count = math.ceil(1.1 * revolutions * defect.ratio) + 8
     gaps = (1 + SLIP * normal(chunk.generators, count)) / defect.ratio
     begin = uniform(chunk.generators, 0, 1, 1) / defect.ratio - LEAD * chunk.speed
     turns = begin + np.cumsum(gaps, axis=1)
-    # when the shaft has made these turns: the root of a quadratic, in the form that loses no digits
+    # the time of these turns: the root of a quadratic, in the form without cancellation
     struck = 2 * turns / (chunk.speed + np.sqrt(chunk.speed**2 + 2 * chunk.drift * turns))
     level = defect.level * chunk.strength * uniform(chunk.generators, 0.75, 1.25, 1)
     heights = level * uniform(chunk.generators, 0.9, 1.1, count)
@@ -304,10 +313,10 @@ def impacts(chunk: Chunk, defect: Defect, points: int, rate: float) -> Array:
 
 
 def ring(struck: Array, heights: Array, resonance: Array, points: int, rate: float) -> Array:
-    """``sum_k heights_k h(n / rate - struck_k)``, (N, points), h the response of a damped oscillator.
+    """``sum_k heights_k h(n / rate - struck_k)``, (N, points), where h is the response of a damped oscillator.
 
-    h is the imaginary part of ``exp(pole t)``, so that a sum of any number of them goes from one point to the next by
-    one factor. An impact enters at the first point after it, with what has become of it since: its time is not rounded.
+    h is the imaginary part of ``exp(pole t)``, so one factor takes the sum of all responses from a point to the next.
+    An impact enters at the first point after it, with the phase it then has: its time is not rounded.
     """
     pole = 2 * np.pi * resonance * (-DAMPING + 1j * math.sqrt(1 - DAMPING**2))
     first = np.maximum(np.ceil(struck * rate), 0).astype(np.int64)
