@@ -1,10 +1,11 @@
 # make demo trains a network on handwritten digits, make test runs the tests. Both first set up .venv, which needs
-# Python 3.10 or newer, make and a C++ compiler. Another Python: make PYTHON=python3.12 demo
+# Python 3.10 or newer, make and a C++ compiler. The first make may choose: PYTHON=python3.12 another Python,
+# TORCH=torch==2.11.0 another PyTorch than requirements.txt names, CXX=clang++ another compiler.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test emulate bench lint format kernels wheel clean
+.PHONY: demo test emulate bench lint format kernels nvcc wheel clean
 
 demo: $(VENV)/installed
 	$(PY) -m drsn_ops train
@@ -22,11 +23,14 @@ lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-logo --no-cache
+	$(PY) tools/imports.py --check
 	find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 format: $(VENV)/installed
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+	$(PY) tools/imports.py
 	find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
 
 # the CUDA kernels, compiled as C++, in the tests made for them; no GPU and no nvcc is needed
@@ -34,9 +38,13 @@ emulate: $(VENV)/installed
 	$(MAKE) -C tests/emulator
 	$(PY) -m pytest tests/test_kernels.py --device emulated -k "not 100000 and not 1000003"
 
-# every .cu for every architecture, where an nvcc is found; no GPU is needed
+# every .cu for every architecture, where an nvcc is found (REQUIRE_NVCC=1: or fail); no GPU is needed
 kernels:
 	tools/compile_kernels.sh
+
+# PyPI's CUDA compiler into .venv, of the CUDA version that its PyTorch asks for
+nvcc: $(VENV)/requirements
+	$(PY) -m pip install --disable-pip-version-check 'cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]'
 
 # the sdist and, compiled from it, the wheel, in dist/; for PyTorch 2.11 and newer
 wheel: $(VENV)/installed
@@ -45,7 +53,7 @@ wheel: $(VENV)/installed
 $(VENV)/requirements: requirements.txt
 	@sh tools/check_prerequisites.sh "$(PYTHON)"
 	test -x $(VENV)/bin/pip || "$(PYTHON)" -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	sed 's/^torch==.*/$(or $(TORCH),&)/' requirements.txt | $(PY) -m pip install --disable-pip-version-check -r /dev/stdin
 	@touch $@
 
 $(VENV)/installed: $(VENV)/requirements setup.py pyproject.toml $(shell find csrc -type f)
