@@ -1,14 +1,18 @@
-"""Builds drsn_ops/_ops_cpu.so, drsn_ops/_ops_cuda.so (where it can) and the pybind11 module drsn_ops/_C.
+"""Builds the libraries _ops_cpu and, where a CUDA toolkit fits the installed PyTorch, _ops_cuda, and the module _C.
 
-Environment: USE_CUDA=0 leaves CUDA out, USE_CUDA=1 makes a missing condition an error; CUDA_HOME, MAX_JOBS,
-TORCH_CUDA_ARCH_LIST, CXX and CC as for every PyTorch extension; DEBUG=1: no optimisation, and symbols. Without
-CUDA_HOME the compiler of PyPI's cuda-toolkit[nvcc,cccl], CUDA 13 or newer, is first, then the nvcc that PyTorch finds.
+Environment variables:
+    USE_CUDA=0    leaves CUDA out
+    USE_CUDA=1    stops with the reason if CUDA cannot be built
+    DEBUG=1       symbols and no optimisation
+    CUDA_HOME     the toolkit; if not set, the one of PyPI's cuda-toolkit packages, then the one that PyTorch finds
+    MAX_JOBS, TORCH_CUDA_ARCH_LIST, CXX as for every PyTorch extension
 """
 
 import glob
 import hashlib
 import importlib.util
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -18,7 +22,7 @@ import sysconfig
 from setuptools import Extension, setup
 from setuptools.command.build import build
 
-# pip builds in an environment of its own, without the user's PyTorch; where that one lies is still known.
+# pip builds in an isolated environment. The PyTorch of the environment around it is used all the same.
 sys.path += [p for p in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")} if p not in sys.path]
 try:
     import torch
@@ -28,7 +32,7 @@ except ModuleNotFoundError as error:
         raise
     sys.exit(
         f"drsn_ops is built against PyTorch, and {sys.executable} has none. Install both with:\n"
-        "    python -m pip install 'torch>=2.11' 'setuptools>=77' ninja pybind11"
+        "    python -m pip install 'torch>=2.11' 'setuptools>=77' ninja"
         " && python -m pip install --no-build-isolation ."
     )
 
@@ -40,25 +44,25 @@ DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
 SCHEMAS = "csrc/registration.cpp"
 HEADERS = glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True)
 
-# Loops become vector code only with all of these; with no fused multiply-add all SIMD levels agree exactly.
+# GCC vectorises the loops only with these flags. Without fused multiply-add all SIMD levels give the same bits.
 CXX_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
 CXX_FLAGS += ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 CXX_FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
-# -O2 is for the host's code, device code has levels of its own. A profiler's lines: NVCC_APPEND_FLAGS=-lineinfo.
+# -O2 is for host code: nvcc always optimises device code. For a profiler: NVCC_APPEND_FLAGS=-lineinfo.
 NVCC_FLAGS = ["-O0", "-g", "-G"] if DEBUG else ["-O2"]
 NVCC_FLAGS += ["-Xcompiler", "-fvisibility=hidden", "--compress-mode=size"]
 
 
-def nvcc_says(toolkit, flag):
+def nvcc_output(toolkit, flag):
     return subprocess.check_output([os.path.join(toolkit, "bin", "nvcc"), flag], text=True)
 
 
 def toolkits():
-    """Where there is an nvcc, best first."""
+    """The folders that have an nvcc, the preferred one first."""
     if os.environ.get("CUDA_HOME"):
         places = [os.environ["CUDA_HOME"]]
     else:
-        nvidia = importlib.util.find_spec("nvidia")  # a namespace package: a folder in each site-packages
+        nvidia = importlib.util.find_spec("nvidia")  # a namespace package: one folder in each site-packages
         folders = nvidia.submodule_search_locations if nvidia else []
         places = [d for folder in folders for d in sorted(glob.glob(os.path.join(folder, "cu[0-9]*")))]
         places += [cpp_extension.CUDA_HOME or "", "/usr/local/cuda"]
@@ -66,7 +70,7 @@ def toolkits():
 
 
 def cuda_version(toolkit):
-    release = re.search(r"release (\d+\.\d+)", nvcc_says(toolkit, "--version"))
+    release = re.search(r"release (\d+\.\d+)", nvcc_output(toolkit, "--version"))
     return release and release[1]
 
 
@@ -79,7 +83,7 @@ def has_library(toolkit, name):
 
 
 def misfit(toolkit):
-    """Why nothing can be built with it for this PyTorch, or None."""
+    """Why this toolkit cannot build for the installed PyTorch, or None."""
     try:
         version = cuda_version(toolkit)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -88,14 +92,14 @@ def misfit(toolkit):
         return f"nvcc in {toolkit} does not say of which CUDA release it is"
     if major(version) != major(torch.version.cuda):
         return f"nvcc in {toolkit} is of CUDA {version}, PyTorch of CUDA {torch.version.cuda}"
-    # the linker finds no libcudart.so.13
+    # -lcudart does not find libcudart.so.13
     if not has_library(toolkit, "libcudart_static.a") and not has_library(toolkit, "libcudart.so"):
         return f"neither libcudart_static.a nor libcudart.so in lib64 or lib of {toolkit}"
     return None
 
 
 def find_cuda():
-    """(toolkit, None), or (None, the condition that failed)."""
+    """(toolkit, None), or (None, the reason why there is none)."""
     if torch.version.cuda is None:
         return None, f"PyTorch {torch.__version__} is built without CUDA"
     reasons = []
@@ -111,7 +115,8 @@ def find_cuda():
         return None, f"no nvcc in CUDA_HOME ({os.environ['CUDA_HOME']})"
     if major(torch.version.cuda) < 13:  # the packages of CUDA 12 have ptxas and no nvcc
         return None, f"no nvcc found; PyPI has none of CUDA {torch.version.cuda}, NVIDIA's toolkit has"
-    return None, "no nvcc found; pip install 'cuda-toolkit[nvcc,cccl]' brings one"
+    # every part of the compiler by name, for one release of all: nvcc asks for any nvvm and crt, also for newer ones
+    return None, "no nvcc found; pip install 'cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]' brings one"
 
 
 def cuda_library_dirs(toolkit):
@@ -119,9 +124,9 @@ def cuda_library_dirs(toolkit):
 
 
 def default_cuda_archs(toolkit):
-    known = nvcc_says(toolkit, "--list-gpu-arch").split()
+    known = nvcc_output(toolkit, "--list-gpu-arch").split()
     archs = [a for a in ("7.5", "8.0", "9.0", "10.0", "12.0") if "compute_" + a.replace(".", "") in known]
-    return ";".join(archs) + "+PTX"  # the last one as PTX too, for the GPUs to come
+    return ";".join(archs) + "+PTX"  # newer GPUs compile the last one's PTX
 
 
 def choose_cuda():
@@ -146,7 +151,7 @@ CUDA_ARCHS = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";") if CUDA_HOME e
 def link_flags():
     if sys.platform != "linux":
         return []
-    # The build ID says which schemas a library has: ops/library.py loads no kernels of others.
+    # The build ID identifies the schemas: ops/library.py loads only CUDA kernels that were built with the same ones.
     with open(SCHEMAS, "rb") as file:
         build_id = hashlib.sha1(file.read()).hexdigest()
     strip = [] if DEBUG else ["-s"]
@@ -154,7 +159,7 @@ def link_flags():
 
 
 def operators(name, sources, libraries, include_paths, **options):
-    # PyTorch's headers are system headers here: their warnings are not ours to mend.
+    # PyTorch's headers are included as system headers, so that their warnings are not shown.
     system = [f"-isystem{path}" for path in include_paths]
     return Extension(
         f"drsn_ops.{name}",
@@ -180,7 +185,7 @@ def cpu_operators():
 
 
 def cuda_operators():
-    # The static runtime serves PyTorch builds of any minor version; its symbols stay inside.
+    # With the static runtime one library works with a PyTorch for any CUDA 13.x. Its symbols are not exported.
     static = has_library(CUDA_HOME, "libcudart_static.a")
     return operators(
         "_ops_cuda",
@@ -197,26 +202,21 @@ def quoted(text):
 
 
 def info_module():
-    try:
-        import pybind11
-
-        include = pybind11.get_include()
-    except ModuleNotFoundError:
-        include = cpp_extension.include_paths()[0]  # PyTorch ships a copy
-    words = {"CUDA_VERSION": CUDA_VERSION, "CUDA_ARCHS": CUDA_ARCHS, "CUDA_REASON": CUDA_REASON}
+    pybind11 = cpp_extension.include_paths()[0]  # PyTorch ships its headers
+    values = {"CUDA_VERSION": CUDA_VERSION, "CUDA_ARCHS": CUDA_ARCHS, "CUDA_REASON": CUDA_REASON}
     return Extension(
         "drsn_ops._C",
         ["csrc/module.cpp"],
-        define_macros=[(f"DRSN_{name}", quoted(value or "")) for name, value in words.items()],
+        define_macros=[(f"DRSN_{name}", quoted(value or "")) for name, value in values.items()],
         depends=["setup.py", "pyproject.toml"],
         language="c++",
-        extra_compile_args={"cxx": [*CXX_FLAGS, f"-isystem{include}"]},
+        extra_compile_args={"cxx": [*CXX_FLAGS, f"-isystem{pybind11}"]},
     )
 
 
 class Build(build):
     def run(self):
-        # What an earlier build left there would be packed: CUDA kernels of other schemas, modules that are gone.
+        # The wheel would hold the files of an earlier build too: old CUDA kernels, deleted modules.
         earlier = os.path.join(self.build_lib, "drsn_ops")
         if os.path.exists(earlier):
             shutil.rmtree(earlier)
@@ -226,13 +226,13 @@ class Build(build):
 class BuildExtensions(cpp_extension.BuildExtension):
     def initialize_options(self):
         super().initialize_options()
-        # An editable install would compile in a throw-away folder, and so everything again each time.
+        # A fixed folder: an editable install uses a temporary one and would compile everything again each time.
         self.build_temp = f"build/temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 
     def get_ext_filename(self, ext_name):
         parts = ext_name.split(".")
         if parts[-1].startswith("_ops_"):
-            return os.path.join(*parts) + ".so"  # plain shared libraries, the same for every Python
+            return os.path.join(*parts) + ".so"  # a plain shared library, for any version of Python
         return super().get_ext_filename(ext_name)
 
     def build_extensions(self):
@@ -250,8 +250,8 @@ class BuildExtensions(cpp_extension.BuildExtension):
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
         if CUDA_REASON:
-            for stale in glob.glob("drsn_ops/_ops_cuda.so"):
-                os.remove(stale)  # of an earlier build: its kernels need not fit the schemas of this one
+            # an earlier build's kernels may have other schemas
+            pathlib.Path("drsn_ops/_ops_cuda.so").unlink(missing_ok=True)
 
 
 setup(

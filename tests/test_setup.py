@@ -156,7 +156,7 @@ class TestToolkits:
     @pytest.mark.parametrize(
         "cuda, expected",
         [
-            ("13.0", "no nvcc found; pip install 'cuda-toolkit[nvcc,cccl]' brings one"),
+            ("13.0", "no nvcc found; pip install 'cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]' brings one"),
             ("12.9", "no nvcc found; PyPI has none of CUDA 12.9, NVIDIA's toolkit has"),
             (None, f"PyTorch {torch.__version__} is built without CUDA"),
         ],

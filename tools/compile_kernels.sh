@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
 # Compiles csrc/cuda for every architecture we ship and fails on a register spill or local memory, then links
 # build/kernels/_ops_cuda.so as setup.py does and checks its symbols. Needs nvcc; no GPU, and a PyTorch of any kind:
-# stubs stand in for the libraries linked.
+# stubs stand in for the libraries linked. Without an nvcc it does nothing, or fails if REQUIRE_NVCC is set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 shopt -s nullglob
 
 nvcc=
-for candidate in "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" /usr/local/cuda/bin/nvcc "$(command -v nvcc || true)"; do
+from_pypi=(.venv/lib/python3*/site-packages/nvidia/cu*/bin/nvcc)
+for candidate in "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" "${from_pypi[@]}" /usr/local/cuda/bin/nvcc "$(command -v nvcc || true)"; do
     if [[ -x $candidate ]]; then
         nvcc=$candidate
         break
     fi
 done
 if [[ -z $nvcc ]]; then
-    echo "No nvcc in CUDA_HOME, /usr/local/cuda or PATH: the CUDA kernels are not compiled."
-    exit 0
+    echo "No nvcc in CUDA_HOME, .venv, /usr/local/cuda or PATH: the CUDA kernels are not compiled." >&2
+    exit "${REQUIRE_NVCC:-0}"
 fi
 "$nvcc" --version | grep release
 kernels=(csrc/cuda/*.cu)
@@ -69,9 +70,11 @@ count=$(cat "$out"/*.log | grep -c 'Used [0-9]* registers')
 home=$(dirname "$(dirname "$nvcc")")
 python=$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)
 torch=$("$python" -c 'from importlib.util import find_spec; s = find_spec("torch"); print(s.submodule_search_locations[0] if s else "")')
-if [[ -z $torch || ! -f $home/lib64/libcudart_static.a ]]; then
-    echo "Without PyTorch's headers and $home/lib64/libcudart_static.a, _ops_cuda.so is not linked."
-    exit 0
+lib=$home/lib64
+[[ -d $lib ]] || lib=$home/lib
+if [[ -z $torch || ! -f $lib/libcudart_static.a ]]; then
+    echo "Without PyTorch's headers and $lib/libcudart_static.a, _ops_cuda.so is not linked." >&2
+    exit "${REQUIRE_NVCC:-0}"
 fi
 cxx=${CXX:-c++}
 for source in csrc/cuda/*.cpp; do
@@ -83,7 +86,7 @@ for name in torch_cpu torch_cuda; do
     $cxx -shared -x c++ /dev/null -Wl,-soname,lib$name.so -o "$out/lib$name.so"
 done
 $cxx -shared "$out"/*.o -o "$out/_ops_cuda.so" -Wl,--no-as-needed -L"$out" -ltorch_cuda -ltorch_cpu -Wl,--as-needed \
-    -L"$home/lib64" -s -Wl,--exclude-libs,ALL -lcudart_static -lrt -ldl -lpthread \
+    -L"$lib" -s -Wl,--exclude-libs,ALL -lcudart_static -lrt -ldl -lpthread \
     -Wl,--build-id=0x"$(sha1sum < csrc/registration.cpp | cut -d ' ' -f 1)"
 "$python" tools/symbols.py "$out/_ops_cuda.so"
 echo "linked $out/_ops_cuda.so; PyTorch 2.11 has every symbol that it uses"
