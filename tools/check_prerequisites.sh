@@ -1,5 +1,5 @@
 #!/bin/sh
-# Says in one sentence what is missing, before a long set-up fails halfway with less clear words.
+# Names what is missing in one sentence, before the long set-up fails halfway with a less clear message.
 python=$1
 cxx=${CXX:-c++}
 

@@ -1,11 +1,10 @@
 """Checks that PyTorch 2.11 has every symbol that a compiled library takes from PyTorch.
 
-python tools/symbols.py LIBRARY...                  fails, and names the symbols, where it has not
-python tools/symbols.py --record SITE-PACKAGES/torch    writes the list anew, from an installed PyTorch 2.11 with CUDA
+python tools/symbols.py LIBRARY...                      names the missing symbols and fails if there are any
+python tools/symbols.py --record SITE-PACKAGES/torch    writes the list from an installed PyTorch 2.11 with CUDA
 
-The list holds the C functions of the stable ABI in the library that has them. C++ symbols of PyTorch, which change from
-version to version, are not in it; those of the C and C++ runtime carry a version of their own and pass: tools/wheel.py
-lets auditwheel turn them into the wheel's tag.
+The list, symbols-2.11.txt, has the C functions of the stable ABI, each after its library. PyTorch's C++ symbols change
+from version to version and are not allowed. Symbols of the C and C++ runtime have versions; auditwheel checks those.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ def output_of(*command: str) -> str:
 
 
 def missing(library: str | Path) -> list[str]:
-    """What neither a library that this one is linked with nor a versioned runtime has, weak references aside."""
+    """The symbols that neither a library it is linked with nor a versioned runtime has, except weak references."""
     needed = re.findall(r"NEEDED +(\S+)", output_of("objdump", "-p", str(library)))
     offered = (line.split() for line in LIST.read_text().splitlines())
     known = {symbol for owner, symbol in offered if owner in needed}
     wanted = re.findall(r" U (\S+)", output_of("nm", "-D", "--undefined-only", str(library)))
-    # PyTorch 2.11 exports some of libstdc++'s own, and what is linked with it asks for them without a version.
+    # PyTorch 2.11 exports some of libstdc++'s symbols: libraries linked with it use them without a version.
     own = re.compile(r"_ZNK?St|_ZSt")
     return [s for s in wanted if "@" not in s and s not in known and not own.match(s)]
 
@@ -38,7 +37,7 @@ def record(torch: Path) -> None:
     lines = []
     for owner in LIBRARIES:
         symbols = output_of("nm", "-D", "--defined-only", str(torch / "lib" / owner))
-        # aoti_torch_cpu_* and aoti_torch_cuda_* are generated, one an operator, and no part of the stable ABI
+        # aoti_torch_cpu_* and aoti_torch_cuda_* are generated, one for each operator, and not part of the stable ABI
         shims = re.findall(r" T ((?!aoti_torch_(?:cpu|cuda)_)(?:aoti_)?torch_\w+)$", symbols, re.MULTILINE)
         lines += [f"{owner} {symbol}\n" for symbol in sorted(shims)]
     LIST.write_text("".join(lines))

@@ -1,12 +1,11 @@
-"""Builds the sdist and, from it, the wheel into dist/; checks the wheel's files and the symbols of its libraries.
-
-auditwheel gives the wheel the tag that says which glibc it needs, that of the newest symbol it took where it was built.
+"""Builds the sdist and, from it, the wheel in dist/; checks the wheel's files and the symbols of its libraries.
 
 python tools/wheel.py                                  sdist and wheel; compiles everything
-python tools/wheel.py --quick                          the wheel alone, from the objects that lie in build/
-python tools/wheel.py --torch 2.11.0 --torch 2.15.0    then the operators' tests with that wheel under each PyTorch
+python tools/wheel.py --quick                          only the wheel, with the objects in build/
+python tools/wheel.py --torch 2.11.0 --torch 2.15.0    then runs the operators' tests with that wheel under each PyTorch
 
-Needs the packages `build` and `auditwheel` and what pyproject.toml names to build with.
+auditwheel names the wheel after the oldest glibc that has every symbol the libraries use. Needs the packages `build`
+and `auditwheel` and the build requirements of pyproject.toml.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ OPERATOR_TESTS = (
     "soft_threshold shrink gated_shrink batch_norm_shrink library errors properties modules packaging "
     "machinery transforms precision processes"
 ).split()
-# those of the installed PyTorch, and CUDA's, which come with it
+# PyTorch brings them
 NOT_SHIPPED = ("libtorch*.so", "libc10*.so", "libcuda*")
 
 
@@ -41,7 +40,7 @@ def run(*command: str | Path, folder: Path = ROOT) -> None:
 
 
 def build(folder: Path, quick: bool) -> Path:
-    """Returns the wheel; beside it lies the sdist, unless quick."""
+    """Returns the wheel. The sdist is put beside it, unless quick."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         run(sys.executable, "-m", "build", "--no-isolation", "--outdir", place, *["--wheel"] * quick)
@@ -52,10 +51,10 @@ def build(folder: Path, quick: bool) -> Path:
 
 
 def repair(wheel: Path, folder: Path) -> Path:
-    """The same files in a wheel in the folder whose tag names the oldest glibc that has every symbol that they use."""
+    """Copies the wheel into the folder, tagged with the oldest glibc that it works with; its files stay the same."""
     with tempfile.TemporaryDirectory() as place:
         excluded = [f"--exclude={name}" for name in NOT_SHIPPED]
-        # no patcher: an error where another library would have to be shipped and ours changed to find it
+        # no patcher: fail rather than ship further libraries and change ours to find them
         command = ("repair", "--patcher", "none", *excluded, "--wheel-dir", place, wheel)
         run(sys.executable, "-m", "auditwheel", *command)
         (tagged,) = Path(place).glob("*.whl")
@@ -63,12 +62,12 @@ def repair(wheel: Path, folder: Path) -> Path:
 
 
 def glibc(wheel: Path) -> str:
-    """The oldest that the tag admits."""
+    """The oldest glibc that the tag allows."""
     return ".".join(re.search(r"manylinux_(\d+)_(\d+)", wheel.name).groups())
 
 
 def check_files(wheel: Path) -> None:
-    """The package's Python files, its stubs and its libraries, all of them and nothing else."""
+    """Exits unless the wheel holds exactly the package's Python files, stubs and libraries."""
     python = sysconfig.get_config_var("SOABI").split("-")[1]
     if f"-cp{python.rstrip('t')}-cp{python}-manylinux" not in wheel.name:
         sys.exit(f"{wheel.name}: expected the tags of CPython {python} on Linux, which _C is compiled for")
@@ -88,11 +87,11 @@ def check_symbols(wheel: Path) -> None:
         archive = zipfile.ZipFile(wheel)
         libraries = [archive.extract(n, folder) for n in archive.namelist() if "/_ops_" in n]
         if symbols.main(libraries):
-            sys.exit(f"{wheel.name}: does not load under the oldest PyTorch that it is for")
+            sys.exit(f"{wheel.name}: does not load under the oldest PyTorch that it supports")
 
 
 def test(wheel: Path, version: str) -> None:
-    """The operators' tests, as the sdist has them, in a new environment with this PyTorch."""
+    """Runs the sdist's tests of the operators with this wheel in a new environment with this PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         venv.create(place / "venv", with_pip=True)
@@ -111,7 +110,7 @@ def test(wheel: Path, version: str) -> None:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description="Builds the sdist and the wheel and checks them.")
     parser.add_argument("--outdir", type=Path, default=ROOT / "dist")
-    parser.add_argument("--quick", action="store_true", help="the wheel alone, from the objects in build/")
+    parser.add_argument("--quick", action="store_true", help="only the wheel, with the objects in build/")
     parser.add_argument("--torch", action="append", default=[], metavar="VERSION", help="test under it, too")
     options = parser.parse_args(arguments)
     if options.quick and options.torch:
