@@ -1,5 +1,5 @@
-"""``python -m benchmarks`` measures the operators, ``python -m benchmarks tax`` whole networks, ``python -m benchmarks
-host`` single calls on small tensors; ``report`` fills README.md from what they recorded and draws a plot."""
+"""``python -m benchmarks`` measures the operators, with ``tax`` behind it whole networks, with ``host`` single calls,
+with ``digits`` an accuracy; ``report`` puts what they recorded into README.md and docs/, and draws a plot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from drsn_ops.benchmark.formulas import COMPILE_MODES, takes_part
 from drsn_ops.benchmark.machine import add_machine_arguments, use_machine
 from drsn_ops.files import replacing
 
-from . import host, report, tax
+from . import digits, host, report, tax
 from .grid import cpu_cases, cuda_cases, modes_of
 from .rows import Row, environment, labels, rows_of, slug
 
@@ -110,39 +110,35 @@ def measure_the_host(args: argparse.Namespace) -> int:
     return 0
 
 
+def measure_the_digits(args: argparse.Namespace) -> int:
+    rows = digits.measure_digits()
+    deliver(rows, RESULTS / f"{slug(rows[0])}-digits.json", args.record)
+    return 0
+
+
 def make_report(args: argparse.Namespace) -> int:
     for path in args.results or recorded():
         try:
-            made, rows = with_results(args.readme.read_text(), path)
-            write_whole(args.readme, made)
+            found, drawn = report.recorded(path)
+            for page, text in report.with_regions(args.folder, found).items():
+                write_whole(page, text)
+                print(f"{page} from {path}")
         except (OSError, ValueError) as error:
-            print(f"{path} into {args.readme}: {error}", file=sys.stderr)
+            print(f"{path} into {args.folder}: {error}", file=sys.stderr)
             return 2
-        print(f"{args.readme} from {path}")
-        if rows:
+        if drawn:
             with replacing(path.with_suffix(".png")) as whole:
-                report.plot(rows, whole)
+                report.plot(drawn, whole)
             print(f"{path.with_suffix('.png')} from {path}")
     return 0
 
 
 def recorded() -> list[Path]:
-    """All results; of several machines' the newest are the last, which stay in the README."""
+    """All results; of several machines' the newest are the last, which stay in the pages."""
     measured = sorted(
         RESULTS.glob("*.json"), key=lambda path: (json.loads(path.read_text())[0]["date"], path)
     )
     return [*measured, *sorted(RESULTS.glob("*/table.md"))]
-
-
-def with_results(readme: str, path: Path) -> tuple[str, list[Row]]:
-    """The README with a file's results in it, and those of them that are drawn."""
-    if path.suffix == ".md":  # of `python -m drsn_ops experiment`, in a folder of its own
-        return report.fill(readme, path.parent.name, path.read_text()), []
-    rows = json.loads(path.read_text())
-    kind = path.stem.rpartition("-")[2]
-    if kind in report.TABLES:
-        return report.insert(readme, rows, kind), []
-    return report.insert(readme, rows), rows
 
 
 def add_arguments(parser: argparse.ArgumentParser, quick: str, file: str) -> None:
@@ -155,7 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser, quick: str, file: str) -> Non
 def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     """The parser, and the names of its jobs beside the measuring of the operators."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    add_arguments(parser, "the cases of the README's table, one compile mode", "<machine>.json")
+    add_arguments(parser, "the cases that decide, one compile mode", "<machine>.json")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -168,7 +164,7 @@ def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         help="first fill torch.compile's cache, in so many processes",
     )
     parser.set_defaults(job=measure_all)
-    jobs = parser.add_subparsers(metavar="tax, host, report")
+    jobs = parser.add_subparsers(metavar="tax, host, digits, report")
     taxer = jobs.add_parser("tax", help="measure what shrinkage adds to a ResNet's training step instead")
     add_arguments(taxer, "fewer rounds, one compile mode", "<machine>-tax.json")
     taxer.set_defaults(job=measure_the_tax)
@@ -177,14 +173,24 @@ def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     hoster.add_argument("--quick", action="store_true", help="fewer rounds")
     hoster.add_argument("--record", action="store_true", help="write benchmarks/results/<machine>-host.json")
     hoster.set_defaults(job=measure_the_host, threads=1)
-    reporter = jobs.add_parser("report", help="put recorded results into README.md and a plot")
+    trainer = jobs.add_parser("digits", help="train on the digits instead, for the accuracy of several seeds")
+    trainer.add_argument(
+        "--record", action="store_true", help="write benchmarks/results/<machine>-digits.json"
+    )
+    trainer.set_defaults(job=measure_the_digits)
+    reporter = jobs.add_parser("report", help="put recorded results into README.md, docs/ and a plot")
     reporter.add_argument(
         "results",
         type=Path,
         nargs="*",
         help="JSON files, or an experiment's table.md (default: all of benchmarks/results)",
     )
-    reporter.add_argument("--readme", type=Path, default=Path(__file__).parent.parent / "README.md")
+    reporter.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(__file__).parent.parent,
+        help="where README.md and docs/ are (default: the project)",
+    )
     reporter.set_defaults(job=make_report)
     return parser, tuple(jobs.choices)
 

@@ -19,7 +19,7 @@ TWINS = (
     ((512, 64, 28, 29), (512, 64, 28, 28)),
     ((512, 64, 1001), (512, 64, 1000)),
 )
-TABLE = (*SIZES, LARGE[1], LARGE[3])  # on CUDA what the README's table shows
+TABLE = (*SIZES, LARGE[1], LARGE[3])  # on CUDA what the first table shows
 WIDE = ((64, 8, 224, 224), (128, 64, 112, 112), (64, 256, 56, 56))  # contiguous and channels_last
 PASSES = ("inference", "forward", "backward")
 TRAINING = ("forward", "backward", "forward+backward")
@@ -56,7 +56,7 @@ COMPARED = {
 
 
 def cuda_cases(quick: bool) -> list[Case]:
-    """What the README's table and the limits beneath it are made of comes first."""
+    """The cases of the first table come first."""
 
     def cases(
         operator: str,

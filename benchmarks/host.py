@@ -16,6 +16,7 @@ from .rows import Row, environment, percentiles
 
 IMPORT = "import time, torch; start = time.perf_counter(); import drsn_ops; print(1e6 * (time.perf_counter() - start))"
 IMPORTS = 15
+IMPORTED = "import drsn_ops, after torch"
 
 
 def calls(device: str) -> dict[str, Callable[[], object]]:
@@ -71,7 +72,7 @@ def measure_host(device: str, rounds: int) -> list[Row]:
         for name, timer in timers.items():
             samples.setdefault(name, []).append(1e6 * timer.timeit(1000).mean)
     import_time()
-    samples["import drsn_ops, after torch"] = [import_time() for _ in range(min(rounds, IMPORTS))]
+    samples[IMPORTED] = [import_time() for _ in range(min(rounds, IMPORTS))]
     around = environment(device)
     return [
         {"call": name, **dict(zip(("p20_us", "p50_us", "p80_us"), percentiles(times), strict=True)), **around}

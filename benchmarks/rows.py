@@ -77,9 +77,9 @@ def first_line(*command: str) -> str | None:
 
 
 def commit() -> str | None:
-    """What git calls the sources. Results, and the README that they are put into, make them no others."""
+    """What git calls the sources. Results, and the pages that they are put into, make them no others."""
     name = first_line("git", "describe", "--always")
-    written = (":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
+    written = (":(top,exclude)benchmarks/results", ":(top,exclude)README.md", ":(top,exclude)docs")
     changed = first_line("git", "status", "--porcelain", "-uno", "--", ":(top)", *written)
     return f"{name}-dirty" if name and changed else name
 

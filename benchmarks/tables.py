@@ -1,0 +1,338 @@
+"""The tables that recorded rows make, in Markdown. Times are in ms; a ratio has a column of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from .grid import BOTH_ENDS, SIZES, TABLE, TWINS
+from .host import IMPORTED
+from .rows import Row
+
+MISSING = "–"
+PEERS = {"eager": "eager/", "torch.compile": "compile/"}
+PEER_COLUMNS = [f"{peer}: ratio" for peer in PEERS]
+SMALL = {"soft_threshold": [4, 4], "shrink": [1, 4, 4]}
+ONE_WAY = ("inference", "inference in place", "forward", "backward")
+WORDS = {
+    "inference": "no gradient",
+    "inference in place": "no gradient, in place",
+    "forward": "forward",
+    "backward": "backward",
+    "forward+backward": "forward + backward",
+}
+NETWORKS = {"paper": "the paper's network", "resnet18": "the network of 18 layers"}
+WAYS = {
+    "drsn_ops": "`Shrinkage`",
+    "batch_norm_shrink": "`batch_norm_shrink`",
+    "naive": "widely copied formula",
+}
+# Of training, in table V of DOI 10.1109/TII.2019.2943898.
+PAPER_SECONDS = {"ResNet": 978.04, "DRSN-CW": 1511.11, "DRSN-CS": 1585.33}
+
+
+def select(rows: list[Row], **wanted: object) -> dict[str, Row]:
+    """Rows by provider; where not asked for, float32, contiguous, and without the wait for the host."""
+    keys = {"dtype": "float32", "layout": "contiguous", **wanted}
+    timers = {wanted["timer"]} if "timer" in wanted else {"host", "graph"}
+    return {
+        row["provider"]: row
+        for row in rows
+        if row["timer"] in timers and all(row[key] == value for key, value in keys.items())
+    }
+
+
+def fastest(providers: dict[str, Row], prefix: str) -> float | None:
+    """The median of the fastest provider whose name starts so."""
+    return min((row["p50_us"] for name, row in providers.items() if name.startswith(prefix)), default=None)
+
+
+def ratio(numerator: float | None, denominator: float | None) -> str:
+    return f"{numerator / denominator:.2f}" if numerator and denominator else MISSING
+
+
+def number(value: float | None, digits: int) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown; all columns but the first are numbers. Empty without rows."""
+    cells = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    lines = ["| " + " | ".join(row) + " |\n" for row in cells]
+    return "".join(lines) if len(lines) > 2 else ""
+
+
+def name_of(shape: Sequence[int], layout: str = "contiguous") -> str:
+    return "x".join(map(str, shape)) + ("" if layout == "contiguous" else f", {layout}")
+
+
+def megabytes(shape: Sequence[int]) -> str:
+    """Of a float32 tensor."""
+    return f"{4 * np.prod(shape) / 1e6:.1f}"
+
+
+def milliseconds(row: Row | None, digits: int = 3) -> str:
+    return number(row and row["p50_us"] / 1e3, digits)
+
+
+def operators_on_cpu(rows: list[Row]) -> str:
+    return "\n".join([times_table(rows), types_table(rows), memory_table(rows), small_table(rows)])
+
+
+def times_table(rows: list[Row]) -> str:
+    """Of every case of shrink in float32, from the first to the last of ``BOTH_ENDS``."""
+    cases = [
+        row
+        for row in rows
+        if (row["operator"], row["dtype"], row["provider"]) == ("shrink", "float32", "drsn_ops")
+        and row["direction"] in BOTH_ENDS
+        and row["shape"] != SMALL["shrink"]
+    ]
+    lines = []
+    for ours in sorted(cases, key=lambda row: (BOTH_ENDS.index(row["direction"]), np.prod(row["shape"]))):
+        case = select(rows, **{key: ours[key] for key in ("operator", "direction", "shape", "layout")})
+        peers = [ratio(fastest(case, prefix), ours["p50_us"]) for prefix in PEERS.values()]
+        size = (name_of(ours["shape"], ours["layout"]), megabytes(ours["shape"]))
+        lines.append((WORDS[ours["direction"]], *size, milliseconds(ours), *peers))
+    return table(("`shrink`, float32", "x", "MB", "ms", *PEER_COLUMNS), lines)
+
+
+def types_table(rows: list[Row]) -> str:
+    lines = []
+    for direction in BOTH_ENDS:
+        cases = [select(rows, operator="shrink", direction=direction, shape=list(size)) for size in SIZES]
+        for dtype in ("bfloat16", "float16", "float64"):
+            others = [
+                select(rows, operator="shrink", direction=direction, shape=list(size), dtype=dtype)
+                for size in SIZES
+            ]
+            speeds = [
+                ratio(fastest(case, "drsn_ops"), fastest(other, "drsn_ops"))
+                for case, other in zip(cases, others, strict=True)
+            ]
+            lines.append((f"{dtype}, {WORDS[direction]}", *speeds))
+    return table(("speed, times float32's", *map(name_of, SIZES)), lines)
+
+
+def memory_table(rows: list[Row]) -> str:
+    """What a backward of shrink keeps, ours beside the formulas, with x where the formula needs it later."""
+    names = ["drsn_ops", *sorted({row["provider"] for row in rows if row["provider"].startswith("eager/")})]
+    kept = {name: bytes_kept(rows, name, "kept_bytes") for name in names}
+    return table(
+        ("`shrink` keeps for its backward pass", "bytes an element", "bytes a row"),
+        [(name, number(both[0], 3), number(both[1], 0)) for name, both in kept.items() if both],
+    )
+
+
+def small_table(rows: list[Row]) -> str:
+    lines = []
+    for operator, size in SMALL.items():
+        for direction in ("forward", "forward+backward"):
+            case = select(rows, operator=operator, direction=direction, shape=size)
+            part = ratio(fastest(case, "drsn_ops"), fastest(case, "eager/tidy"))
+            lines.append((f"`{operator}`, {WORDS[direction]}", name_of(size), part))
+    return table(("one call on a small tensor", "x", "times the tidy eager formula's"), lines)
+
+
+def bytes_kept(rows: list[Row], provider: str, key: str) -> tuple[float, float] | None:
+    """Bytes an element and bytes a row, from sizes whose rows differ in length."""
+    cases = [
+        select(rows, operator="shrink", direction="forward+backward", shape=list(size)) for size in SIZES
+    ]
+    if not all(provider in providers for providers in cases):
+        return None
+    counts = np.array([[np.prod(size), size[0] * size[1]] for size in SIZES], dtype=float)
+    kept = np.array([providers[provider][key] for providers in cases], dtype=float)
+    (element, a_row), *_ = np.linalg.lstsq(counts, kept)
+    return float(element), float(a_row)
+
+
+def operators_on_cuda(rows: list[Row]) -> str:
+    """The part of the copy's speed, and the peers' times over ours, in float32; and the slowest cases."""
+    lines = []
+    for row in rows:
+        case = select(rows, **{key: row[key] for key in ("operator", "direction", "shape", "timer")})
+        shown = row["operator"] == "shrink+residual" and tuple(row["shape"]) in TABLE
+        if shown and row is case.get("drsn_ops"):
+            peers = [ratio(fastest(case, prefix), row["p50_us"]) for prefix in PEERS.values()]
+            what = WORDS[row["direction"]] + (", with the host" if row["timer"] == "events" else "")
+            moved, part = number(row["bytes"] / 1e6, 1), number(row["fraction"], 2)
+            lines.append((what, name_of(row["shape"]), moved, milliseconds(row), part, *peers))
+    head = ("`shrink` with a residual, float32", "x", "MB moved", "ms", "a copy: ratio", *PEER_COLUMNS)
+    return f"{table(head, lines)}\n{slowest_table(rows)}"
+
+
+def is_plain(
+    row: Row, *directions: str, operator: str = "shrink", least: float = 256e6, most: float = math.inf
+) -> bool:
+    """Float32 in contiguous memory, in one of these directions, with or without a residual, so many bytes moved."""
+    found = row["operator"].startswith(operator) and row["direction"] in directions
+    return (
+        found and (row["dtype"], row["layout"]) == ("float32", "contiguous") and least <= row["bytes"] <= most
+    )
+
+
+KINDS: dict[str, Callable[[Row], bool]] = {
+    "`soft_threshold`, 256 MB and more": lambda row: is_plain(row, *ONE_WAY, operator="soft_threshold"),
+    "`shrink` without gradient, 256 MB and more": lambda row: is_plain(row, *ONE_WAY[:2]),
+    "the same, 24 to 100 MB": lambda row: is_plain(row, *ONE_WAY[:2], least=24e6, most=100e6),
+    "`shrink`, forward with the code, 256 MB and more": lambda row: is_plain(row, "forward"),
+    "`shrink`, backward, 256 MB and more": lambda row: is_plain(row, "backward"),
+    "float64, 256 MB and more": lambda row: row["dtype"] == "float64" and row["bytes"] >= 256e6,
+    "float16 and bfloat16, 256 MB and more": lambda row: (
+        row["dtype"] in ("float16", "bfloat16") and row["bytes"] >= 256e6
+    ),
+}
+
+
+def slowest_table(rows: list[Row]) -> str:
+    """Of each kind of case the one with the smallest part of the copy's speed, or of that of its twin."""
+    ours = [row for row in rows if row["provider"] == "drsn_ops" and row["timer"] == "graph"]
+    parts = {
+        what: [row["fraction"] for row in ours if row["direction"] in ONE_WAY and belongs(row)]
+        for what, belongs in KINDS.items()
+    }
+    part_of = {
+        (row["operator"], row["direction"], tuple(row["shape"]), row["layout"]): row["fraction"]
+        for row in ours
+        if row["dtype"] == "float32"
+    }
+    twin_of = dict(TWINS)
+    twins: dict[str, list[float]] = {"rows that no vector divides": [], "channels_last": []}
+    for (operator, direction, shape, layout), part in part_of.items():
+        kind = layout if layout == "channels_last" else "rows that no vector divides"
+        twin = part_of.get((operator, direction, twin_of.get(shape, shape), "contiguous"))
+        if twin and (layout == "channels_last" or shape in twin_of):
+            twins[kind].append(part / twin)
+    parts |= {
+        f"{what}, as a part of that of the aligned, contiguous twins": found for what, found in twins.items()
+    }
+    return table(
+        ("all cases", "how many", "a copy: ratio, the slowest"),
+        [(what, str(len(part)), f"{min(part):.2f}") for what, part in parts.items() if part],
+    )
+
+
+def networks_table(rows: list[Row]) -> str:
+    """Times and memory of each network's training step, then `Shrinkage` by itself."""
+    steps = [row for row in rows if row["what"] == "step"]
+    which = dict.fromkeys((row["network"], row["dtype"]) for row in steps)
+    tables = []
+    for network, dtype in which:
+        own = [row for row in steps if (row["network"], row["dtype"]) == (network, dtype)]
+        label = f"A training step of {NETWORKS[network]}, x of {name_of(own[0]['shape'])}, {dtype}:\n"
+        tables += [label, step_table(own, network == "paper"), peak_table(own)]
+    return "\n".join([*tables, module_table(rows)])
+
+
+def by_contestant(steps: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
+    """The rows of one network by variant and provider, and then by mode."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in steps:
+        found.setdefault((row["variant"], row["provider"]), {})[row["mode"]] = row
+    return found
+
+
+def contestant(variant: str, provider: str) -> str:
+    return f"{variant}, {WAYS[provider]}" if provider in WAYS else variant
+
+
+def modes_among(steps: list[Row]) -> dict[str, str]:
+    """The modes that were measured, and what a column calls them."""
+    modes = dict.fromkeys(row["mode"] for row in steps)
+    return {mode: mode.replace("compile", "torch.compile").replace("/", ", ") for mode in modes}
+
+
+def step_table(steps: list[Row], of_the_paper: bool) -> str:
+    modes = modes_among(steps)
+    head = ["time"]
+    head += [column for words in modes.values() for column in (f"{words}: ms", "ratio")]
+    head += ["compiled / eager"] * ("compile" in modes) + ["the paper's: ratio"] * of_the_paper
+    lines = []
+    for (variant, provider), row_of in by_contestant(steps).items():
+        cells = [contestant(variant, provider)]
+        for mode in modes:
+            row = row_of.get(mode)
+            cells += [milliseconds(row, 0), number(row and row["ratio_p50"], 2)]
+        if "compile" in modes:
+            row = row_of.get("compile")
+            cells.append(number(row and row.get("eager_ratio_p50"), 2))
+        if of_the_paper:
+            cells.append(ratio(PAPER_SECONDS[variant], PAPER_SECONDS["ResNet"]))
+        lines.append(cells)
+    return table(head, lines)
+
+
+def peak_table(steps: list[Row]) -> str:
+    modes = modes_among(steps)
+    head = ["peak memory"]
+    head += [column for words in modes.values() for column in (f"{words}: MB", "ratio")]
+    lines = []
+    for (variant, provider), row_of in by_contestant(steps).items():
+        cells = [contestant(variant, provider)]
+        for row in map(row_of.get, modes):
+            peak = row and row["peak_bytes"]
+            cells += [number(peak and peak / 1e6, 0), number(row and row["peak_ratio"], 2)]
+        lines.append(cells)
+    return table(head, lines)
+
+
+def first_table(rows: list[Row]) -> str:
+    """The README's: a step of the paper's network in float32, at most a row for each of its five variants."""
+    steps = [
+        row for row in rows if (row["what"], row["network"], row["dtype"]) == ("step", "paper", "float32")
+    ]
+    lines = []
+    for (variant, provider), row_of in by_contestant(steps).items():
+        eager, compiled = row_of.get("eager"), row_of.get("compile")
+        cells = [milliseconds(eager, 0)]
+        cells += [number(row and row["ratio_p50"], 2) for row in (eager, compiled)]
+        cells.append(number(eager and eager["peak_ratio"], 2))
+        paper = ratio(PAPER_SECONDS[variant], PAPER_SECONDS["ResNet"])
+        lines.append((contestant(variant, provider), *cells, paper))
+    head = ("a training step", "ms", "ratio", "compiled: ratio", "memory: ratio", "the paper's: ratio")
+    return table(head, lines)
+
+
+def module_table(rows: list[Row]) -> str:
+    """`Shrinkage` in evaluation and, forward and backward, in training."""
+    peers = PEERS if not rows[0]["gpu"] else {**PEERS, "a copy": "copy"}
+    lines = []
+    modules = [row for row in rows if row["what"] in ("evaluation", "call") and row["provider"] == "drsn_ops"]
+    for ours in modules:
+        case = {
+            row["provider"]
+            if row["provider"] in ("drsn_ops", "copy")
+            else f"{row['mode']}/{row['provider']}": row
+            for row in rows
+            if all(row[key] == ours[key] for key in ("what", "shape", "timer"))
+        }
+        what = "evaluation" if ours["what"] == "evaluation" else WORDS["forward+backward"]
+        what += ", in a CUDA graph" if (ours["what"], ours["timer"]) == ("call", "graph") else ""
+        size = (name_of(ours["shape"]), megabytes(ours["shape"]), milliseconds(ours))
+        ratios = [ratio(fastest(case, prefix), ours["p50_us"]) for prefix in peers.values()]
+        lines.append((what, *size, *ratios))
+    columns = [f"{peer}: ratio" for peer in peers]
+    return table(("`Shrinkage` with a residual, float32", "x", "MB", "ms", *columns), lines)
+
+
+def host_table(rows: list[Row]) -> str:
+    calls = [row for row in rows if row["call"] != IMPORTED]
+    text = table(
+        ("one call, small tensors", "microseconds"), [(r["call"], number(r["p50_us"], 1)) for r in calls]
+    )
+    return text + "".join(
+        f"\n`{IMPORTED}`: {milliseconds(row, 0)} ms.\n" for row in rows if row["call"] == IMPORTED
+    )
+
+
+def digits_table(rows: list[Row]) -> str:
+    backends = dict.fromkeys(row["backend"] for row in rows)
+    accuracy = {(row["seed"], row["backend"]): row["test_accuracy"] for row in rows}
+    lines = [
+        (str(seed), *(number(100 * accuracy[seed, backend], 2) for backend in backends))
+        for seed in dict.fromkeys(row["seed"] for row in rows)
+    ]
+    return table(("seed", *(f"{backend}: test accuracy, %" for backend in backends)), lines)
