@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test emulate bench lint format kernels nvcc wheel clean
+.PHONY: demo test emulate bench docs lint format kernels nvcc wheel clean
 
 demo: $(VENV)/installed
 	$(PY) -m drsn_ops train
@@ -17,7 +17,12 @@ bench: $(VENV)/installed
 	$(PY) -m benchmarks --record
 	$(PY) -m benchmarks tax --record
 	$(PY) -m benchmarks host --record
+	$(PY) -m benchmarks digits --record
 	$(PY) -m benchmarks report
+
+# the site, in build/site; a warning, and with it a link that leads nowhere, is an error
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .

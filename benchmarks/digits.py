@@ -13,7 +13,6 @@ import torch
 
 from .rows import Row, environment
 
-SEEDS = 3
 BACKENDS = ("drsn_ops", "reference")
 
 
@@ -28,7 +27,7 @@ def final_accuracy(*flags: str) -> float:
     return float(last["test_accuracy"])
 
 
-def measure_digits(*flags: str) -> list[Row]:
+def measure_digits(*flags: str, seeds: int = 3) -> list[Row]:
     """A row a seed and backend. ``flags`` are added to each training's."""
     torch.set_num_threads(1)
     around = environment("cpu")
@@ -39,6 +38,6 @@ def measure_digits(*flags: str) -> list[Row]:
             "test_accuracy": final_accuracy("--seed", str(seed), "--backend", backend, *flags),
             **around,
         }
-        for seed in range(SEEDS)
+        for seed in range(seeds)
         for backend in BACKENDS
     ]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import host, report
+from benchmarks import digits, host, report, tables
 from benchmarks import rows as rows_module
 from benchmarks.grid import cpu_cases, cuda_cases, modes_of
 from benchmarks.rows import environment, kept_for_backward, labels, peak_bytes, rows_of, slug
@@ -262,18 +262,33 @@ def test_the_report_is_made_from_the_rows(rows):
         row["p50_us"] = {"drsn_ops": 100.0, "eager/strong": 450.0}.get(row["provider"], 800.0)
         row["date"] = "2001-02-03"
     changed.append({**changed[0], "provider": "compile/tidy/default", "p50_us": 175.0})
-    readme = "before\n<!-- benchmark:cpu -->\nold\n<!-- /benchmark:cpu -->\nafter\n"
-    made = report.insert(readme, changed)
-    assert made.startswith("before\n<!-- benchmark:cpu -->\n") and made.endswith(
-        "<!-- /benchmark:cpu -->\nafter\n"
-    )
-    assert "\nold\n" not in made and "2001-02-03" in made and changed[0]["machine"] in made
-    assert "| float32 x of | 0.0 MB | 0.0 MB | 0.0 MB |" in made
-    assert made.count("| the fastest eager formula takes, times that | 4.50 | 4.50 | 4.50 |") == 2
-    assert "| the best torch.compile takes, times that | 1.75 | – | – |" in made
-    assert "drsn_ops 0.375 an element and 8 a row" in made
-    assert "0.12 for `soft_threshold` on 4x4, forward;" in made
-    assert report.insert(made, changed) == made
+    (region, made), *others = report.texts(changed).items()
+    assert region == "operators:cpu" and not others
+    assert "2001-02-03" in made and changed[0]["machine"] in made
+    assert "| `shrink`, float32 | x | MB | ms | eager: ratio | torch.compile: ratio |" in made
+    assert "| no gradient, in place | 2x3x64 | 0.0 | 0.100 | 4.50 | 1.75 |" in made
+    assert "| forward + backward | 4x3x64 | 0.0 | 0.100 | 4.50 | – |" in made
+    assert "| bfloat16, forward + backward | 1.00 | 1.00 | 1.00 |" in made
+    assert "| drsn_ops | 0.375 | 8 |" in made
+    assert "| `soft_threshold`, forward | 4x4 | 0.12 |" in made
+    assert f"(../benchmarks/results/{slug(changed[0])}.png)" in made
+
+
+def test_a_region_is_filled_where_it_is(tmp_path):
+    pages = {
+        tmp_path / "README.md": "<!-- a -->old<!-- /a -->",
+        tmp_path / "docs" / "b.md": "1\n<!-- b -->\n<!-- /b -->\n2",
+    }
+    (tmp_path / "docs").mkdir()
+    for path, text in pages.items():
+        path.write_text(text)
+    filled = report.with_regions(tmp_path, {"a": "new\n", "b": "\\1\n"})
+    assert list(filled.values()) == ["<!-- a -->\nnew\n<!-- /a -->", "1\n<!-- b -->\n\\1\n<!-- /b -->\n2"]
+    with pytest.raises(ValueError, match="<!-- c --> is in 0 pages"):
+        report.with_regions(tmp_path, {"c": ""})
+    (tmp_path / "docs" / "c.md").write_text("<!-- a -->")
+    with pytest.raises(ValueError, match="<!-- a --> is in 2 pages"):
+        report.with_regions(tmp_path, {"a": ""})
 
 
 @pytest.fixture
@@ -295,17 +310,17 @@ def gpu_rows(rows):
 
 
 def test_a_gpu_has_tables_of_its_own(gpu_rows):
-    made = report.insert("<!-- benchmark:cuda --><!-- /benchmark:cuda -->", gpu_rows)
+    made = report.texts(gpu_rows)["operators:cuda"]
     assert "GPU, driver 1, CUDA 2" in made
-    assert "| no gradient | 512x64x2048 | 805.6 | 0.80 | 4.00 | 1.50 |\n" in made
-    assert "| backward, with the host | 64x4x1024 | 2.2 | 0.80 | 4.00 | 1.50 |\n" in made
+    assert "| no gradient | 512x64x2048 | 805.6 | 0.010 | 0.80 | 4.00 | 1.50 |\n" in made
+    assert "| backward, with the host | 64x4x1024 | 2.2 | 0.010 | 0.80 | 4.00 | 1.50 |\n" in made
     assert "| `shrink`, backward, 256 MB and more | 7 | 0.50 |\n" in made
     assert (
         "| rows that no vector divides, as a part of that of the aligned, contiguous twins | 9 | 0.62 |\n"
         in made
     )
     assert "| channels_last, as a part of that of the aligned, contiguous twins | 9 | 0.80 |\n" in made
-    assert all(f"| {what} | " in made for what in report.KINDS)
+    assert all(f"| {what} | " in made for what in tables.KINDS)
     assert "(benchmarks/results/gpu.png)" in made
     assert slug(gpu_rows[0]) == "gpu"
 
@@ -320,7 +335,7 @@ def test_a_gpu_that_was_measured_in_part_has_a_part_of_the_tables(gpu_rows):
             for row in gpu_rows
             if str({key: row[key] for key in labels(cuda_cases(True)[0])}) in cases[:count]
         ]
-        assert "| no gradient | 64x4x1024 |" in report.cuda_table(part)
+        assert "| no gradient | 64x4x1024 |" in tables.operators_on_cuda(part)
 
 
 @pytest.mark.parametrize("of_a_gpu", [False, True])
@@ -330,16 +345,16 @@ def test_the_plot_is_a_file(rows, gpu_rows, of_a_gpu, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "readme", ["", "<!-- benchmark:cpu -->", "<!-- /benchmark:cpu --> <!-- benchmark:cpu -->"]
+    "page", ["", "<!-- a -->", "<!-- /a --> <!-- a -->", "<!-- a --><!-- /a --><!-- /a -->"]
 )
-def test_a_readme_without_markers_is_refused(readme, rows):
-    with pytest.raises(ValueError, match="benchmark:cpu"):
-        report.insert(readme, rows)
+def test_a_page_without_both_marks_is_refused(page):
+    with pytest.raises(ValueError, match="needs <!-- a -->"):
+        report.fill(page, "a", "")
 
 
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="no rows"):
-        report.insert("", [])
+        report.texts([])
 
 
 def test_the_quick_grid_is_part_of_the_whole():
@@ -417,9 +432,18 @@ def test_the_cost_of_a_call(monkeypatch, threads):
     assert {row["call"] for row in rows} == {*host.calls("cpu"), "import drsn_ops, after torch"}
     assert all(0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"] and row["threads"] == 1 for row in rows)
     rows[0]["p50_us"], rows[-1]["p50_us"] = 12.34, 40_000.0
-    made = report.insert("<!-- host:cpu --><!-- /host:cpu -->", rows, "host")
-    assert f"| {rows[0]['call']} | 12.3 |" in made and made.count("\n| ") == len(rows) + 2
-    assert "| import drsn_ops, after torch | 40,000.0 |" in made
+    made = report.texts(rows, "host")["host:cpu"]
+    assert f"| {rows[0]['call']} | 12.3 |" in made and made.count("\n| ") == len(rows)
+    assert "`import drsn_ops, after torch`: 40 ms." in made and "; 1 thread, " in made
+
+
+def test_the_accuracy_of_the_digits():
+    rows = digits.measure_digits("--epochs", "1", seeds=1)
+    assert [(row["seed"], row["backend"]) for row in rows] == [(0, "drsn_ops"), (0, "reference")]
+    assert all(0 < row["test_accuracy"] < 1 for row in rows)
+    rows[0]["test_accuracy"], rows[1]["test_accuracy"] = 0.90278, 0.91389
+    made = report.texts(rows, "digits")["digits:cpu"]
+    assert "| 0 | 90.28 | 91.39 |" in made and "Trained on " in made
 
 
 def test_the_import_is_timed_in_a_process_of_its_own():
@@ -443,7 +467,7 @@ def test_of_several_machines_the_newest_results_stay(tmp_path, monkeypatch):
     marks = ("host:cpu", "experiment-small")
     readme.write_text("".join(f"<!-- {mark} -->\n<!-- /{mark} -->\n" for mark in marks))
     monkeypatch.setattr(command, "RESULTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "report", "--readme", str(readme)])
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "report", "--folder", str(tmp_path)])
     assert command.main() == 0
     made = readme.read_text()
     assert "machine a" in made and "machine b" not in made
@@ -527,19 +551,15 @@ def test_compiling_ahead_is_not_what_ends_a_run(capfd):
     assert "not compiled ahead: " in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("mark", ["<!-- {} -->", "<!-- /{} -->"])
-def test_every_place_for_a_table_in_the_readme_is_there_once(mark):
-    readme = (command.RESULTS.parents[1] / "README.md").read_text()
-    for kind, devices in report.TABLES.items():
-        assert [readme.count(mark.format(f"{kind}:{device}")) for device in devices] == [1, 1]
-
-
 def test_results_do_not_change_the_commit(tmp_path, monkeypatch):
     def git(*words):
         return subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
 
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    files = [tmp_path / name for name in ("benchmarks/results/a.json", "README.md", "source.py")]
+    (tmp_path / "docs").mkdir()
+    files = [
+        tmp_path / name for name in ("benchmarks/results/a.json", "README.md", "docs/page.md", "source.py")
+    ]
     for file in files:
         file.write_text("1")
     git("init", "-q")
@@ -547,6 +567,6 @@ def test_results_do_not_change_the_commit(tmp_path, monkeypatch):
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
     monkeypatch.setattr(rows_module, "__file__", str(tmp_path / "benchmarks" / "rows.py"))
     name = rows_module.commit()
-    for file, changed in zip(files, (name, name, f"{name}-dirty"), strict=True):
+    for file, changed in zip(files, (name, name, name, f"{name}-dirty"), strict=True):
         file.write_text("2")
         assert rows_module.commit() == changed

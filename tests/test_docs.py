@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shutil
 import typing
 from pathlib import Path
 
@@ -13,17 +14,28 @@ import pytest
 import torch
 
 import drsn_ops
+from benchmarks import __main__ as command
+from benchmarks import report
 from drsn_ops import _C, models, noise, reference
 from drsn_ops.modules import NORMS, THRESHOLDS
 from drsn_ops.reference import STATISTICS
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "csrc" / "cuda" / "README.md",
+]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(drsn_ops.__path__, "drsn_ops.")
     if not module.name.endswith(("_C", "__main__")) and "._ops_" not in module.name
 )
 NAMES = {"torch": torch, "drsn_ops": drsn_ops}
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -96,18 +108,19 @@ def test_functions_show_an_example():
         assert ">>> " in getattr(drsn_ops, name).__doc__
 
 
-def test_readme_sessions():
-    assert ">>> " in README.read_text()
-    assert doctest.testfile(str(README), module_relative=False, globs=dict(NAMES)).failed == 0
+@pytest.mark.parametrize("page", [page for page in PAGES if ">>> " in page.read_text()], ids=name_of)
+def test_sessions(page):
+    assert doctest.testfile(str(page), module_relative=False, globs=dict(NAMES)).failed == 0
 
 
-def programs():
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+def programs(page):
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     return "\n".join(block for block in blocks if ">>>" not in block)
 
 
-def test_readme_programs(tmp_path, monkeypatch):
-    """One after the other in one namespace, as a reader would run them."""
+@pytest.mark.parametrize("page", [page for page in PAGES if programs(page)], ids=name_of)
+def test_programs(page, tmp_path, monkeypatch):
+    """A page's, one after the other in one namespace, as a reader would run them."""
     monkeypatch.chdir(tmp_path)
     names = {
         **NAMES,
@@ -115,4 +128,65 @@ def test_readme_programs(tmp_path, monkeypatch):
         "shortcut": torch.randn(2, 4, 6, 6),
         "gate": lambda mean: mean.sigmoid(),
     }
-    exec(compile(programs(), str(README), "exec"), names)
+    exec(compile(programs(page), str(page), "exec"), names)
+
+
+def test_sessions_and_programs_are_found():
+    assert all(programs(ROOT / name) for name in ("README.md", "docs/usage.md"))
+    assert ">>> " in (ROOT / "docs" / "usage.md").read_text()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def anchors(page):
+    """What the headings of a page are called in links."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_are_named_are_there(page):
+    folders = "drsn_ops|csrc|tests|benchmarks|examples|tools|docs"
+    text = page.read_text()
+    for name in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./*-]*\w", text) + re.findall(
+        r"`(test_\w+\.py)`", text
+    ):
+        assert any(ROOT.glob(name if "/" in name else f"tests/{name}")), name
+
+
+def test_tables_are_those_that_report_writes(tmp_path):
+    pages = {page: tmp_path / page.relative_to(ROOT) for page in report.pages(ROOT)}
+    (tmp_path / "docs").mkdir()
+    for page, copy in pages.items():
+        shutil.copy(page, copy)
+    for path in command.recorded():
+        for page, text in report.with_regions(tmp_path, report.recorded(path)[0]).items():
+            page.write_text(text)
+    assert {page: copy.read_text() for page, copy in pages.items()} == {
+        page: page.read_text() for page in pages
+    }
+
+
+def test_every_region_is_in_one_page():
+    text = "".join(page.read_text() for page in PAGES)
+    for region, devices in report.TABLES.items():
+        for mark in ("<!-- {} -->", "<!-- /{} -->"):
+            assert [text.count(mark.format(f"{region}:{device}")) for device in devices] == [1] * len(devices)
+
+
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {drsn_ops.__version__}\n" in citation and "doi: 10.1109/TII.2019.2943898" in citation
+    assert f"\n## {drsn_ops.__version__}" in (ROOT / "CHANGELOG.md").read_text()

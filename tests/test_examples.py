@@ -121,8 +121,23 @@ def test_learned_thresholds_beat_the_universal_one(denoiser):
     assert results["learned"] > results["universal"] + 1.5
 
 
-def test_own_data():
-    assert example("own_data").main(epochs=8) > 0.75
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(EXAMPLES / "own_data.ipynb", nbformat.NO_CONVERT)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
+    for network in ("ResNet", "DRSN-CW"):
+        curve = [
+            int(share) for share in re.findall(r"(\d+)%", re.search(f"^{network} .*$", printed, re.M)[0])
+        ]
+        assert len(curve) == 7 and curve[0] < 60 and curve[-1] > 90
+    assert "units.2.shrink  200x16x16" in printed
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
 
 
 @pytest.fixture(scope="module")

@@ -158,9 +158,8 @@ def made_up(rows):
     for row in changed:
         row["p50_us"] = {"drsn_ops": 100.0, "strong": 450.0}.get(row["provider"], 800.0)
         if row["what"] == "step":
-            row["ratio_p50"] = {"drsn_ops": 1.07, "batch_norm_shrink": 0.98, "naive": 1.6}.get(
-                row["provider"]
-            )
+            ratios = {"pytorch": 1.0, "drsn_ops": 1.07, "batch_norm_shrink": 0.98, "naive": 1.6}
+            row["ratio_p50"] = ratios[row["provider"]]
             row["peak_ratio"] = 2.03 if row["provider"] == "naive" else 1.05
             row["peak_bytes"] = 62e6
         row["date"] = "2001-02-03"
@@ -172,39 +171,57 @@ def made_up(rows):
 
 
 def test_the_report_is_made_from_the_rows(rows, tmp_path, monkeypatch, capsys):
-    results, readme = tmp_path / "machine-tax.json", tmp_path / "README.md"
+    results, readme, page = (
+        tmp_path / "machine-tax.json",
+        tmp_path / "README.md",
+        tmp_path / "docs" / "page.md",
+    )
     results.write_text(json.dumps(made_up(rows)))
-    readme.write_text("before\n<!-- tax:cpu -->\nold\n<!-- /tax:cpu -->\nafter\n")
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "report", str(results), "--readme", str(readme)])
+    readme.write_text("before\n<!-- first:cpu -->\nold\n<!-- /first:cpu -->\nafter\n")
+    page.parent.mkdir()
+    page.write_text("<!-- networks:cpu -->\n<!-- /networks:cpu -->\n")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "report", str(results), "--folder", str(tmp_path)])
     assert command.main() == 0
-    made = readme.read_text()
-    assert made.startswith("before\n<!-- tax:cpu -->\n") and made.endswith("<!-- /tax:cpu -->\nafter\n")
-    assert "\nold\n" not in made and "2001-02-03" in made and rows[0]["machine"] in made
+    first, made = readme.read_text(), page.read_text()
+    assert first.startswith("before\n<!-- first:cpu -->\n") and first.endswith("<!-- /first:cpu -->\nafter\n")
+    assert "\nold\n" not in first
+    assert all("2001-02-03" in text and rows[0]["machine"] in text for text in (first, made))
     for line in (
-        "| a training step, times the plain ResNet's | eager | torch.compile | peak memory | the paper |",
-        "| the paper's network, ResNet itself | 1 ms | 1 ms | 62 MB | – |",
-        "| 18 layers, ResNet itself | 1 ms | – | 62 MB | – |",
-        "| the paper's network, DRSN-CW, `Shrinkage` | 1.07 | 1.20 | 1.05 | 1.55 |",
-        "| the paper's network, DRSN-CS, the widely copied formula | 1.60 | 1.20 | 2.03 | 1.62 |",
-        "| 18 layers, DRSN-CW, `batch_norm_shrink` | 0.98 | – | 1.05 | – |",
-        "| the fastest eager formula takes, times that | 4.50 | 4.50 |",
-        "| the best torch.compile takes, times that | 1.75 | 1.75 |",
+        "| a training step | ms | ratio | compiled: ratio | memory: ratio | the paper's: ratio |",
+        "| ResNet | 1 | 1.00 | 1.20 | 1.05 | 1.00 |",
+        "| DRSN-CW, `Shrinkage` | 0 | 1.07 | 1.20 | 1.05 | 1.55 |",
+        "| DRSN-CS, widely copied formula | 1 | 1.60 | 1.20 | 2.03 | 1.62 |",
+    ):
+        assert first.count(f"\n{line}\n") == 1, line
+    assert first.count("\n| DRSN-") == 4
+    for line in (
+        "A training step of the paper's network, x of 2x1x64, float32:",
+        "| time | eager: ms | ratio | torch.compile: ms | ratio | compiled / eager | the paper's: ratio |",
+        "| time | eager: ms | ratio |",
+        "| ResNet | 1 | 1.00 |",
+        "| DRSN-CW, `Shrinkage` | 0 | 1.07 | 0 | 1.20 | 0.90 | 1.55 |",
+        "| DRSN-CS, widely copied formula | 1 | 1.60 | 1 | 1.20 | 0.90 | 1.62 |",
+        "| DRSN-CW, `batch_norm_shrink` | 1 | 0.98 |",
+        "| peak memory | eager: MB | ratio | torch.compile: MB | ratio |",
+        "| ResNet | 62 | 1.05 | 62 | 1.05 |",
+        "| `Shrinkage` with a residual, float32 | x | MB | ms | eager: ratio | torch.compile: ratio |",
+        "| forward + backward | 2x3x32 | 0.0 | 0.100 | 4.50 | 1.75 |",
+        "| evaluation | 4x3x64 | 0.0 | 0.100 | 4.50 | 1.75 |",
     ):
         assert made.count(f"\n{line}\n") == 1, line
-    assert "on 2x3x32, forward + backward: 0.100 ms; the fastest eager formula takes 4.50 times that;" in made
-    beside_eager = ", ".join(
-        f"0.90 (the paper's network, {name}, `Shrinkage`)" for name in ("DRSN-CW", "DRSN-CS")
-    )
-    assert f"\nA compiled step, times the eager step with the same operators: {beside_eager}.\n" in made
     assert not list(tmp_path.glob("*.png"))
-    assert command.main() == 0 and readme.read_text() == made
+    assert command.main() == 0 and (readme.read_text(), page.read_text()) == (first, made)
 
 
 def test_a_gpu_has_a_table_of_its_own(rows):
     timers = {"step": ["events"], "call": ["events", "graph"], "evaluation": ["graph"]}
     gpu = [{**row, "gpu": "GPU", "timer": timer} for row in made_up(rows) for timer in timers[row["what"]]]
     half = [{**row, "dtype": "bfloat16", "ratio_p50": 1.3} for row in gpu if row["what"] == "step"]
-    made = report.insert("<!-- tax:cuda --><!-- /tax:cuda -->", gpu + half, "tax")
-    assert "| the paper's network, bfloat16, DRSN-CW, `Shrinkage` | 1.30 | 1.30 | 1.05 | 1.55 |" in made
-    assert "| a copy of the same bytes takes, times that | 8.00 | 8.00 |" in made
-    assert made.count("One `Shrinkage`") == 2 and made.count("in a CUDA graph") == 1
+    found = report.texts(gpu + half, "tax")
+    assert {*found} == {"first:cuda", "networks:cuda"}
+    assert found["first:cuda"].count("\n| DRSN-CW, `Shrinkage` | ") == 1
+    made = found["networks:cuda"]
+    assert "A training step of the paper's network, x of 2x1x64, bfloat16:\n" in made
+    assert "| DRSN-CW, `Shrinkage` | 0 | 1.30 | 0 | 1.30 | 0.90 | 1.55 |" in made
+    assert "| evaluation | 2x3x64 | 0.0 | 0.100 | 4.50 | 1.75 | 8.00 |" in made
+    assert made.count("\n| forward + backward") == 2 and made.count(", in a CUDA graph | ") == 1
