@@ -228,7 +228,7 @@ def rows():
     rows = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contest, "MAX_POOL", 1)
-        patch.setattr(report, "SIZES", SIZES)
+        patch.setattr(tables, "SIZES", SIZES)
         around = environment("cpu")
         for direction in ("inference in place", "forward+backward"):
             for size in SIZES:
