@@ -178,7 +178,7 @@ KINDS: dict[str, Callable[[Row], bool]] = {
     "`soft_threshold`, 256 MB and more": lambda row: is_plain(row, *ONE_WAY, operator="soft_threshold"),
     "`shrink` without gradient, 256 MB and more": lambda row: is_plain(row, *ONE_WAY[:2]),
     "the same, 24 to 100 MB": lambda row: is_plain(row, *ONE_WAY[:2], least=24e6, most=100e6),
-    "`shrink`, forward with the code, 256 MB and more": lambda row: is_plain(row, "forward"),
+    "`shrink`, forward with the mask, 256 MB and more": lambda row: is_plain(row, "forward"),
     "`shrink`, backward, 256 MB and more": lambda row: is_plain(row, "backward"),
     "float64, 256 MB and more": lambda row: row["dtype"] == "float64" and row["bytes"] >= 256e6,
     "float16 and bfloat16, 256 MB and more": lambda row: (

@@ -321,7 +321,7 @@ def test_a_gpu_has_tables_of_its_own(gpu_rows):
     )
     assert "| channels_last, as a part of that of the aligned, contiguous twins | 9 | 0.80 |\n" in made
     assert all(f"| {what} | " in made for what in tables.KINDS)
-    assert "(benchmarks/results/gpu.png)" in made
+    assert "(../benchmarks/results/gpu.png)" in made
     assert slug(gpu_rows[0]) == "gpu"
 
 
