@@ -17,7 +17,8 @@ from drsn_ops.data import recordings
 from drsn_ops.data.vibration import vibration
 from drsn_ops.experiment import cell
 from drsn_ops.experiment.settings import SMALL
-from drsn_ops.training import train
+from drsn_ops.training.recipes import Settings
+from drsn_ops.training.run import Run
 
 
 def generator(seed=3):
@@ -128,8 +129,8 @@ def make_calls(folder):
     simulated = replace(SMALL, num_signals=24, points=64)
     recorded = replace(SMALL, data="folder", data_dir=str(folder), num_signals=None, points=20)
     split = data.Split(images, torch.arange(6))
-    run = train.Run(
-        train.Settings("digits", "channel-wise", "drsn_ops", 1, 3, 0.1, 0.0, 0),
+    run = Run(
+        Settings("digits", "channel-wise", "drsn_ops", 1, 3, 0.1, 0.0, 0),
         data.Dataset(split, split, torch.zeros(1, 1, 1)),
         torch.device("cpu"),
     )

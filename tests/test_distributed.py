@@ -1,19 +1,14 @@
-"""Several processes: DTensors, DistributedDataParallel, FSDP2, and the training program under torchrun."""
+"""Several processes: DTensors, DistributedDataParallel, FSDP2, and BatchNorm over all processes' samples."""
 
 from __future__ import annotations
 
-import argparse
 import copy
-import csv
-import os
-import signal
-import subprocess
-import sys
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import nullcontext, redirect_stderr
 from datetime import timedelta
 from functools import cache, partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -21,13 +16,21 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from checks import leaf, make_features, operators_of, randomise
+from commands import status_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import drsn_ops
 from drsn_ops.__main__ import main
+from drsn_ops.arguments import InputError
+from drsn_ops.data import Dataset, Split, load
+from drsn_ops.experiment import command
 from drsn_ops.ops import autograd
-from drsn_ops.training import processes, train
+from drsn_ops.training import train
+from drsn_ops.training.processes import Processes
+from drsn_ops.training.recipes import Settings
+from drsn_ops.training.run import Run
+from drsn_ops.training.shared_batch_norm import SharedBatchNorm, share_batch_norms
 
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
@@ -680,8 +683,8 @@ def batch_norm_over_processes():
             for cut in (7, 4, 1):
                 plain = randomise(norm(4, **options)).double()
                 shared = copy.deepcopy(plain)
-                processes.share_batch_norms(shared)
-                assert type(shared) is processes.SharedBatchNorm
+                share_batch_norms(shared)
+                assert type(shared) is SharedBatchNorm
                 x, weight = (torch.randn(shape, dtype=torch.float64) * 3 + 100 for _ in range(2))
                 rows = (slice(None, cut), slice(cut, None))[dist.get_rank()]
                 for _ in range(2):
@@ -703,7 +706,7 @@ def batch_norm_over_processes():
 def batch_norm_keeps_its_digits():
     """Of float32 numbers far from 0 a variance as the difference of two mean squares would have no digit right."""
     norm = nn.BatchNorm1d(3)
-    processes.share_batch_norms(norm)
+    share_batch_norms(norm)
     x = torch.randn(64, 3) + 4096
     expected = nn.BatchNorm1d(3).double()(x.double())
     actual = norm(x.chunk(2)[dist.get_rank()])
@@ -714,7 +717,7 @@ def batch_norm_keeps_its_digits():
 @check
 def batch_norm_refuses_one_value():
     norm = nn.BatchNorm1d(3)
-    processes.share_batch_norms(norm)
+    share_batch_norms(norm)
     with pytest.raises(ValueError, match="^x: got 1 values a channel in all processes, expected more"):
         norm(torch.randn(1 - dist.get_rank(), 3))
     with pytest.raises(ValueError, match=r"^x: got shape \(2, 4\), expected \(N, 3, \*spatial\)"):
@@ -726,7 +729,7 @@ def the_gate_over_processes():
     """A Shrinkage with BatchNorm in its gate, on half a batch in each process, is that on the whole batch."""
     plain = randomise(drsn_ops.Shrinkage(4)).double()
     shared = copy.deepcopy(plain)
-    processes.share_batch_norms(shared)
+    share_batch_norms(shared)
     x = make_features((6, 4, 9))
     source, part = leaf(x), leaf(x.chunk(2)[dist.get_rank()])
     plain(source).square().sum().backward()
@@ -754,12 +757,12 @@ def assert_gradients_of_a_share(settings, data):
     """One step on an uneven share, with the L2 term: gradients are those of the whole batch."""
 
     def job(*shared_by):
-        run = train.Run(settings, data, torch.device("cpu"), *shared_by)
+        run = Run(settings, data, torch.device("cpu"), *shared_by)
         run.network.double()
         run.train_epoch(lambda: None)
         return run.network
 
-    alone, shared = job(), job(processes.Processes(dist.get_rank(), 2))
+    alone, shared = job(), job(Processes(dist.get_rank(), 2))
     assert alone.state_dict().keys() == shared.state_dict().keys()
     for (name, mine), its in zip(shared.named_parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(
@@ -769,36 +772,51 @@ def assert_gradients_of_a_share(settings, data):
 
 @check
 def gradients_of_a_share_of_digits():
-    settings = train.Settings("digits", "channel-wise", "drsn_ops", 1, 1437, 1e-3, 0.5, 0)
-    data = train.load("digits", None, noise=0.5, seed=0)
-    data = train.Dataset(*(train.Split(s.images.double(), s.labels) for s in data[:2]), data.mean.double())
+    settings = Settings("digits", "channel-wise", "drsn_ops", 1, 1437, 1e-3, 0.5, 0)
+    data = load("digits", None, noise=0.5, seed=0)
+    data = Dataset(*(Split(s.images.double(), s.labels) for s in data[:2]), data.mean.double())
     assert_gradients_of_a_share(settings, data)
 
 
 @check
 def gradients_of_a_share_of_augmented_images():
     """The recipe for CIFAR-10: its network, with SGD, on images that are shifted and mirrored at random."""
-    settings = train.Settings("cifar10", "channel-shared", "drsn_ops", 1, 7, 0.1, 0.1, 0)
-    split = train.Split(torch.rand(7, 3, 32, 32, dtype=torch.float64), torch.randint(0, 10, (7,)))
-    assert_gradients_of_a_share(settings, train.Dataset(split, split, split.images.mean(0)))
+    settings = Settings("cifar10", "channel-shared", "drsn_ops", 1, 7, 0.1, 0.1, 0)
+    split = Split(torch.rand(7, 3, 32, 32, dtype=torch.float64), torch.randint(0, 10, (7,)))
+    assert_gradients_of_a_share(settings, Dataset(split, split, split.images.mean(0)))
 
 
 @check
 def an_error_of_one_process_stops_all():
-    together = processes.Processes(dist.get_rank(), 2)
+    together = Processes(dist.get_rank(), 2)
     for culprit in range(2):
-        with pytest.raises((train.InputError, SystemExit)) as error, together.agreeing():
+        with pytest.raises((InputError, SystemExit)) as error, together.agreeing():
             if together.rank == culprit:
-                raise train.InputError("files: not here")
+                raise InputError("files: not here")
         # the one that leads says what it was
         assert str(error.value) == ("files: not here" if together.leads else "2")
     with together.agreeing():
         pass
 
 
+@check
+def what_a_command_refuses_is_said_once():
+    """By the process that leads; the other one ends in silence."""
+    together = Processes(dist.get_rank(), 2)
+    commands = (train, "train", "--resume", "nothing.pt"), (command, "experiment", "--column", "1")
+    for module, *argv in commands:
+        with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as err:
+            patch.setattr(module, "processes", lambda device: nullcontext(together))
+            assert status_of(main, argv) == 2
+        assert err.getvalue().count(f"drsn_ops {argv[0]}: ") == err.getvalue().count("\n") == together.leads
+
+
+NEED_SKLEARN = ("gradients_of_a_share_of_digits", "what_a_command_refuses_is_said_once")
+
+
 @pytest.mark.parametrize("name", CHECKS)
 def test_of_processes(outcomes, name):
-    if name.startswith("gradients_of_a_share"):
+    if name in NEED_SKLEARN:
         pytest.importorskip("sklearn")
     count, _ = CHECKS[name]
     for rank in range(count):
@@ -806,241 +824,3 @@ def test_of_processes(outcomes, name):
         assert outcome.exists(), f"process {rank} did not come to it: another check failed or never ended"
         failure = outcome.read_text()
         assert not failure, failure
-
-
-# The program, in float64: there what another order of sums changes stays far below what a wrong one would.
-WIDE = """
-import sys
-import torch
-from drsn_ops.training import train
-from drsn_ops.__main__ import main
-
-def load(*args, read=train.load, **options):
-    first, second, mean = read(*args, **options)
-    return train.Dataset(*(train.Split(s.images.double(), s.labels) for s in (first, second)), mean.double())
-
-train.load = load
-torch.set_num_threads(1)
-torch.set_default_dtype(torch.float64)
-if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
-"""
-
-
-@contextmanager
-def torchrun(*command, folder):
-    """Two processes, started but not waited for."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-        + ["--rdzv-endpoint", "localhost:0", *map(str, command)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:  # a test has failed; asked to end, torchrun ends what it has started
-            process.terminate()
-            process.communicate(timeout=60)
-
-
-def finish(*command, folder):
-    """The exit status of two processes, and what they printed."""
-    with torchrun(*command, folder=folder) as process:
-        out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-def rows(folder):
-    with (folder / "curve.csv").open() as file:
-        return [{name: float(row[name]) for name in row if name != "seconds"} for row in csv.DictReader(file)]
-
-
-def assert_same_run(folder, other):
-    """Network, running statistics, optimiser (its means are of gradients), random numbers and curve."""
-    a, b = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, other))
-    for key in ("settings", "step"):
-        assert a[key] == b[key]
-    assert torch.equal(a["random"], b["random"])
-    assert a["network"].keys() == b["network"].keys()
-    for name, tensor in a["network"].items():
-        torch.testing.assert_close(tensor, b["network"][name], rtol=1e-7, atol=1e-9, msg=name)
-    assert a["optimiser"]["param_groups"] == b["optimiser"]["param_groups"]
-    for index, state in a["optimiser"]["state"].items():
-        for name, tensor in state.items():
-            torch.testing.assert_close(
-                tensor, b["optimiser"]["state"][index][name], rtol=1e-7, atol=1e-9, msg=name
-            )
-    for row, its in zip(rows(folder), rows(other), strict=True):
-        assert row == pytest.approx(its, rel=1e-7)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The same run of two epochs, in one process; in two; and begun in one or two, and ended in two or one."""
-    pytest.importorskip("sklearn")
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("tqdm")
-    folder = tmp_path_factory.mktemp("runs")
-    script = folder / "wide.py"
-    script.write_text(WIDE)
-    flags = ("--batch-size", 150)  # 1437 images: shares of 75, and at the end of 44 and 43
-
-    def alone(*more):
-        command = [sys.executable, script, *more]
-        subprocess.run(
-            list(map(str, command)), cwd=folder, check=True, env={**os.environ, "PYTHONPATH": ROOT}
-        )
-
-    def together(*more):
-        code, out, err = finish(script, *more, folder=folder)
-        assert code == 0, err
-        return out
-
-    alone("--epochs", 1, "--output-dir", "one", *flags)
-    printed = together("--epochs", 1, "--output-dir", "two", *flags)
-    together("--epochs", 2, "--resume", "one/checkpoint.pt", "--output-dir", "one-two")
-    alone("--epochs", 2, "--resume", "two/checkpoint.pt", "--output-dir", "two-one")
-    alone("--epochs", 2, "--output-dir", "whole", *flags)
-    return folder, printed
-
-
-def test_two_processes_train_as_one_does(runs):
-    folder, printed = runs
-    assert_same_run(folder / "two", folder / "one")
-    assert printed.count("final accuracy") == 1 and "on cpu, 2 processes" in printed
-    assert sorted(path.name for path in (folder / "two").iterdir()) == [
-        "checkpoint.pt",
-        "curve.csv",
-        "curve.png",
-    ]
-
-
-@pytest.mark.parametrize("name", ["one-two", "two-one"])
-def test_a_run_goes_on_with_another_number_of_processes(runs, name):
-    folder, _ = runs
-    assert_same_run(folder / name, folder / "whole")
-
-
-def assert_can_go_on(folder):
-    """A run that was cut off left whole files, and nothing else; from them it goes on."""
-    run = folder / "runs" / "digits"
-    assert {path.name for path in run.iterdir()} <= {"checkpoint.pt", "curve.csv", "curve.png"}
-    done = len(rows(run))
-    assert main(["train", "--resume", str(run / "checkpoint.pt"), "--epochs", str(done + 1)]) == 0
-    assert [row["epoch"] for row in rows(run)] == list(range(1, done + 2))
-
-
-def test_interrupt(alone_in):
-    """Ctrl-C ends all processes."""
-    curve = alone_in / "runs" / "digits" / "curve.csv"
-    with torchrun("-m", "drsn_ops", "train", "--epochs", 10**6, folder=alone_in) as process:
-        deadline = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < deadline:
-            if curve.exists() and rows(curve.parent):
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=300)
-    assert process.returncode != 0 and curve.exists(), err
-    assert [path.name for path in (alone_in / "runs").iterdir()] == ["digits"]
-    assert_can_go_on(alone_in)
-
-
-FAILING = """
-import os, sys
-from drsn_ops.training import train
-from drsn_ops.__main__ import main
-
-def learning_rate(self, inside=train.Run.learning_rate):
-    if self.step == 20 and os.environ["RANK"] == "1":
-        raise RuntimeError("this process fails")
-    return inside(self)
-
-train.Run.learning_rate = learning_rate
-sys.exit(main(["train", "--epochs", "1000"]))
-"""
-
-
-def test_a_process_that_fails_ends_the_others(alone_in):
-    (alone_in / "failing.py").write_text(FAILING)
-    code, _, err = finish("failing.py", folder=alone_in)
-    assert code != 0 and "this process fails" in err
-    assert len(rows(alone_in / "runs" / "digits")) == 1
-    assert_can_go_on(alone_in)
-
-
-def test_a_batch_has_an_image_for_every_process(alone_in, monkeypatch):
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
-    args = parser.parse_args(["--batch-size", "2"])
-    with pytest.raises(train.InputError, match="^--batch-size 2: less than an image for each of 3 processes"):
-        train.prepare(args, processes.Processes(0, 3))
-
-
-def test_processes_that_cannot_be_joined(alone_in, monkeypatch, capsys):
-    """WORLD_SIZE without an address to meet at."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    assert main(["train", "--epochs", "1"]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("drsn_ops train: WORLD_SIZE is 2, but the processes cannot be joined: ")
-    assert err.count("\n") == 1 and not any(alone_in.iterdir())
-
-
-@pytest.mark.parametrize("size", ["abc", "0", ""])
-def test_a_number_of_processes_that_is_none(alone_in, monkeypatch, capsys, size):
-    monkeypatch.setenv("WORLD_SIZE", size)
-    assert main(["train", "--epochs", "1"]) == 2
-    assert capsys.readouterr().err == (
-        f"drsn_ops train: WORLD_SIZE: got {size!r}, expected the number of processes, as torchrun sets it\n"
-    )
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_one_gpu_for_all_processes(alone_in, monkeypatch, capsys, rank):
-    """Refused, and said once."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", str(rank))
-    if rank:
-        with pytest.raises(SystemExit, match="^2$"):
-            main(["train", "--device", "cuda:0"])
-    else:
-        assert main(["train", "--device", "cuda:0"]) == 2
-    assert (
-        capsys.readouterr().err == ""
-        if rank
-        else ("drsn_ops train: --device cuda:0: got one GPU for 2 processes, expected cuda, each its own\n")
-    )
-
-
-def test_more_processes_than_gpus(alone_in, monkeypatch, capsys):
-    def set_device(device):
-        assert device == "cuda:1"
-        raise RuntimeError("CUDA error: invalid device ordinal\nmore words")
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_device", set_device)
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
-    assert main(["train", "--device", "cuda"]) == 2
-    err = capsys.readouterr().err
-    assert (
-        err.endswith("processes cannot be joined: CUDA error: invalid device ordinal\n")
-        and err.count("\n") == 1
-    )
-
-
-def test_an_error_is_said_once(alone_in):
-    code, _, err = finish("-m", "drsn_ops", "train", "--resume", "nothing.pt", folder=alone_in)
-    assert code != 0 and err.count("drsn_ops train: ") == 1
-
-
-def test_shares_are_even_and_whole():
-    batch = torch.arange(11)
-    shares = [processes.Processes(rank, 4).share(batch) for rank in range(4)]
-    assert torch.equal(torch.cat(shares), batch) and {len(share) for share in shares} == {2, 3}

@@ -6,7 +6,9 @@ import torch
 from drsn_ops import models
 from drsn_ops.data import Dataset, Split
 from drsn_ops.experiment import cell
-from drsn_ops.training.train import Run, Settings, evaluation_batch
+from drsn_ops.models.paper import pad_same
+from drsn_ops.training.recipes import Settings
+from drsn_ops.training.run import Run, evaluation_batch
 
 
 @pytest.mark.parametrize(
@@ -41,9 +43,7 @@ def test_no_activation_is_wider_than_the_stem(network, shape):
     for module in network.modules():
         module.register_forward_hook(lambda _, __, output: widest.append(output[0].numel()))
     network(torch.randn(2, *shape))
-    assert (
-        max(widest) == network.stem(models.pad_same(torch.randn(1, *shape), network.stem.stride[0])).numel()
-    )
+    assert max(widest) == network.stem(pad_same(torch.randn(1, *shape), network.stem.stride[0])).numel()
 
 
 class Seen(torch.nn.Module):
@@ -62,7 +62,7 @@ class Seen(torch.nn.Module):
 @pytest.fixture
 def small_batches(monkeypatch):
     """Batches of three CIFAR-10 images, and of as many bytes of others."""
-    monkeypatch.setattr("drsn_ops.training.train.EVALUATION_BYTES", 3 * 16 * 32 * 32 * 4)
+    monkeypatch.setattr("drsn_ops.training.run.EVALUATION_BYTES", 3 * 16 * 32 * 32 * 4)
 
 
 def test_training_evaluates_batches_of_that_size(small_batches):

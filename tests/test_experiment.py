@@ -258,20 +258,16 @@ def torchrun(*flags):
 
 
 def test_torchrun_shares_the_cells(whole, folder):
-    """Two programs agree on a folder, and each trains half of the cells; what one refuses is said once."""
-    good, bad = torchrun(*TINY), torchrun(*TINY, "--blocks", 4)
-    out, err = good.communicate(timeout=300)
-    assert good.returncode == 0, out + err
+    """Two programs agree on a folder, and each trains half of the cells."""
+    process = torchrun(*TINY)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
     own = folder / "runs" / "experiment-small"
     assert [path.name for path in own.parent.iterdir()] == ["experiment-small"]
     assert results(own) == results(whole)
     assert len((own / "results.csv").read_text().splitlines()) == 17 and (own / "tsne.png").exists()
     # a line a cell, of both processes, and the rest of one
     assert out.count(" dB  seed ") == 16 and out.count("written:") == out.count("0 of them done") == 1
-    out, err = bad.communicate(timeout=300)
-    assert (
-        bad.returncode != 0 and err.count("drsn_ops experiment: --blocks: got 4") == 1 and "seed" not in out
-    )
 
 
 def test_a_process_trains_its_share(folder, monkeypatch):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from drsn_ops.arguments import InputError
-from drsn_ops.data.recordings import CWRU_48_KHZ, CWRU_NUMBERS, cwru, cwru_class, folder
+from drsn_ops.data.cwru_files import CWRU_48_KHZ, CWRU_NUMBERS, cwru_class
+from drsn_ops.data.recordings import cwru, folder
 
 io = pytest.importorskip("scipy.io")
 

@@ -1,5 +1,6 @@
-"""Data to train on: images, recordings, and the vibration of a simulated machine."""
+"""Data to train on: images, recordings, and the vibration of a simulated machine. Imports no network."""
 
-from .images import CLASSES, Dataset, Split, augment, load
+from .datasets import load
+from .images import CLASSES, Dataset, Split, augment
 
 __all__ = ["CLASSES", "Dataset", "Split", "augment", "load"]

@@ -1,4 +1,4 @@
-"""What tells data from others, so that what was begun on some does not go on with others."""
+"""Fingerprints of data: a run that was begun on some data does not go on with others."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ CHUNK = 1000
 
 
 def fingerprint(splits: Iterable[Sequence[Tensor]]) -> list[float]:
-    """Of each split's values and labels: the labels' checksum, and the means of the positive parts and of the squares.
+    """For each split of values and labels: the labels' checksum, the mean of relu(values) and that of their squares.
 
-    Neither is a difference that rounding, which is another on each machine, could be all of.
+    Both are sums of terms that are not negative: nothing cancels, so that rounding, which differs between machines,
+    changes them by a small relative error only.
     """
     found: list[float] = []
     for values, labels in splits:
@@ -32,14 +33,14 @@ def fingerprint(splits: Iterable[Sequence[Tensor]]) -> list[float]:
 
 
 def source_of(data: str, folder: str | None) -> str:
-    """The data as a message calls them."""
+    """How messages name the data."""
     return f"{data} in {folder}" if folder else data
 
 
 def require_same_data(
     path: Path, begun: tuple[Sequence[float], str], now: tuple[Sequence[float], str]
 ) -> None:
-    """Raise InputError unless both have one fingerprint, to the rounding in which machines differ.
+    """Raise InputError unless both have the same fingerprint, up to rounding.
 
     Args:
         path: what is resumed.

@@ -1,6 +1,6 @@
-"""Pickles of plain values and arrays of bytes, read without calling anything that they name.
+"""Reads pickles of plain values and arrays of bytes, without calling anything that they name.
 
-An unpickler that allows NumPy's names is not safe: a file can have NumPy make a dtype that takes bytes for pointers.
+An unpickler that allows NumPy's names is not safe: a file can make NumPy build a dtype that takes bytes for pointers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAMES = (*RECONSTRUCT, "numpy.ndarray", "numpy.dtype", "_codecs.encode")
 
 @dataclass(eq=False)
 class Named:
-    """What a pickle names. What it is called with, and the state that it is given, are kept and not used."""
+    """Stands for what a pickle names. Its call is recorded with its arguments and state, and not made."""
 
     name: str
     arguments: tuple[Any, ...] | None = None
@@ -37,7 +37,7 @@ class Named:
 
 
 class PlainDict(dict[Any, Any]):
-    """A dict of plain keys: the hash of tuples within tuples overflows the stack."""
+    """A dict of plain keys: the hash of deeply nested tuples overflows the stack."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if not isinstance(key, (str, bytes, int)):
@@ -46,23 +46,23 @@ class PlainDict(dict[Any, Any]):
 
 
 class Opcodes(dict[int, Any]):
-    """What an unpickler does at each opcode."""
+    """The unpickler's handler of each allowed opcode."""
 
     def __missing__(self, opcode: int) -> Any:
         raise pickle.UnpicklingError(f"it has opcode {opcode:#04x}, which a data file has no use for")
 
 
-# without sets, whose items are hashed, and without arrays that are made before what fills them is read
-LEFT_OUT = (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8)
+# sets hash their items, and a bytearray is allocated before its content is read
+FORBIDDEN = (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8)
 
 
-# in Python: the memo of the one in C grows to the largest index that a file names
+# The unpickler in Python, since the memo of the one in C grows to the largest index that a file names.
 class PlainUnpickler(pickle._Unpickler):
     dispatch = Opcodes(
         {
             opcode: load
             for opcode, load in pickle._Unpickler.dispatch.items()
-            if bytes([opcode]) not in LEFT_OUT
+            if bytes([opcode]) not in FORBIDDEN
         }
     )
 
@@ -87,17 +87,17 @@ class PlainUnpickler(pickle._Unpickler):
 
 
 def loads(content: bytes) -> Any:
-    """What a pickle holds: plain values as they are, strings of Python 2 as bytes, all else as `Named`.
+    """The content of a pickle: plain values as they are, strings of Python 2 as bytes, all else as `Named`.
 
     Raises:
-        pickle.UnpicklingError: a name or a key that plain values and arrays have no use for.
-        Exception: nearly any, for a pickle that is damaged.
+        pickle.UnpicklingError: a name, an opcode or a key that plain values and arrays do not need.
+        Exception: nearly any, for a damaged pickle.
     """
     return PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
 
 
 def unsigned_bytes(value: object) -> npt.NDArray[np.uint8] | None:
-    """The array of unsigned bytes that a value from `loads` stands for, None where it stands for something else."""
+    """The array of unsigned bytes that a value from `loads` stands for, or None."""
     match value:
         case Named(
             name=name,

@@ -22,7 +22,8 @@ from .. import models
 from ..arguments import InputError
 from ..data.vibration import CLASSES, vibration
 from ..noise import Kind, add_noise
-from ..training.train import evaluation_batch, momentum, repeatable
+from ..training.recipes import momentum
+from ..training.run import evaluation_batch, repeatable
 from .settings import NETWORKS, RECORDINGS, Cell, Result, Settings
 
 

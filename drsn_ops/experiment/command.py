@@ -17,8 +17,7 @@ from ..arguments import MAX_PROCESSES, as_flag, count, defaults, learning_rate, 
 from ..data.fingerprint import fingerprint, require_same_data, source_of
 from ..noise import KINDS
 from ..training.folders import claimed, new_folder
-from ..training.processes import Processes, device_of, processes
-from ..training.train import usable_device
+from ..training.processes import Processes, processes, usable_device
 from .cell import build, load
 from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for
@@ -171,7 +170,7 @@ def train_cells(job: Job, cells: Sequence[Cell], workers: int) -> None:
 
 def experiment(args: argparse.Namespace, processes: Processes, claims: ExitStack) -> int:
     """Train this process's share of what is left, and on the leading one report on all. Returns the exit status."""
-    device = usable_device(device_of(args.device))
+    device = usable_device(args.device)
     settings, folder, left = agree(lambda: prepare(args, claims))
     workers = args.workers or (torch.get_num_threads() if device.type == "cpu" else 1)
     job = Job(settings, folder, device, origin_of(device, workers * processes.count))

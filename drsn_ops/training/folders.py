@@ -1,4 +1,4 @@
-"""The folder of a run, which is its own as long as it lives."""
+"""The folder of a run, locked while the run lives."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..files import sync
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
-    """The folder, which is made where it is not there, locked against other runs.
+    """The folder, made if it is missing, and locked against other runs.
 
     The system frees the lock when the process ends, however it ends.
 
     Raises:
-        InputError: another run has it, or it cannot be made.
+        InputError: another run has locked it, or it cannot be made.
     """
-    import fcntl  # not on Windows, where the package can be imported
+    import fcntl  # missing on Windows, where the package can still be imported
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,20 +43,20 @@ def claimed(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(given: Path | None, name: str) -> Iterator[Path]:
-    """A claimed and empty folder: the one that was given, or else a new one, ``runs/NAME``, numbered where it is there.
+    """A locked and empty folder: ``given``, or else a new ``runs/NAME``, numbered where that exists.
 
     Raises:
-        InputError: the one that was given is not empty, not a folder, or in use by another run.
+        InputError: ``given`` is not empty, not a folder, or in use by another run.
     """
     folder = given or made(name)
     require_empty(folder)
     with claimed(folder):
-        require_empty(folder)  # another run may have come and gone
+        require_empty(folder)  # again: another run may have come and gone before the lock
         yield folder
 
 
 def made(name: str) -> Path:
-    """A folder that was not there before, made in one step: of two runs that are started together, each has its own."""
+    """A new folder in ``runs``. It is made in one step, so that runs started together get different ones."""
     parent, number = Path("runs"), 1
     parent.mkdir(exist_ok=True)
     while True:
@@ -68,6 +68,6 @@ def made(name: str) -> Path:
 
 
 def require_empty(folder: Path) -> None:
-    """Raise InputError where there is something else than an empty folder, or than nothing."""
+    """Raise InputError unless the folder is empty or does not exist."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--output-dir {folder}: not an empty folder")

@@ -1,6 +1,7 @@
-"""Training by several processes, which torchrun starts: each takes its share of every batch, and all keep the same
-network. What they compute is, to rounding, what one process computes of the whole batch: gradients are those of its
-loss, and every BatchNorm normalises over all of it.
+"""The processes that train one network together, as torchrun starts them, and the device of each.
+
+Each process takes its share of every batch, and all keep the same network. To rounding, they compute what one process
+computes from the whole batch: its gradients, with every BatchNorm over all samples.
 """
 
 from __future__ import annotations
@@ -15,27 +16,25 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import InputError, first_line
-from ..reference import accumulator, per_row
+from .shared_batch_norm import share_batch_norms
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process, the ``rank``-th, among the ``count`` that train together."""
+    """This process, of rank ``rank``, among the ``count`` that train together."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one process that prints and writes."""
+        """True in the one process that prints and writes."""
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's part of a batch; parts differ by one sample at most."""
+        """This process's share of a batch; shares differ by at most one sample."""
         return batch.tensor_split(self.count)[self.rank]
 
     def total(self, values: Tensor) -> Tensor:
@@ -45,10 +44,10 @@ class Processes:
         return values
 
     def replicate(self, network: nn.Module) -> nn.Module:
-        """What to call in place of the network in training, so that gradients come back averaged over processes.
+        """The module to call instead of the network in training; it averages gradients over the processes.
 
-        The network itself remains the owner of its parameters and statistics, under its own names. Its BatchNorms now
-        see all processes' samples.
+        Parameters, statistics and their names stay those of the network. Its BatchNorms are replaced by ones over the
+        samples of all processes.
         """
         if self.count == 1:
             return network
@@ -62,7 +61,7 @@ class Processes:
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Lets no process go on before all have come, nor one whose fellow could not: what one has raised stops all."""
+        """Barrier: if any rank raised, all ranks stop."""
         error: Exception | None = None
         try:
             yield
@@ -74,20 +73,20 @@ class Processes:
             first = next((message for message in messages if message), None)
             error = error or (first and InputError(first))
         if error:
-            _stop(error, self.leads)
+            stop(error, self.leads)
 
 
-def _stop(error: Exception, leads: bool) -> NoReturn:
-    """Raises the error in the leading process and ends the others in silence: it is said once."""
+def stop(error: Exception, leads: bool) -> NoReturn:
+    """Raise the error in the leading process and exit the others without a word: it is printed once."""
     if leads:
         raise error
-    time.sleep(1)  # torchrun ends all when one has ended, and the leader has to speak
+    time.sleep(1)  # torchrun kills all processes when one has ended, and the leader has to print first
     raise SystemExit(2)
 
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """The processes that torchrun's environment variables tell of, joined; without them, this one alone.
+    """Join the processes that torchrun's environment variables describe; without them, there is this one alone.
 
     Raises:
         InputError: they cannot be joined, or would share a GPU.
@@ -103,95 +102,36 @@ def processes(device: str) -> Iterator[Processes]:
         error = InputError(
             f"--device {device}: got one GPU for {count} processes, expected cuda, each its own"
         )
-        _stop(error, os.environ.get("RANK", "0") == "0")
+        stop(error, os.environ.get("RANK", "0") == "0")
     try:
         if device == "cuda" and torch.cuda.is_available():
-            torch.cuda.set_device(device_of(device))  # where nccl keeps what it sends
+            torch.cuda.set_device(own_device(device))  # nccl sends from the current device
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     except (RuntimeError, ValueError) as error:
         reason = first_line(error)
         raise InputError(f"WORLD_SIZE is {count}, but the processes cannot be joined: {reason}") from error
     yield Processes(dist.get_rank(), count)
-    # After an error the others may not answer any more; the end of the process is then the end of the group.
+    # not in a finally: after an error the others may not answer any more, and the exit of the process is enough
     dist.destroy_process_group()
 
 
-def device_of(device: str) -> str:
-    """The device of this name, each process its own where it is ``cuda``."""
+def own_device(name: str) -> str:
+    """The name of this process's device: where torchrun started it, ``cuda`` is the GPU of its local rank."""
     rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{rank}" if device == "cuda" and rank is not None else device
+    return f"cuda:{rank}" if name == "cuda" and rank is not None else name
 
 
-class AllReduce(Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return all_reduce(grad)
-
-
-def all_reduce(values: Tensor) -> Tensor:
-    """The sum over all processes, whose derivative is summed too."""
-    total: Tensor = AllReduce.apply(values)  # type: ignore[no-untyped-call]
-    return total
-
-
-class SharedBatchNorm(_BatchNorm):
-    """A BatchNorm over the batch of all processes, for the CPU, on which ``nn.SyncBatchNorm`` refuses to train.
-
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance of each channel over
-    the samples and positions of all processes; the variance is that of centred values. A process may have no samples.
-    The running statistics follow as in ``nn.BatchNorm1d``: with the unbiased variance. In evaluation it is
-    ``nn.BatchNorm1d``, which also has its parameters and buffers.
-
-    Shape: x is (N, C, \\*spatial) of a floating-point type; N may differ between processes.
+def usable_device(name: str) -> torch.device:
+    """This process's device of that name, once a tensor has been made on it.
 
     Raises:
-        ValueError: x has fewer than two axes or another number of channels, or there is one value a channel in all.
+        InputError: no tensor can be made on it.
     """
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2 or input.shape[1] != self.num_features:
-            raise ValueError(
-                f"x: got shape {tuple(input.shape)}, expected (N, {self.num_features}, *spatial)"
-            )
-
-    def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
-        if not self.training and self.running_mean is not None:
-            return super().forward(input)
-        x = input.to(accumulator(input.dtype))
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        sums = x.sum(axes, dtype=torch.float64)
-        *_, count = total = all_reduce(torch.cat([sums, sums.new_tensor([x.numel() // x.shape[1]])]))
-        if count <= 1:
-            raise ValueError(f"x: got {count:g} values a channel in all processes, expected more in training")
-        mean = total[:-1] / count
-        centred = x - per_row(mean[None].to(x.dtype), x)
-        var = all_reduce(centred.square().sum(axes, dtype=torch.float64)) / count
-        if self.training and self.track_running_stats:
-            self._follow(mean, var * (count / (count - 1)))
-        scale = (var + self.eps).rsqrt().to(x.dtype)
-        y = centred * per_row((scale if self.weight is None else scale * self.weight)[None], x)
-        return (y if self.bias is None else y + per_row(self.bias[None], x)).to(input.dtype)
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor) -> None:
-        """Moves the running statistics towards those of the batch; without a momentum, to the mean over all batches."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        step = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        for running, new in ((self.running_mean, mean), (self.running_var, var)):
-            running.mul_(1 - step).add_(new.to(running.dtype), alpha=step)
-
-
-def share_batch_norms(network: nn.Module) -> None:
-    """Makes every BatchNorm of the network normalise over all processes' samples, from now on and in place."""
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            module.__class__ = SharedBatchNorm
+    name = own_device(name)
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    # some backends need modules that are missing
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise InputError(f"--device {name}: cannot be used here: {first_line(error)}") from error
+    return device
