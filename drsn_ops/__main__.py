@@ -21,7 +21,7 @@ EXTRAS = {"numpy": "train", "sklearn": "train", "matplotlib": "train", "tqdm": "
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, without the usage before it."""
+    """Prints errors as one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments and run the command.
 
     Returns:
-        0, 1 after what came of the machine, 2 for what the user can put right, 130 after Ctrl-C, 143 after SIGTERM.
+        0; 1 if the machine failed, as without memory; 2 for what the user can correct; 130 after Ctrl-C; 143 after
+        SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = Parser(
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = commands.add_parser(
                 name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
             )
-            # only the command that is asked for is imported
+            # import only the command that was asked for
             if argv[:1] == [name]:
                 implementation = importlib.import_module(module)
                 implementation.add_arguments(command)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"drsn_ops {argv[0]}: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        # the CPU's allocator has no error of its own
+        # the CPU's allocator raises RuntimeError
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
         print(f"drsn_ops {argv[0]}: not enough memory: {first_line(error)}", file=sys.stderr)
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def interrupt(signum: int, _: object) -> NoReturn:
-    """Answer a signal as Ctrl-C is answered."""
+    """Handle a signal as Ctrl-C is handled."""
     raise KeyboardInterrupt(signum)
 
 

@@ -1,4 +1,4 @@
-"""What the commands ask of the command line: numbers in their range, and one error for what the user can put right."""
+"""Checks of arguments, parsers of the command line's numbers, and the one error for what the user can correct."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 MAX_COUNT = 2**31 - 1
 MAX_SEED = 2**64 - 1  # of PyTorch's generators
 MAX_PROCESSES = 1024  # or threads
-# far inside the range of float32, in which it is multiplied with what it meets
+# its products with data stay finite in float32
 MAX_REAL = 1e30
 
 
 class InputError(Exception):
-    """What a user gave cannot be used: a file, a flag, a checkpoint. The message is one line."""
+    """A file, a flag or a checkpoint that the user gave cannot be used. The message is one line."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; of PyTorch's, a stack may follow."""
+    """The first line of an error's message: PyTorch may append a stack to it."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -39,7 +39,7 @@ def require_positive(name: str, value: object) -> None:
 
 
 def require_seed(seed: object) -> None:
-    """Raise ValueError unless ``seed`` is an integer of at least 0, as NumPy's generators want it."""
+    """Raise ValueError unless ``seed`` is an integer of at least 0, as NumPy's generators require."""
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed: got {seed!r}, expected an integer of at least 0")
 
@@ -63,7 +63,7 @@ def number(kind: type[int] | type[float], minimum: float, maximum: float) -> Cal
 
 
 def count(minimum: int = 1, maximum: int = MAX_COUNT) -> Callable[[str], int]:
-    """A parser of a number of things."""
+    """A parser of counts."""
     return number(int, minimum, maximum)
 
 
@@ -72,7 +72,7 @@ learning_rate = number(float, 1 / MAX_REAL, MAX_REAL)
 
 
 def defaults(of: Mapping[str, object], name: str) -> str:
-    """A setting's value in each of several records, for ``--help``."""
+    """The default of a setting for ``--help``: its value in each of several records."""
     values = {key: as_flag(getattr(record, name)) for key, record in of.items()}
     if len(set(values.values())) == 1:
         return f"default: {values.popitem()[1]}"
@@ -80,13 +80,13 @@ def defaults(of: Mapping[str, object], name: str) -> str:
 
 
 def as_flag(value: object) -> str:
-    """A setting as it is written on the command line."""
+    """A setting as the command line takes it."""
     if isinstance(value, tuple):
         return " ".join(map(as_flag, value))
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def to_go_on(**flags: object) -> str:
-    """The flags with which a command goes on, as a shell takes them; None is left out."""
+    """The flags to resume a command with, quoted for a shell; a flag of None is left out."""
     given = ((f"--{name}", as_flag(value)) for name, value in flags.items() if value is not None)
     return "to go on: " + shlex.join(word for flag in given for word in flag)

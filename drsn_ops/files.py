@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the writing: an error, a full disk, a loss of power."""
+"""Writes files that are complete or not there, whatever ends the writing: an error, a full disk, a loss of power."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import torch
 
 @contextmanager
 def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which takes its place once it is whole and on the disk.
+    """A temporary file beside ``path`` to write to. On success it is synchronised to the disk and replaces ``path``.
 
-    A link stays, and what it points to is replaced; the permissions stay too.
+    The target of a symbolic link is replaced, not the link. Permissions are kept.
 
     Args:
-        path: the file. Until it is replaced, it is as it was.
-        new: whether it must not be there yet, not even as the file of a process that was a moment faster.
+        path: the file. It is unchanged until it is replaced.
+        new: raise FileExistsError if the file exists, even if another process has only just made it.
 
     Raises:
-        OSError: the file cannot be written; it names ``path``.
+        OSError: the file cannot be written. The error names ``path``.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
@@ -47,7 +47,7 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or a folder's list of names, is on the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -55,13 +55,13 @@ def sync(path: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        # a folder may be closed to readers, and some network file systems have no such call for one
+        # a folder may be unreadable, and some network file systems cannot synchronise one
         if error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
             raise
 
 
 def save_tensors(values: object, path: Path, *, new: bool = False) -> None:
-    """`torch.save` by way of memory, since on a full disk its own writer raises no OSError."""
+    """`torch.save` through a buffer in memory: on a full disk, its own file writer raises no OSError."""
     content = io.BytesIO()
     torch.save(values, content)
     with replacing(path, new=new) as temporary:

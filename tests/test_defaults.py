@@ -15,7 +15,7 @@ from drsn_ops.benchmark import contest
 from drsn_ops.benchmark.cases import Case
 from drsn_ops.data import recordings
 from drsn_ops.data.vibration import vibration
-from drsn_ops.experiment import cell
+from drsn_ops.experiment import cell, signals
 from drsn_ops.experiment.settings import SMALL
 from drsn_ops.training.recipes import Settings
 from drsn_ops.training.run import Run
@@ -143,8 +143,8 @@ def make_calls(folder):
         "digits": lambda: data.load("digits", None, noise=0.5, seed=3),
         "augment": lambda: augmented(images),
         "recordings": lambda: recordings.folder(folder, points=20),
-        "simulated_signals": lambda: [cell.simulated.cache_clear(), cell.load_simulated(simulated, 1)],
-        "recorded_signals": lambda: cell.load_recordings(recorded, 1),
+        "simulated_signals": lambda: [signals.simulated.cache_clear(), signals.load_simulated(simulated, 1)],
+        "recorded_signals": lambda: signals.load_recordings(recorded, 1),
         "epoch": lambda: epoch_of(run),
         "cell": lambda: fitted(network, features(4, 1, 64)),
         "soft_threshold": lambda: drsn_ops.soft_threshold(x, 0.3),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import time
 import traceback
-from contextlib import nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from functools import cache, partial
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -39,7 +40,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-ROOT = str(Path(drsn_ops.__file__).parents[1])
 CHECKS = {}
 
 
@@ -811,13 +811,47 @@ def what_a_command_refuses_is_said_once():
         assert err.getvalue().count(f"drsn_ops {argv[0]}: ") == err.getvalue().count("\n") == together.leads
 
 
-NEED_SKLEARN = ("gradients_of_a_share_of_digits", "what_a_command_refuses_is_said_once")
+@check
+def an_experiment_of_two_processes():
+    """Both agree on a folder, each trains half of the cells, and the one that leads reports on all."""
+    together = Processes(dist.get_rank(), 2)
+    argv = (
+        "experiment --num-signals 24 --points 64 --blocks 3 --epochs 1 --seeds 2 --noise pink --snr 5".split()
+    )
+    argv += ["--networks", "ResNet", "DRSN-CW", "--workers", "1"]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(StringIO()) as out,
+        TemporaryDirectory() as own,
+    ):
+        patch.setattr(command, "processes", lambda device: nullcontext(together))
+        shared = [own]
+        dist.broadcast_object_list(shared)
+        patch.chdir(shared[0])
+        assert main(argv) == 0
+        dist.barrier()
+        files = [path.name for path in Path("runs/experiment-small").rglob("*.*") if path.suffix != ".pt"]
+        lines = Path("runs/experiment-small/results.csv").read_text().splitlines()
+        dist.barrier()  # before the folder goes
+        patch.undo()
+    assert len(files) == 4 + 5 and len(lines) == 1 + 4, files
+    printed = out.getvalue()
+    assert printed.count(" dB  seed ") == 2
+    assert printed.count("written:") == printed.count("0 of them done") == together.leads
+
+
+NEED_EXTRAS = (
+    "an_experiment_of_two_processes",
+    "gradients_of_a_share_of_digits",
+    "what_a_command_refuses_is_said_once",
+)
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_of_processes(outcomes, name):
-    if name in NEED_SKLEARN:
-        pytest.importorskip("sklearn")
+    if name in NEED_EXTRAS:
+        for package in ("sklearn", "matplotlib", "tqdm"):
+            pytest.importorskip(package)
     count, _ = CHECKS[name]
     for rank in range(count):
         outcome = outcomes(count) / f"{name}.{rank}"

@@ -23,17 +23,9 @@ from drsn_ops import noise
 from drsn_ops.__main__ import main
 from drsn_ops.benchmark.machine import processor
 from drsn_ops.data.vibration import CLASSES
-from drsn_ops.experiment import cell, command, report, schedule
-from drsn_ops.experiment.settings import (
-    FULL,
-    NETWORKS,
-    SMALL,
-    Cell,
-    Result,
-    read_features,
-    read_settings,
-    result_path,
-)
+from drsn_ops.experiment import cell, command, report, schedule, signals
+from drsn_ops.experiment.settings import FULL, NETWORKS, SMALL, Cell, Result
+from drsn_ops.experiment.storage import read_features, read_settings, result_path
 from drsn_ops.models import ConvolutionalUnit
 from drsn_ops.modules import RSBU
 from drsn_ops.training.processes import Processes
@@ -54,7 +46,7 @@ def folder(alone_in):
 
 
 def run(*flags):
-    cell.load.cache_clear()  # a program starts without
+    signals.load.cache_clear()  # a program starts without
     return main(["experiment", *map(str, flags)])
 
 
@@ -251,25 +243,6 @@ def test_workers_end_with_their_parent(folder, signum):
     assert list((folder / "part" / "cells").iterdir()) == []
 
 
-def torchrun(*flags):
-    """Two programs on one command line."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    return start(*torchrun, "-m", "drsn_ops", "experiment", *flags)
-
-
-def test_torchrun_shares_the_cells(whole, folder):
-    """Two programs agree on a folder, and each trains half of the cells."""
-    process = torchrun(*TINY)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    own = folder / "runs" / "experiment-small"
-    assert [path.name for path in own.parent.iterdir()] == ["experiment-small"]
-    assert results(own) == results(whole)
-    assert len((own / "results.csv").read_text().splitlines()) == 17 and (own / "tsne.png").exists()
-    # a line a cell, of both processes, and the rest of one
-    assert out.count(" dB  seed ") == 16 and out.count("written:") == out.count("0 of them done") == 1
-
-
 def test_a_process_trains_its_share(folder, monkeypatch):
     """Without its fellow, the second of two processes does its half, and leaves the report to the first."""
     trained = watch_cells(monkeypatch)
@@ -317,7 +290,7 @@ def test_recordings(folder, capsys):
     assert "here recordings (folder), each window less its mean;" in (folder / "own" / "table.md").read_text()
     own = read_settings(folder / "own")
     assert own.num_signals is None and own.column is None and Path(own.data_dir).is_absolute()
-    tests = [data.x[data.test] for data in (cell.load(own, seed) for seed in range(4))]
+    tests = [data.x[data.test] for data in (signals.load(own, seed) for seed in range(4))]
     assert any(not tests[0].equal(test) for test in tests)
     # the experiment goes on where its recordings have moved to, and remembers it
     (folder / "data").rename("moved")
@@ -381,7 +354,7 @@ def test_a_column_of_the_recordings(folder):
         assert run(*RECORDED, "data", "--column", column, "--networks", "ResNet", "--output-dir", column) == 0
         own = read_settings(folder / str(column))
         assert own.column == str(column)
-        loaded.append(cell.load(own, 0).x)
+        loaded.append(signals.load(own, 0).x)
     torch.testing.assert_close(loaded[1], 2 * loaded[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(loaded[1].mean(-1), torch.zeros(40, 1), rtol=0, atol=1e-4)
 
@@ -418,12 +391,12 @@ def tiny():
 
 
 def test_folds_test_every_signal_once(tiny):
-    parts = [cell.load(tiny, seed) for seed in range(tiny.folds)]
+    parts = [signals.load(tiny, seed) for seed in range(tiny.folds)]
     assert torch.cat([data.test for data in parts]).sort().values.equal(torch.arange(72))
     for data in parts:
         assert torch.cat([data.train, data.test]).sort().values.equal(torch.arange(72))
         assert data.labels[data.test].bincount().tolist() == [3] * 8
-    assert cell.load(tiny, tiny.folds).test.equal(parts[0].test)
+    assert signals.load(tiny, tiny.folds).test.equal(parts[0].test)
 
 
 def train(settings, trained):
@@ -436,7 +409,7 @@ def test_noise_is_added_once_at_its_ratio(tiny, monkeypatch):
     monkeypatch.setattr(cell, "fit", lambda network, x, labels, settings: seen.append(x))
     for network in ("ConvNet", "ResNet"):
         train(tiny, Cell(network, "laplacian", -3.0, 1))
-    data = cell.load(tiny, 1)
+    data = signals.load(tiny, 1)
     decibels = noise.snr(data.x[data.train], seen[0])
     torch.testing.assert_close(decibels, torch.full_like(decibels, -3), rtol=0, atol=1e-4)
     assert seen[0].equal(seen[1])
@@ -489,7 +462,7 @@ def test_accuracies_are_of_their_splits(tiny, monkeypatch):
         cell, "add_noise", lambda *args, **options: noisy.append(add(*args, **options)) or noisy[0]
     )
     result, shown = train(tiny, Cell("DRSN-CW", "pink", 5.0, 2))
-    data = cell.load(tiny, 2)
+    data = signals.load(tiny, 2)
     with torch.inference_mode():
         right = networks[0].eval()(noisy[0]).argmax(1) == data.labels
         logits = networks[0](noisy[0][data.test])
@@ -500,7 +473,7 @@ def test_accuracies_are_of_their_splits(tiny, monkeypatch):
 
 
 def test_seconds_are_of_the_training_alone(tiny, monkeypatch):
-    cell.load(tiny, 0)
+    signals.load(tiny, 0)
     inside = cell.add_noise
     monkeypatch.setattr(
         cell, "add_noise", lambda *args, **options: time.sleep(0.5) or inside(*args, **options)
@@ -536,7 +509,7 @@ def test_learning_rates_and_l2(tiny, monkeypatch):
 
 def test_accuracy_is_that_of_the_network(tiny):
     network = cell.build(tiny, "DRSN-CS", 8)
-    data = cell.load(tiny, 0)
+    data = signals.load(tiny, 0)
     features = cell.features_of(network, data.x)
     assert features.shape == (72, 16) and not network.training
     with torch.inference_mode():

@@ -1,13 +1,14 @@
-"""A run has its folder to itself as long as it lives."""
+"""A run has its folder to itself while it lives."""
 
+import os
 import signal
-import subprocess
-import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from commands import assert_refused, environment
+from commands import assert_refused, start
 
 from drsn_ops.__main__ import main
 from drsn_ops.arguments import InputError
@@ -17,54 +18,25 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
-# Two processes that have both chosen a name before either makes a folder.
-TOGETHER = """
-import os, sys, time
-from drsn_ops.__main__ import main
 
-def mkdir(path, *args, inside=os.mkdir):
-    if "runs" in str(path):
-        open(f"ready{sys.argv[1]}", "w").close()
-        while not (os.path.exists("ready0") and os.path.exists("ready1")):
-            time.sleep(0.001)
-    inside(path, *args)
+def test_runs_that_are_started_together_have_two_folders(alone_in, monkeypatch):
+    """Both have chosen a name before either makes the folder."""
+    inside, both = os.mkdir, threading.Barrier(2, timeout=60)
+    first = threading.local()
 
-os.mkdir = mkdir
-sys.exit(main(sys.argv[2:]))
-"""
-EXPERIMENT = (
-    "--num-signals 24 --points 64 --blocks 3 --epochs 1 --seeds 1 --noise pink --snr 5 --workers 1".split()
-)
+    def mkdir(path, *args, **options):
+        if "digits" in str(path) and not hasattr(first, "waited"):
+            first.waited = both.wait()
+        inside(path, *args, **options)
 
+    def name(_):
+        with new_folder(None, "digits") as folder:
+            both.wait()
+            return str(folder)
 
-@pytest.mark.parametrize(
-    "command, names, files",
-    [
-        (["train", "--epochs", "1"], ["digits", "digits-2"], ["checkpoint.pt", "curve.csv", "curve.png"]),
-        (
-            ["experiment", "--networks", "ResNet", *EXPERIMENT],
-            ["experiment-small", "experiment-small-2"],
-            ["accuracy.png", "cells", "results.csv", "settings.json", "table.md", "tsne.png"],
-        ),
-    ],
-    ids=["train", "experiment"],
-)
-def test_runs_that_are_started_together_have_two_folders(alone_in, command, names, files):
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", TOGETHER, str(n), *command],
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for n in range(2)
-    ]
-    ended = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], ended
-    assert sorted(path.name for path in Path("runs").iterdir()) == names
-    for name in names:
-        assert sorted(path.name for path in Path("runs", name).iterdir()) == files
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with ThreadPoolExecutor(2) as threads:
+        assert sorted(threads.map(name, range(2))) == ["runs/digits", "runs/digits-2"]
 
 
 def test_a_folder_has_one_run_at_a_time(alone_in):
@@ -80,11 +52,11 @@ def run(*flags):
     return main(["train", *map(str, flags)])
 
 
-def test_a_run_that_lives_is_left_alone_and_one_that_was_killed_goes_on(alone_in, capsys):
-    command = [sys.executable, "-m", "drsn_ops", "train", "--epochs", str(10**6), "--output-dir", "own"]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
+def test_a_run_that_lives_is_left_alone_and_one_that_was_ended_goes_on(alone_in, capsys):
+    """SIGTERM ends it as Ctrl-C does, without a traceback."""
+    checkpoint, curve = Path("own/checkpoint.pt"), Path("own/curve.csv")
+    process = start("-m", "drsn_ops", "train", "--epochs", 10**6, "--output-dir", "own")
     try:
-        checkpoint, curve = Path("own/checkpoint.pt"), Path("own/curve.csv")
         deadline = time.monotonic() + 300
         while not curve.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -93,9 +65,13 @@ def test_a_run_that_lives_is_left_alone_and_one_that_was_killed_goes_on(alone_in
         assert_refused(
             run, ["--output-dir", "own"], "--output-dir own: not an empty folder", alone_in, capsys
         )
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
-        process.wait()
+    assert process.returncode == 143 and err == "" and "to go on: --resume own/checkpoint.pt\n" in out
+    assert {path.name for path in Path("own").iterdir()} <= {"checkpoint.pt", "curve.csv", "curve.png"}
     with curve.open() as file:
         done = len(file.readlines()) - 1
-    assert run("--resume", checkpoint, "--epochs", done + 2) == 0
+    assert run("--resume", checkpoint, "--epochs", done + 1) == 0

@@ -137,7 +137,7 @@ def test_workers_of_a_data_loader(context):
     loader = DataLoader(
         TensorDataset(data),
         batch_size=2,
-        num_workers=2,
+        num_workers=2 if context == "fork" else 1,  # a spawned one imports everything again
         collate_fn=collate,
         multiprocessing_context=context,
         timeout=300,

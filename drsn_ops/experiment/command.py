@@ -1,4 +1,4 @@
-"""The command line of the experiment."""
+"""The command ``python -m drsn_ops experiment``."""
 
 from __future__ import annotations
 
@@ -18,35 +18,40 @@ from ..data.fingerprint import fingerprint, require_same_data, source_of
 from ..noise import KINDS
 from ..training.folders import claimed, new_folder
 from ..training.processes import Processes, processes, usable_device
-from .cell import build, load
+from .cell import build
 from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for
-from .settings import (
-    DATA,
-    NETWORKS,
-    PRESETS,
-    Cell,
-    Result,
-    Settings,
-    read_fingerprint,
-    read_results,
-    read_settings,
-    result_path,
-    save_settings,
-    settings_of,
-)
+from .settings import DATA, NETWORKS, PRESETS, Cell, Result, Settings, settings_of
+from .signals import load
+from .storage import read_fingerprint, read_results, read_settings, result_path, save_settings
 
-MAX_DECIBELS = 130  # beyond which the noise is lost in float32
+MAX_DECIBELS = 130  # beyond this the noise is lost in float32
 MAX_SIGNALS, MAX_SEEDS, MAX_BLOCKS = 10_000_000, 10_000, 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of ``experiment``. What is not given is the resumed experiment's or the preset's."""
+    """Add the flags of ``experiment``. A flag that is not given takes its value from what is resumed or the preset."""
     add, preset = parser.add_argument, partial(defaults, PRESETS)
     add("--preset", choices=tuple(PRESETS), help="small: minutes on two cores (default); full: the paper's")
-    add("--data", choices=DATA, help="simulated signals, or recordings (default: vibration)")
-    add("--data-dir", type=Path, help="folder of the recordings")
-    add("--column", help="which one of a folder's files, a number from 0 or a name, where they have several")
+    add(
+        "--data",
+        choices=DATA,
+        help="vibration: simulated signals (default); cwru: bearing data of Case Western Reserve University; "
+        "folder: recordings of your own",
+    )
+    add(
+        "--data-dir",
+        type=Path,
+        help="for folder: a folder that holds one folder for each class, of its name, each with at least two "
+        "recordings; a recording is a .npy or .csv file of at least as many numbers as --points, all at one sampling "
+        "rate. For cwru: .mat files under their published numbers or names, as 105.mat or IR007_0.mat, or one folder "
+        "of .mat files for each class",
+    )
+    add(
+        "--column",
+        help="the signal's column in the files of a folder, where they have several: a number from 0, or a name from "
+        "the first line of .csv files",
+    )
     add(
         "--num-signals",
         type=count(1, MAX_SIGNALS),
@@ -99,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def requested(args: argparse.Namespace, saved: Settings | None) -> Settings:
-    """The settings that the flags ask for."""
+    """The settings that the flags ask for, checked against what is resumed."""
     flags = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
     for name, value in flags.items():
         if isinstance(value, list):
@@ -110,9 +115,9 @@ def requested(args: argparse.Namespace, saved: Settings | None) -> Settings:
 
 
 def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path, list[Cell]]:
-    """The experiment that the flags ask for, its folder and what is left to train, once nothing speaks against it.
+    """The settings that the flags ask for, the experiment's folder, and the cells that are left to train.
 
-    The folder is the experiment's own until the ``claims`` are closed.
+    Everything is checked before the first file is written. The folder is locked until the ``claims`` are closed.
     """
     saved = read_settings(args.resume) if args.resume else None
     settings = requested(args, saved)
@@ -133,7 +138,7 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
     if settings != saved:
         save_settings(settings, mark, folder)
     for cell in left:
-        # damaged, if it is there; now a file means that its cell is done
+        # a file of a cell that is not done is damaged; from here on, a file means that its cell is done
         result_path(folder, cell).unlink(missing_ok=True)
     parameters = (f"{name} ({sum(p.numel() for p in n.parameters())})" for name, n in networks.items())
     print(
@@ -149,7 +154,7 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
 
 
 def train_cells(job: Job, cells: Sequence[Cell], workers: int) -> None:
-    """Train these cells, with a bar and a line for each."""
+    """Train these cells, with a progress bar and a line for each."""
     from tqdm import tqdm
 
     # disable=None shows the bar on a terminal only
@@ -169,7 +174,7 @@ def train_cells(job: Job, cells: Sequence[Cell], workers: int) -> None:
 
 
 def experiment(args: argparse.Namespace, processes: Processes, claims: ExitStack) -> int:
-    """Train this process's share of what is left, and on the leading one report on all. Returns the exit status."""
+    """Train this process's share of the cells; the leading process reports on all. Returns the exit status."""
     device = usable_device(args.device)
     settings, folder, left = agree(lambda: prepare(args, claims))
     workers = args.workers or (torch.get_num_threads() if device.type == "cpu" else 1)
@@ -199,17 +204,17 @@ def experiment(args: argparse.Namespace, processes: Processes, claims: ExitStack
 
 
 def progress(settings: Settings, folder: Path) -> str:
-    """How much of the experiment is done."""
+    """How many cells are done, in words."""
     return f"{len(read_results(folder, settings))} of {len(settings.cells())} cells are done"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command. Returns its exit status: 1 after a lost worker."""
-    # all are needed in the end; better missed now than after the last cell
+    """Run the command. Returns its exit status: 1 if a worker was killed."""
+    # needed at the end: missing ones are reported before the first cell
     import matplotlib  # noqa: F401
     import sklearn  # noqa: F401
     import tqdm  # noqa: F401
 
-    # on the CPU, whatever trains: all that is sent is the name of a folder
+    # on the CPU, whatever the device: the processes exchange Python objects only
     with processes("cpu") as together, ExitStack() as claims:
         return experiment(args, together, claims)

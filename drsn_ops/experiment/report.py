@@ -1,4 +1,4 @@
-"""What came out of an experiment: a table of all cells, the curves, the features, and a table beside the paper's."""
+"""Reports the results of an experiment: all cells, the curves, the features, and a table beside the paper's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import torch
 
 from ..arguments import as_flag
 from ..files import replacing
-from .cell import load
-from .settings import NETWORKS, Result, Settings, features_path
+from .settings import NETWORKS, Result, Settings
+from .signals import load
+from .storage import features_path
 
-PLAIN = "ResNet"  # what shrinkage is compared with
+PLAIN = "ResNet"  # the network without shrinkage
 
 
 def write_report(settings: Settings, results: Sequence[Result], folder: Path) -> list[Path]:
-    """Write all of them. Returns their paths."""
+    """Write the tables and the figures. Returns their paths."""
     writers: dict[str, Callable[[Path], object]] = {
         "results.csv": lambda path: write_csv(results, path),
         "accuracy.png": lambda path: plot_accuracy(settings, results, path),
@@ -33,13 +34,13 @@ def write_report(settings: Settings, results: Sequence[Result], folder: Path) ->
 
 
 def write_csv(results: Iterable[Result], path: Path) -> None:
-    """A line a cell."""
+    """Write a line for each cell."""
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([Result._fields, *results])
 
 
 def over_seeds(results: Iterable[Result], quantity: str) -> list[float]:
-    """For each seed, in order, the mean of a quantity over all cells of it that are among the results."""
+    """For each seed, in order, the mean of a quantity over its results."""
     by_seed: dict[int, list[float]] = {}
     for result in results:
         by_seed.setdefault(result.seed, []).append(getattr(result, quantity))
@@ -47,30 +48,30 @@ def over_seeds(results: Iterable[Result], quantity: str) -> list[float]:
 
 
 def gains(results: Iterable[Result], plain: Iterable[Result]) -> list[float]:
-    """For each seed, how much higher the test accuracy is than that of other results, on the same noise and split."""
+    """For each seed, the test accuracy minus that of ``plain``, which has the same noise and split."""
     pairs = zip(over_seeds(results, "test_accuracy"), over_seeds(plain, "test_accuracy"), strict=True)
     return [ours - theirs for ours, theirs in pairs]
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """The standard deviation of a sample; of one value there is none."""
+    """The standard deviation of a sample, None for one value."""
     return stdev(values) if len(values) > 1 else None
 
 
 def percent(values: Sequence[float], sign: str = "-") -> str:
-    """Mean and spread in percent; a ``sign`` of "+" is written before all that is not negative."""
+    """Mean and spread in percent; with a ``sign`` of "+", a mean that is not negative gets a plus."""
     deviation = spread(values)
-    mean = round(100 * fmean(values), 2) + 0.0  # which makes 0 of -0
+    mean = round(100 * fmean(values), 2) + 0.0  # turns -0 into 0
     return f"{mean:{sign}.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
 
 
 def of(network: str, results: Iterable[Result]) -> list[Result]:
-    """Those of the results that are this network's."""
+    """The results of this network."""
     return [result for result in results if result.network == network]
 
 
 def table(settings: Settings, results: Sequence[Result]) -> str:
-    """Accuracies beside the paper's table III, those at each noise, and what they are above ResNet's, in Markdown."""
+    """Markdown tables: accuracies beside the paper's table III, those at each noise, and their gain over ResNet."""
     summary = [["", "train", "test", "the paper's: train", "test", "parameters", "seconds a cell"]]
     for name in settings.networks:
         own, paper = of(name, results), NETWORKS[name]
@@ -95,13 +96,13 @@ def table(settings: Settings, results: Sequence[Result]) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table, its heads first; all columns but the first are numbers."""
+    """A table whose first row is its head; all columns but the first are numbers."""
     head, *body = ("| " + " | ".join(row) + " |\n" for row in rows)
     return head + "| --- |" + " ---: |" * (len(rows[0]) - 1) + "\n" + "".join(body)
 
 
 def caption(settings: Settings, results: Iterable[Result]) -> str:
-    """What the figures are means of, what differs from the paper, and where they come from."""
+    """The text between the tables: what is averaged, what differs from the paper, and where it was computed."""
     data = f"recordings ({settings.data}), each window less its mean"
     if settings.data == "vibration":
         data = f"{settings.num_signals} simulated signals, one of {settings.folds} folds to test on"
@@ -121,7 +122,7 @@ def caption(settings: Settings, results: Iterable[Result]) -> str:
 
 
 def plot_accuracy(settings: Settings, results: Sequence[Result], path: Path) -> None:
-    """Test accuracy against the signal-to-noise ratio: a panel a noise, a line a network, its spread as a band."""
+    """Plot test accuracy against the signal-to-noise ratio: a panel for each noise, lines with bands for networks."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(settings.noise), 3.8), layout="constrained")
@@ -145,7 +146,7 @@ def plot_accuracy(settings: Settings, results: Sequence[Result], path: Path) -> 
 
 
 def plot_features(settings: Settings, folder: Path, path: Path) -> None:
-    """The test signals' features, before the classifier, in two dimensions by t-SNE: a panel a network.
+    """Plot the test signals' features, the classifier's input, in two dimensions by t-SNE: a panel for each network.
 
     Source: L. van der Maaten, G. Hinton, Visualizing Data using t-SNE, J. Mach. Learn. Res. 9, 2008, 2579-2605.
     """
@@ -156,12 +157,12 @@ def plot_features(settings: Settings, folder: Path, path: Path) -> None:
     figure = Figure(figsize=(3.6 * len(cells), 4.4), layout="constrained")
     for axes, cell in zip(figure.subplots(1, len(cells), squeeze=False)[0], cells, strict=True):
         seen = torch.load(features_path(folder, cell), weights_only=True)
-        # the method's usual 30 neighbours need more signals than that
+        # the usual perplexity of 30 needs more than 90 signals
         neighbours = min(30.0, (len(seen["labels"]) - 1) / 3)
         x, y = TSNE(perplexity=neighbours, random_state=0).fit_transform(seen["features"].numpy()).T
         points = axes.scatter(x, y, s=6, c=seen["labels"], cmap="tab10", vmin=0, vmax=9)
         axes.set(title=cell.network, xticks=[], yticks=[])
-    # of one split, and so of the same classes in every panel
+    # every panel shows the same split, and so the same classes
     names = [classes[label] for label in seen["labels"].unique()]
     figure.legend(points.legend_elements(num=None)[0], names, loc="outside lower center", ncols=len(names))
     figure.suptitle(

@@ -1,4 +1,4 @@
-"""Who trains which cells: worker processes of one program, and the programs that torchrun starts."""
+"""Shares the cells among worker processes of one program, and among the programs that torchrun starts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from .. import __version__
 from ..benchmark.machine import processor
 from ..training.processes import Processes
 from .cell import train_cell
-from .settings import Cell, Result, Settings, result_path, save_features, save_result
+from .settings import Cell, Result, Settings
+from .storage import result_path, save_features, save_result
 
 T = TypeVar("T")
 
 
 class Job(NamedTuple):
-    """What an experiment's cells are trained with."""
+    """What all cells of an experiment are trained with."""
 
     settings: Settings
     folder: Path
@@ -37,7 +38,7 @@ class Job(NamedTuple):
 
 
 def origin_of(device: torch.device, workers: int) -> str:
-    """Where, with what and when results are computed, and how many processes train at a time."""
+    """The machine, the number of processes, the versions and the date of a result, in words."""
     machine = f"{processor()} ({os.cpu_count()} cores)"
     if device.type == "cuda":
         machine = f"{torch.cuda.get_device_name(device)}, {machine}"
@@ -46,9 +47,9 @@ def origin_of(device: torch.device, workers: int) -> str:
 
 
 def share(cells: Sequence[Cell], processes: Processes) -> list[Cell]:
-    """This process's part of the cells: as many of each network as any other's, for some take longer than others."""
+    """This process's share of the cells: equally many of each network, since some networks take longer."""
     dealt = sorted(cells, key=attrgetter("network"))[processes.rank :: processes.count]
-    # the data of a seed are loaded once for all of its cells
+    # seed by seed: the data of a seed are loaded once for all of its cells
     return sorted(dealt, key=attrgetter("seed"))
 
 
@@ -62,12 +63,12 @@ def complete(job: Job, cell: Cell) -> Result:
 
 
 def complete_all(job: Job, cells: Sequence[Cell], workers: int, done: Callable[[Result], object]) -> None:
-    """Train the cells, several at a time where there are workers; calls ``done`` with each result."""
+    """Train the cells, with several workers at the same time; call ``done`` with each result."""
     if min(workers, len(cells)) <= 1:
         for cell in cells:
             done(complete(job, cell))
         return
-    # a process that has used CUDA or threads cannot be forked
+    # spawned: a process that has used CUDA or threads cannot be forked
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(cells)), context, initializer=follow_parent) as pool:
         try:
@@ -84,7 +85,7 @@ def complete_all(job: Job, cells: Sequence[Cell], workers: int, done: Callable[[
 
 @contextmanager
 def no_interrupt() -> Iterator[None]:
-    """Processes that are started within do not see Ctrl-C, which is for their parent to answer."""
+    """Processes that are started within ignore Ctrl-C, which their parent handles."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -93,7 +94,7 @@ def no_interrupt() -> Iterator[None]:
 
 
 def follow_parent() -> None:
-    """End this worker as soon as its parent has ended, however that came."""
+    """End this worker as soon as its parent has ended, for whatever reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -105,7 +106,7 @@ def follow_parent() -> None:
 
 
 def agree(make: Callable[[], T]) -> T:
-    """What ``make`` returns on the leading process, on all of them; where it fails there, the others exit with 2."""
+    """Call ``make`` in the leading process and return its result in all. If it raises, the others exit with 2."""
     if not dist.is_initialized():
         return make()
     box: list[T | None] = [None]
@@ -120,6 +121,6 @@ def agree(make: Callable[[], T]) -> T:
 
 
 def wait_for(cells: Sequence[Cell], folder: Path) -> None:
-    """Wait until other processes, too, have trained theirs of the cells."""
+    """Wait until the other processes have trained their cells, too."""
     while not all(result_path(folder, cell).exists() for cell in cells):
         time.sleep(0.5)
