@@ -106,7 +106,9 @@ def augmented(images):
 def fitted(network, x):
     network = copy.deepcopy(network)
     torch.manual_seed(0)
-    cell.fit(network, x, torch.tensor([0, 1, 2, 3], device="cpu"), replace(SMALL, epochs=2, batch_size=2))
+    settings = replace(SMALL, epochs=2, batch_size=2)
+    optimiser = cell.momentum(network.parameters(), settings.lr)
+    cell.fit(network, optimiser, x, torch.tensor([0, 1, 2, 3], device="cpu"), settings)
     return network.state_dict()
 
 

@@ -1,4 +1,4 @@
-"""The experiment: its grid, its recipe, what it writes, that it repeats and goes on, and how it refuses."""
+"""The experiment: its grid, its recipe, what it writes, that it repeats and goes on, and what it refuses."""
 
 import csv
 import json
@@ -12,6 +12,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from drsn_ops.experiment.storage import read_features, read_settings, result_pat
 from drsn_ops.models import ConvolutionalUnit
 from drsn_ops.modules import RSBU
 from drsn_ops.training.processes import Processes
+from drsn_ops.training.recipes import momentum
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -40,9 +42,15 @@ PNG = b"\x89PNG"
 
 
 @pytest.fixture(autouse=True)
-def folder(alone_in):
-    # as many workers as threads is the default, and in a worker nothing that a test has patched is
+def folder(alone_in, monkeypatch):
+    """A folder to train in; the report is a table alone, since pictures and a t-SNE take longer than the training."""
+    monkeypatch.setattr(command, "write_report", write_table)
     return alone_in
+
+
+def write_table(settings, results, folder):
+    (folder / "table.md").write_text(report.table(settings, results))
+    return [folder / "table.md"]
 
 
 def run(*flags):
@@ -66,7 +74,8 @@ def whole(tmp_path_factory):
     return folder
 
 
-def test_a_run(folder, capsys):
+def test_a_run(folder, monkeypatch, capsys):
+    monkeypatch.setattr(command, "write_report", report.write_report)
     assert run(*TINY) == 0
     out, err = capsys.readouterr()
     own = folder / "runs" / "experiment-small"
@@ -106,7 +115,6 @@ def test_workers_change_nothing(whole, folder, monkeypatch):
         for path in (folder / "two" / "cells").glob(f"{c.name}.*"):
             path.unlink()
     trained = watch_cells(monkeypatch)
-    monkeypatch.setattr(command, "write_report", lambda *_: [])
     assert run("--resume", "two", "--workers", 2) == 0
     assert trained == [] and results(folder / "two") == results(whole)
     for c in shown:
@@ -121,6 +129,7 @@ def test_resume_trains_what_is_missing(whole, monkeypatch, capsys):
     for name in ("accuracy.png", "results.csv"):
         (whole / name).unlink()
     trained = watch_cells(monkeypatch)
+    monkeypatch.setattr(command, "write_report", report.write_report)
     assert run("--resume", whole) == 0
     assert trained == [Cell("ResNet", "gaussian", -5.0, 1)]
     assert results(whole) == before and (whole / "results.csv").exists() and (whole / "accuracy.png").exists()
@@ -331,6 +340,7 @@ def test_what_is_printed_to_go_on_can_be_pasted(folder, monkeypatch, capsys):
         "interrupted; 0 of 16 cells are done; to go on: --resume 'my part' --device cpu:0 --workers 1"
     )
     trained = watch_cells(monkeypatch)
+    monkeypatch.setattr(cell, "fit", lambda *_: None)
     assert run(*shlex.split(line.partition("to go on: ")[2])) == 0 and len(trained) == 16
 
 
@@ -406,7 +416,7 @@ def train(settings, trained):
 
 def test_noise_is_added_once_at_its_ratio(tiny, monkeypatch):
     seen = []
-    monkeypatch.setattr(cell, "fit", lambda network, x, labels, settings: seen.append(x))
+    monkeypatch.setattr(cell, "fit", lambda network, optimiser, x, labels, settings: seen.append(x))
     for network in ("ConvNet", "ResNet"):
         train(tiny, Cell(network, "laplacian", -3.0, 1))
     data = signals.load(tiny, 1)
@@ -434,7 +444,8 @@ def test_a_cell_is_one_of_its_own_seed_thread_and_algorithms(tiny, monkeypatch):
     cudnn = torch.backends.cudnn
     first, within = [], []
 
-    def watched(network, *_):
+    def watched(network, optimiser, *_):
+        assert optimiser.defaults["momentum"] == 0.9 and optimiser.defaults["lr"] == tiny.lr
         first.append(network.units[0].conv1.weight.detach().clone())
         flags = (cudnn.enabled, cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
         within.append((torch.get_num_threads(), *flags))
@@ -473,35 +484,36 @@ def test_accuracies_are_of_their_splits(tiny, monkeypatch):
 
 
 def test_seconds_are_of_the_training_alone(tiny, monkeypatch):
-    signals.load(tiny, 0)
-    inside = cell.add_noise
-    monkeypatch.setattr(
-        cell, "add_noise", lambda *args, **options: time.sleep(0.5) or inside(*args, **options)
-    )
-    monkeypatch.setattr(cell, "fit", lambda *args: time.sleep(0.1))
-    assert 0.1 <= train(tiny, Cell("ResNet", "gaussian", 0.0, 0))[0].seconds < 0.4
+    """Whatever else takes a minute."""
+    clock = 0
+
+    def passing(seconds, inside):
+        def timed(*args, **options):
+            nonlocal clock
+            clock += seconds
+            return inside(*args, **options)
+
+        return timed
+
+    monkeypatch.setattr(cell, "time", SimpleNamespace(perf_counter=lambda: clock))
+    monkeypatch.setattr(cell, "fit", passing(1, lambda *_: None))
+    for name in ("load", "add_noise", "build", "momentum", "features_of", "accuracy"):
+        monkeypatch.setattr(cell, name, passing(60, getattr(cell, name)))
+    assert train(tiny, Cell("ResNet", "gaussian", 0.0, 0))[0].seconds == 1
 
 
-def test_learning_rates_and_l2(tiny, monkeypatch):
-    """0.1, 0.01 and 0.001 over two, two and one fifth of the epochs, momentum 0.9, and the penalty's gradient."""
+def test_learning_rates_and_l2(tiny):
+    """0.1, 0.01 and 0.001 over two, two and one fifth of the epochs, and the penalty's gradient."""
     torch.manual_seed(0)
     x, labels = torch.randn(33, 1, 64), torch.arange(33) % 8
     network = cell.build(tiny, "DRSN-CW", 8)
     network.l2 = 1e3
     before = network.units[0].conv1.weight.detach().clone()
-    rates, gradients, inside = [], [], cell.momentum
-
-    def watched(*args):
-        optimiser = inside(*args)
-        assert optimiser.defaults["momentum"] == 0.9
-        optimiser.register_step_pre_hook(lambda *_: rates.append(optimiser.param_groups[0]["lr"]))
-        optimiser.register_step_pre_hook(
-            lambda *_: gradients.append(network.units[0].conv1.weight.grad.clone())
-        )
-        return optimiser
-
-    monkeypatch.setattr(cell, "momentum", watched)
-    cell.fit(network, x, labels, tiny)
+    rates, gradients = [], []
+    optimiser = momentum(network.parameters(), tiny.lr)
+    optimiser.register_step_pre_hook(lambda *_: rates.append(optimiser.param_groups[0]["lr"]))
+    optimiser.register_step_pre_hook(lambda *_: gradients.append(network.units[0].conv1.weight.grad.clone()))
+    cell.fit(network, optimiser, x, labels, tiny)
     # 33 signals are two steps of 16: a remainder of one is left out
     assert rates == pytest.approx([0.1] * 4 + [0.01] * 4 + [0.001] * 2)
     torch.testing.assert_close(gradients[0], 2e3 * before, rtol=1e-2, atol=1.0)

@@ -58,8 +58,10 @@ def train_cell(
         )
         torch.manual_seed(cell.seed)
         network = build(settings, cell.network, len(data.classes)).to(device)
+        # before the clock starts: PyTorch imports its compiler for a process's first optimiser, which takes seconds
+        optimiser = momentum(network.parameters(), settings.lr)
         start = time.perf_counter()
-        fit(network, *train, settings)
+        fit(network, optimiser, *train, settings)
         if device.type == "cuda":  # wait for the kernels that are still running
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
@@ -75,9 +77,14 @@ def train_cell(
     return result, {"features": features.cpu(), "labels": test[1].cpu()}
 
 
-def fit(network: models.ShrinkageNetwork, x: Tensor, labels: Tensor, settings: Settings) -> None:
+def fit(
+    network: models.ShrinkageNetwork,
+    optimiser: torch.optim.Optimizer,
+    x: Tensor,
+    labels: Tensor,
+    settings: Settings,
+) -> None:
     """Train to the last epoch. The order of the signals comes from PyTorch's default CPU generator."""
-    optimiser = momentum(network.parameters(), settings.lr)
     milestones = [math.ceil(settings.epochs * share / 5) for share in (2, 4)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=0.1)
     network.train()

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--data-dir",
         type=Path,
-        help="for folder: a folder that holds one folder for each class, of its name, each with at least two "
+        help="for folder: a folder that holds one folder for each class, named after it, each with at least two "
         "recordings; a recording is a .npy or .csv file of at least as many numbers as --points, all at one sampling "
         "rate. For cwru: .mat files under their published numbers or names, as 105.mat or IR007_0.mat, or one folder "
         "of .mat files for each class",
