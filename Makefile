@@ -22,7 +22,7 @@ bench: $(VENV)/installed
 
 # the site, in build/site; a warning, and with it a link that leads nowhere, is an error
 docs: $(VENV)/installed
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
