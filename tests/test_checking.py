@@ -1,4 +1,4 @@
-"""`check_shrinkage`: every known mistake gets its name, whatever the gate, and nothing right gets one."""
+"""`check_shrinkage` names every known mistake, with any gate, and finds none in a right block."""
 
 import copy
 import re
@@ -34,7 +34,7 @@ def per_channel(values, x):
 
 
 class Block(nn.Module):
-    """A shrinkage in plain PyTorch, one small method for each thing that a mistake replaces."""
+    """A shrinkage in plain PyTorch, with a small method for each thing that a mistake replaces."""
 
     def __init__(self, outputs=C, scope="channel", norm=False, channels=C):
         super().__init__()
@@ -85,7 +85,7 @@ class AbsOfMean(Block):
 
 
 class SignedClamp(SignedMean):
-    """With a negative threshold this form is not even odd."""
+    """With a negative threshold this form is not an odd function."""
 
     def apply_to(self, x, tau):
         return x - torch.minimum(torch.maximum(x, -tau), tau)
@@ -379,6 +379,7 @@ SEEN = {
     "twice": (lambda x: shrunk(x, 1.5 * mean_of(x)), UNBOUNDED, "alpha .* is up to 1.5\n"),
     "negative": (lambda x: shrunk(x, -0.5 * mean_of(x)), UNBOUNDED, "alpha .* is down to -0.5\n"),
     "sum": (lambda x: shrunk(x, 0.005 * x.abs().sum(-1, True)), UNBOUNDED, "alpha .* is up to 1.25\n"),
+    "a constant": (lambda x: shrunk(x, 1.5e-4), MEAN_DROPPED, "gate's output alone"),
     "softplus alone": (
         lambda x: shrunk(x, nn.functional.softplus(mean_of(x))),
         MEAN_DROPPED,

@@ -1,14 +1,14 @@
-"""`inspect`: what it says of each block is what the block did, and it leaves no trace."""
+"""`inspect` reports what each block did and leaves no trace."""
 
-import subprocess
+import importlib.util
 import sys
 
 import pytest
 import torch
 from torch import nn
 
-from drsn_ops import RSBU, Shrinkage, SoftThreshold, reference
-from drsn_ops.analysis.inspection import inspect
+from drsn_ops import RSBU, Shrinkage, SoftThreshold, inspect, reference
+from drsn_ops.analysis import inspection
 
 CW, CS = "channel-wise", "channel-shared"
 
@@ -27,14 +27,14 @@ def network(**options):
 def test_blocks_are_what_the_network_computed(dim, thresholds, device):
     model = network(dim=dim, thresholds=thresholds).double().to(device)
     x = torch.randn(2, 3, *[9] * dim, dtype=torch.float64, device=device)
-    inspection = inspect(model, x)
-    assert [b.name for b in inspection.blocks] == ["0.shrink", "1.shrink", "2"]
-    assert [b.kind for b in inspection.blocks] == ["Shrinkage", "Shrinkage", "SoftThreshold"]
+    found = inspect(model, x)
+    assert [b.name for b in found.blocks] == ["0.shrink", "1.shrink", "2"]
+    assert [b.kind for b in found.blocks] == ["Shrinkage", "Shrinkage", "SoftThreshold"]
     model.eval()
-    torch.testing.assert_close(inspection.output, model(x))
-    assert torch.equal(inspection.x, x)
+    torch.testing.assert_close(found.output, model(x))
+    assert torch.equal(found.x, x)
 
-    unit, block = model[0], inspection.blocks[0]
+    unit, block = model[0], found.blocks[0]
     h = unit.conv2(torch.relu(unit.bn2(unit.conv1(torch.relu(unit.bn1(x))))))
     torch.testing.assert_close(block.x, h)
     alpha = unit.shrink.fc(reference.abs_mean(h))
@@ -47,7 +47,7 @@ def test_blocks_are_what_the_network_computed(dim, thresholds, device):
     torch.testing.assert_close(block.zeroed, zeroed)
     assert block.zeroed_share == pytest.approx(zeroed.mean().item()) and 0 < block.zeroed_share < 1
 
-    learned = inspection.blocks[2]
+    learned = found.blocks[2]
     torch.testing.assert_close(learned.passed, model[2](learned.x))
     assert learned.alpha is None and torch.equal(learned.tau, model[2].weight.detach().reshape(1, 6))
 
@@ -56,10 +56,10 @@ def test_a_block_in_place_is_seen_before_it_writes():
     model = nn.Sequential(Shrinkage(3, inplace=True), Shrinkage(3, inplace=True))
     x = torch.randn(2, 3, 8)
     before = x.clone()
-    inspection = inspect(model, x)
-    assert torch.equal(x, before) and torch.equal(inspection.blocks[0].x, before)
-    assert torch.equal(inspection.blocks[1].x, inspection.blocks[0].passed)
-    assert not torch.equal(inspection.blocks[1].passed, inspection.blocks[1].x)
+    found = inspect(model, x)
+    assert torch.equal(x, before) and torch.equal(found.blocks[0].x, before)
+    assert torch.equal(found.blocks[1].x, found.blocks[0].passed)
+    assert not torch.equal(found.blocks[1].passed, found.blocks[1].x)
 
 
 def test_the_residual_is_no_part_of_what_was_let_through():
@@ -72,11 +72,11 @@ def test_the_residual_is_no_part_of_what_was_let_through():
             return self.shrink(residual=x, x=self.shrink(x, x))
 
     model, x = Unit(), torch.randn(2, 3, 8)
-    inspection = inspect(model, x)
-    first, second = inspection.blocks  # one module, called twice
+    found = inspect(model, x)
+    first, second = found.blocks  # one module, called twice
     assert first.name == second.name == "shrink"
     torch.testing.assert_close(second.x, first.passed + x)
-    torch.testing.assert_close(inspection.output, second.passed + x)
+    torch.testing.assert_close(found.output, second.passed + x)
 
 
 class Fails(nn.Module):
@@ -121,7 +121,7 @@ def test_random_numbers_of_the_model_are_given_back():
 
 
 def test_a_compiled_network_is_seen():
-    """Its graph, once made, calls no hooks that came later."""
+    """A compiled graph does not call hooks that were added later."""
     model = torch.compile(nn.Sequential(Shrinkage(3), Shrinkage(3)), backend="eager")
     x = torch.randn(2, 3, 8)
     with torch.no_grad():
@@ -146,8 +146,8 @@ def test_the_table():
     for parameter in model[0].parameters():
         nn.init.zeros_(parameter)  # alpha is 1/2
     x = torch.tensor([[[4.0, -2.0], [1.0, 1.0]]])  # means 3 and 1, so 2.5, -0.5, 0.5 and 0.5 are left
-    inspection = inspect(model, x)
-    head, first, second = str(inspection).splitlines()
+    found = inspect(model, x)
+    head, first, second = str(found).splitlines()
     assert head.split() == "block x tau: least mean most alpha: mean zeroed".split()
     assert first.split() == ["0", "1x2x2", "0.5", "1", "1.5", "0.500", "0.0%"]
     assert second.split() == ["2", "1x4", "1", "1", "1", "-", "75.0%"]
@@ -168,14 +168,14 @@ def figures(monkeypatch):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_plot(shape, figures, tmp_path):
     x = torch.randn(shape)
-    inspection = inspect(nn.Sequential(Shrinkage(4), SoftThreshold(), Shrinkage(4, CS)), x)
+    found = inspect(nn.Sequential(Shrinkage(4), SoftThreshold(), Shrinkage(4, CS)), x)
     path = tmp_path / "plot.png"
     path.write_text("old")
-    assert inspection.plot(path, clean=x[1], sample=1) == path
+    assert found.plot(path, clean=x[1], sample=1) == path
     assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
     top, *parts = figures[0].subfigs
     assert len(parts) == 3 and all("zeroed" in part.get_suptitle() for part in parts)
-    block = inspection.blocks[0]
+    block = found.blocks[0]
     strongest = int(block.x[1].abs().reshape(4, -1).mean(-1).argmax())
     if len(shape) > 3:
         shown = block.passed[1, strongest]
@@ -192,12 +192,12 @@ def test_the_plot(shape, figures, tmp_path):
 
 
 def test_the_channel_is_chosen(figures, tmp_path):
-    inspection = inspect(Shrinkage(4), torch.randn(2, 4, 9))
-    inspection.plot(str(tmp_path / "plot.png"), channel=2)
+    found = inspect(Shrinkage(4), torch.randn(2, 4, 9))
+    found.plot(str(tmp_path / "plot.png"), channel=2)
     (part,) = figures[0].subfigs[1:]
     assert part.get_suptitle().startswith("Shrinkage, channel 2, threshold ")
     shown = torch.tensor(part.axes[0].lines[0].get_ydata())
-    assert torch.equal(shown, inspection.blocks[0].x[0, 2].double())
+    assert torch.equal(shown, found.blocks[0].x[0, 2].double())
 
 
 def test_a_plot_that_fails_leaves_the_old_file(monkeypatch, tmp_path):
@@ -229,10 +229,10 @@ def test_a_plot_that_fails_leaves_the_old_file(monkeypatch, tmp_path):
     ],
 )
 def test_a_wrong_plot_writes_nothing(options, message, tmp_path):
-    inspection = inspect(Shrinkage(4), torch.randn(2, 4, 9))
+    found = inspect(Shrinkage(4), torch.randn(2, 4, 9))
     path = tmp_path / options.pop("path", "plot.png")
     with pytest.raises(ValueError, match=message):
-        inspection.plot(path, **options)
+        found.plot(path, **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -240,20 +240,20 @@ def test_a_wrong_plot_writes_nothing(options, message, tmp_path):
 def test_a_network_that_cuts_its_input_into_windows_is_not_plotted(sample, tmp_path):
     """Sample 1 of its blocks is a window of sample 0."""
     model = nn.Sequential(SoftThreshold(), nn.Unflatten(2, (2, 8)), nn.Flatten(0, 1), Shrinkage(2))
-    inspection = inspect(model, torch.randn(2, 2, 16))
+    found = inspect(model, torch.randn(2, 2, 16))
     message = "model: gives '3' a batch of 4, expected 2, that of x, for one sample to be drawn"
     with pytest.raises(ValueError, match=message):
-        inspection.plot(tmp_path / "plot.png", sample=sample)
+        found.plot(tmp_path / "plot.png", sample=sample)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_clean_input_that_is_no_tensor(tmp_path):
-    inspection = inspect(Shrinkage(4), torch.randn(2, 4, 9))
+    found = inspect(Shrinkage(4), torch.randn(2, 4, 9))
     with pytest.raises(
         TypeError,
         match=r"clean: got numpy\.ndarray, expected a tensor or None; torch\.from_numpy\(clean\) is",
     ):
-        inspection.plot(tmp_path / "plot.png", clean=inspection.x.numpy())
+        found.plot(tmp_path / "plot.png", clean=found.x.numpy())
     assert not list(tmp_path.iterdir())
 
 
@@ -294,10 +294,15 @@ def test_a_model_that_calls_no_block():
         inspect(Idle(), torch.ones(1, 2, 3))
 
 
-def test_matplotlib_is_imported_for_a_plot_alone():
-    code = (
-        "import sys, torch, drsn_ops\nfrom drsn_ops.analysis.inspection import inspect\n"
-        "inspect(drsn_ops.Shrinkage(2), torch.ones(1, 2, 3))\n"
-        "assert not {'matplotlib', 'drsn_ops.training.train'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_matplotlib_is_needed_for_a_plot_alone(monkeypatch, tmp_path):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    # the module anew, as in an environment without matplotlib
+    spec = importlib.util.spec_from_file_location("drsn_ops.analysis.anew", inspection.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    found = module.inspect(Shrinkage(2), torch.ones(1, 2, 3))
+    with pytest.raises(ImportError, match="matplotlib"):
+        found.plot(tmp_path / "plot.png")
+    assert not list(tmp_path.iterdir())

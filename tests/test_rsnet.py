@@ -1,4 +1,4 @@
-"""RSNet-18 and -34: the port's names and shapes, its arithmetic, what is fused, and what a checkpoint may lack."""
+"""RSNet-18 and -34: the port's names, shapes and arithmetic, what is fused, and checkpoints with shorter gates."""
 
 import copy
 import pickle
@@ -150,27 +150,16 @@ def test_forward_layer_for_layer(dim, thresholds, statistic):
     torch.testing.assert_close(network(x), logits, rtol=1e-9, atol=1e-9)
 
 
-def test_the_hybrid_has_a_shared_mean_and_a_wide_gate():
-    shrinkages = [module for module in rsnet18(statistic="sample").modules() if isinstance(module, Shrinkage)]
-    assert len(shrinkages) == 8
-    assert {module.statistic for module in shrinkages} == {"sample"}
-    assert [module.fc[3].out_features for module in shrinkages] == 2 * [64] + 2 * [128] + 2 * [256] + 2 * [
-        512
-    ]
-    shared = [m for m in rsnet18(thresholds=CS).modules() if isinstance(m, Shrinkage)]
-    assert {(m.statistic, m.fc[3].out_features) for m in shared} == {("sample", 1)}
-
-
-@pytest.mark.parametrize("dim", [1, 2, 3])
-@pytest.mark.parametrize("statistic", ["channel", "sample"])
+@pytest.mark.parametrize("build, dim", [(rsnet18, 1), (rsnet18, 2), (rsnet18, 3), (rsnet34, 1)])
+@pytest.mark.parametrize("statistic", ["channel", "sample", None])
 @pytest.mark.parametrize("thresholds", [CW, CS])
-@pytest.mark.parametrize("build", [rsnet18, rsnet34])
 def test_the_statistic_reaches_every_gate(build, thresholds, statistic, dim):
     with torch.device("meta"):
         network = build(dim=dim, thresholds=thresholds, statistic=statistic)
     shrinkages = [module for module in network.modules() if isinstance(module, Shrinkage)]
     assert len(shrinkages) == sum(BLOCKS[build])
-    assert {(module.thresholds, module.statistic) for module in shrinkages} == {(thresholds, statistic)}
+    expected = statistic or {CW: "channel", CS: "sample"}[thresholds]
+    assert {(module.thresholds, module.statistic) for module in shrinkages} == {(thresholds, expected)}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -201,7 +190,7 @@ def test_the_fused_block_equals_its_modules(training, device):
 
 
 def test_a_block_of_a_plain_sequential_is_fused():
-    """As a pickle has it that is older than `Layers`."""
+    """A pickle from before `Layers` has one."""
     block = randomise(RSNetBlock(3, 3)).eval()
     x = torch.randn(2, 3, 8)
     expected = block(x)
@@ -239,8 +228,9 @@ def test_another_module_in_the_place_of_the_shrinkage_is_called():
 @pytest.mark.parametrize(
     "build, dim, length",
     [
-        *((rsnet18, dim, length) for dim in (1, 2, 3) for length in (1, 2, 7, 16)),
-        *((rsnet34, 1, length) for length in (1, 2, 7, 33)),
+        *((rsnet18, 1, length) for length in (1, 2, 7, 16)),
+        *((rsnet18, dim, length) for dim in (2, 3) for length in (1, 6)),
+        (rsnet34, 1, 7),
     ],
 )
 def test_any_length(build, dim, length, device):

@@ -78,19 +78,19 @@ def test_what_is_made():
     assert made.x.square().mean().sqrt().item() == pytest.approx(1, abs=0.15)
 
 
-def test_a_signal_does_not_depend_on_the_others():
-    many = vibration(650)
-    for count in (1, 7, 300):
+def test_a_signal_does_not_depend_on_the_others(monkeypatch):
+    many = vibration(25)
+    monkeypatch.setattr(module, "CHUNK", 10)
+    for count in (1, 7, 12, 25):
         for some, all_of_them in zip(vibration(count), many, strict=True):
             assert torch.equal(some, all_of_them[:count])
-    assert torch.equal(vibration(650).x, many.x)
 
 
 def test_signals_differ():
-    rows = torch.cat([vibration(count, seed=seed).x[:, 0] for count, seed in ((650, 0), (72, 1))])
+    rows = torch.cat([vibration(count, seed=seed).x[:, 0] for count, seed in ((150, 0), (72, 1))])
     rows = rows / rows.norm(dim=1, keepdim=True)
     alike = (rows @ rows.T).fill_diagonal_(0)
-    # two shafts that turn alike may well agree by chance, but not in full
+    # two shafts at one speed may be similar by chance, but not equal
     assert alike.abs().max() < 0.995
 
 
@@ -171,16 +171,15 @@ def test_crack_modulates_the_mesh_once_a_revolution(long):
     assert lines["tooth crack"] > 3 * lines["healthy"]
 
 
-SHARE = (
-    0.3  # where each draw of a chunk made by hand lies in its interval: phases 0.3, factors 0.75 + 0.5 * 0.3
-)
+# where in its interval each draw of a chunk made by hand lies: phases are 0.3, factors 0.75 + 0.5 * 0.3
+SHARE = 0.3
 DRAWN = 0.75 + 0.5 * SHARE
 TIME = np.arange(512) / RATE
 
 
 @pytest.fixture
 def by_hand(monkeypatch):
-    """Makes a chunk of one signal of the class, all of whose draws are known: uniform ones from `SHARE`, normal 1."""
+    """Makes a chunk of one signal of a class with known draws: uniform ones at `SHARE`, normal ones 1."""
 
     def constant(generators, value, count):
         return np.full((len(generators), count), value)
@@ -204,8 +203,8 @@ def exactly(made, expected):
 
 
 def test_draw():
-    """Speeds fill 1 % around the nominal one and drifts 2 % of it a second, each on its own; load gives strength."""
-    n = 3000
+    """Speeds fill 1 % around the nominal one, drifts 2 % of it a second, independently; the load gives the strength."""
+    n = 1000
     generators = [np.random.default_rng(i) for i in range(n)]
     load = np.resize(LOADS, n)
     chunk = Chunk.draw(generators, np.zeros(n, np.int64), np.full(n, 40.0), load)
@@ -220,7 +219,7 @@ def test_draw():
 @pytest.mark.parametrize("speed", SPEEDS)
 @pytest.mark.parametrize("name", ["healthy", "unbalance", "misalignment", "tooth crack"])
 def test_shaft_formula(by_hand, name, speed):
-    """Unbalance is a centrifugal force, in proportion to the speed squared; the load is nothing to the shaft."""
+    """Unbalance is a centrifugal force, in proportion to the speed squared; the load does not change the shaft."""
     turns = speed * TIME
     first = 0.35 * (speed / 30) ** 2 * (3 if name == "unbalance" else 1)
     others = 3 if name == "misalignment" else 1
@@ -255,7 +254,7 @@ def test_impacts_formula(by_hand, monkeypatch, name, passages, second, level, st
     chunk = by_hand(name, speed, drift, strength)
     struck, heights, resonance, points, rate = impacts(chunk, DEFECTS[name], 2048, RATE)
     assert (points, rate) == (2048, RATE)
-    # the first after a share of a gap, 0.02 seconds early; each gap is longer by the 1.5 % of the slip
+    # the first 0.02 seconds early and after a share of a gap; the slip makes each gap 1.5 % longer
     turns = (SHARE + 1.015 * np.arange(1, len(struck[0]) + 1)) / ratio - 0.02 * speed
     exactly(speed * struck + drift / 2 * struck**2, turns)
     assert turns[0] < 0 and struck[0, -1] > 2048 / RATE

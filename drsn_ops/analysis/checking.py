@@ -108,7 +108,7 @@ def check_shrinkage(
             module is copied, in float64 where it can compute in it; it is itself neither called nor changed. Another
             callable is called as it is, with float64 tensors on the CPU, with float32 where that fails; it may compute
             without gradients, in NumPy for example.
-        channels: C.
+        channels: C, their number.
         dim: the number of spatial axes: 1, 2 or 3.
         spatial: their sizes, where the block takes no others; at least 16 positions in all.
         expected: ``"channel-wise"`` (DRSN-CW), ``"channel-shared"`` (DRSN-CS), or None, which accepts both and says

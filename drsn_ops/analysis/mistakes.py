@@ -46,7 +46,7 @@ class Check:
         evidence: what was measured, in lines.
         remedy: how to mend the known mistake, or None.
         thresholds: as in `Shrinkage`; None where they were not found or do not show.
-        statistic: likewise.
+        statistic: as in `Shrinkage`; None likewise.
     """
 
     right: bool
