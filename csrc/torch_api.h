@@ -16,7 +16,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -138,6 +140,15 @@ inline Shape strides_for(const Shape& shape, bool channels_last) {
   throw std::runtime_error(message);
 }
 
+// Tests set DRSN_OPS_FILL=nan: an element that a kernel leaves unwritten is then NaN, or 255 in a mask.
+inline bool fills_new_memory() {
+  static const bool fills = [] {
+    const char* fill = std::getenv("DRSN_OPS_FILL");
+    return fill && std::string(fill) == "nan";
+  }();
+  return fills;
+}
+
 // The C shim: torch::stable::empty_like and new_empty go through the dispatcher and cost a microsecond more.
 inline Tensor empty(const Shape& shape, ScalarType dtype, const Tensor& like, bool channels_last = false) {
   const Shape strides = strides_for(shape, channels_last);
@@ -146,7 +157,13 @@ inline Tensor empty(const Shape& shape, ScalarType dtype, const Tensor& like, bo
                                like.get_device_index(), &handle) != AOTI_TORCH_SUCCESS) {
     fail_to_allocate(shape, like.is_cuda());
   }
-  return Tensor(handle);
+  Tensor made(handle);
+  if (fills_new_memory()) {
+    // the other integers are refused later
+    const double integer = dtype == ScalarType::Byte ? 255 : -1;
+    torch::stable::fill_(made, dtype < ScalarType::Half ? integer : std::nan(""));
+  }
+  return made;
 }
 
 inline bool lies_in(const Tensor& t, bool channels_last) {

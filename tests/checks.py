@@ -1,6 +1,7 @@
 """What the tests of the operators share: shapes, layouts, and the one rule by which numbers are compared."""
 
 import functools
+import itertools
 
 import torch
 from torch import nn
@@ -72,11 +73,39 @@ def assert_close(actual, expected, *, terms=None):
     )
 
 
+def at_kinks(x, tau):
+    """Where ``|x|`` is so near to tau that rounding may put it on the other side; of few elements.
+
+    Their value hardly depends on the side, their derivative does: a gradient of 0 there lets them flip.
+    """
+    x, tau = x.detach(), tau.detach().double()
+    band = tau.abs() * (2.0**-40 if x.dtype == torch.float64 else 2.0**-14)
+    near = (x.double().abs() - tau).abs() <= band
+    assert near.sum() <= 2 + x.numel() / 100, f"{near.sum()} of {x.numel()} elements lie at a kink"
+    return near
+
+
 def away_from_kink(x, tau):
     """x, with the elements next to 0 and to tau, where another rounding changes the derivative, moved away."""
     x = torch.where(x.abs() < 1e-3, x + 0.01, x)
     near = (x.abs() - tau).abs() < 0.02 * tau.abs() + 1e-6
     return torch.where(near, x * 1.1, x)
+
+
+def pairwise(*factors):
+    """The fewest combinations, nearly, in which every two values of two factors meet."""
+    factors = [list(factor) for factor in factors]
+    combinations = list(itertools.product(*(range(len(factor)) for factor in factors)))
+
+    def pairs(combination):
+        return set(itertools.combinations(enumerate(combination), 2))
+
+    missing, chosen = set().union(*map(pairs, combinations)), []
+    while missing:
+        best = max(combinations, key=lambda combination: len(pairs(combination) & missing))
+        missing -= pairs(best)
+        chosen.append(tuple(factor[index] for factor, index in zip(factors, best, strict=True)))
+    return chosen
 
 
 class Operators(TorchDispatchMode):

@@ -1,3 +1,5 @@
+"""Options, fixtures and the choice of tests by device."""
+
 import os
 import resource
 from contextlib import contextmanager
@@ -7,13 +9,22 @@ import pytest
 import torch
 
 BUILD = Path(__file__).parent.parent / "build"
+# The longest first, so that two processes that share the files end together.
+LONGEST = (
+    "test_distributed test_train test_export test_experiment test_library test_gated_shrink test_machinery "
+    "test_checking test_examples test_fx test_packaging test_conversion test_processes test_setup test_transforms"
+).split()
+
+os.environ.setdefault("DRSN_OPS_FILL", "nan")  # an element that an operator leaves unwritten is seen
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no process is started for the few compilations
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--device",
-        default="cpu",
-        help="where the operators run: cpu (the default), cuda, or emulated: the CUDA kernels on the CPU",
+        choices=("cpu", "cuda", "emulated"),
+        help="where the operators run: cpu (the default, without test_kernels.py), cuda, or emulated: the CUDA "
+        "kernels on the CPU",
     )
 
 
@@ -28,8 +39,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def device(request):
-    name = request.config.getoption("--device")
-    device = torch.device("cpu" if name == "emulated" else name)
+    device = torch.device("cuda" if request.config.getoption("--device") == "cuda" else "cpu")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("--device cuda: PyTorch sees no CUDA device")
@@ -79,20 +89,28 @@ def no_caches():
     torch._dynamo.reset()
 
 
-def pytest_collection_modifyitems(config, items):
-    device = config.getoption("--device")
+def pytest_ignore_collect(collection_path, config):
+    """What test_kernels.py chooses by a GPU's kernels, the CPU has in the tests of the operators."""
+    return True if collection_path.name == "test_kernels.py" and not config.getoption("--device") else None
 
-    def on_the_gpu_alone(item):
+
+def pytest_collection_modifyitems(config, items):
+    device = config.getoption("--device") or "cpu"
+
+    def for_a_gpu(item):
         return item.get_closest_marker("cuda") is not None
 
     if device != "cpu":  # the others would do again what they do without the option
         others = [
             item
             for item in items
-            if "device" not in item.fixturenames or (device == "emulated" and on_the_gpu_alone(item))
+            if "device" not in item.fixturenames or (device == "emulated" and for_a_gpu(item))
         ]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
     for item in items:
-        if on_the_gpu_alone(item) and not device.startswith("cuda"):
+        if for_a_gpu(item) and device != "cuda":
             item.add_marker(pytest.mark.skip(reason="needs --device cuda"))
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        order = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.path.stem, len(order)))

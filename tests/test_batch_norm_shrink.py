@@ -9,18 +9,19 @@ from checks import (
     SHAPES,
     Replaced,
     assert_close,
-    away_from_kink,
+    at_kinks,
     lay_out,
     leaf,
     make_features,
     make_gate,
     operators_of,
+    pairwise,
     randomise,
 )
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
-from torch.utils.checkpoint import checkpoint
 
 import drsn_ops
 from drsn_ops import reference
@@ -65,14 +66,14 @@ def compare(z, batch_norm, gate, statistic="channel", residual=None):
     close(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, wanted, grad))
 
 
-@pytest.mark.parametrize("shape", [s for s in SHAPES if s[1] < 1000], ids=str)
-@pytest.mark.parametrize("outputs", ["channels", "one"])
-@pytest.mark.parametrize("statistic", STATISTICS)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("train", [True, False])
-def test_against_the_modules(device, shape, outputs, statistic, norm, train):
-    if shape[0] == 1 and train and (norm == "batch" or len(shape) == 2):
-        pytest.skip("one value has no statistics")
+@pytest.mark.parametrize(
+    "shape, norm, outputs, statistic, train",
+    pairwise([s for s in SHAPES if s[1] < 1000], NORMS, ("channels", "one"), STATISTICS, (True, False)),
+    ids=str,
+)
+def test_against_the_modules(device, shape, norm, outputs, statistic, train):
+    if shape[0] == 1 and (norm == "batch" or len(shape) == 2):
+        train = False  # one value has no statistics
     modules = make(shape, norm, device, outputs=outputs, train=train)
     z = make_features(shape, device) + 0.3
     compare(z, *modules, statistic, torch.randn_like(z))
@@ -103,10 +104,16 @@ def test_options(device, momentum, affine, tracks):
     assert fused(drsn_ops.batch_norm_shrink, make_features((4, 3, 9), device), batch_norm, gate)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("wide_modules", [True, False])
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("shape", [(6, 9, 50), (5, 33, 7, 7)], ids=str)
+@pytest.mark.parametrize(
+    "dtype, wide_modules, train, shape",
+    pairwise(
+        (torch.float32, torch.bfloat16, torch.float16),
+        (True, False),
+        (True, False),
+        ((6, 9, 50), (5, 33, 7, 7)),
+    ),
+    ids=str,
+)
 def test_narrow_types(device, dtype, wide_modules, train, shape):
     modules = make(shape, "batch", device, train=train)
     for module in modules:
@@ -119,13 +126,14 @@ def compare_rounded(shape, dtype, modules, statistic="channel"):
     device = modules[1][0].weight.device
     exact = tuple(copy.deepcopy(m).double() for m in modules)
     z = make_features(shape, device).to(dtype).double()
-    for _ in range(3):  # keep the normalised elements away from their thresholds, by moving z
-        x = copy.deepcopy(exact[0])(z).detach()
-        alpha = copy.deepcopy(exact[1])(reference.abs_mean(x)).detach()
-        tau = reference.per_row(alpha * reference.abs_mean(x, statistic=statistic), x)
-        z = torch.where(away_from_kink(x, tau) == x, z, z * 1.1).to(dtype).double()
     z, exact_z = leaf(z.to(dtype)), leaf(z)
+    x = copy.deepcopy(exact[0])(exact_z)
+    alpha = copy.deepcopy(exact[1])(reference.abs_mean(x))
+    tau = alpha * reference.abs_mean(x, statistic=statistic)
     residual, grad = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
+    grad = grad.masked_fill(
+        at_kinks(x.to(torch.promote_types(dtype, torch.float32)), reference.per_row(tau, x)), 0
+    )
     assert fused(drsn_ops.batch_norm_shrink, z, *copy.deepcopy(modules))
     y = drsn_ops.batch_norm_shrink(z, *modules, statistic=statistic, residual=residual)
     expected = reference.batch_norm_shrink(exact_z, *exact, statistic=statistic, residual=residual.double())
@@ -241,10 +249,9 @@ def test_a_gate_that_refuses_a_batch_of_one_leaves_the_other_statistics(device):
     assert all(torch.equal(a, b) for a, b in zip(batch_norm.buffers(), before, strict=True))
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("outputs", ["channels", "one"])
-@pytest.mark.parametrize("statistic", STATISTICS)
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    "norm, outputs, statistic, train", pairwise(NORMS, ("channels", "one"), STATISTICS, (True, False))
+)
 def test_derivatives_of_every_order(device, norm, outputs, statistic, train):
     modules = make((3, 3, 2), norm, device, outputs=outputs, train=train, momentum=0.0)
     if norm == "batch":
@@ -278,8 +285,7 @@ def test_z_made_of_a_parameter_counts_once(device):
         )
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("norm, train", [("batch", True), ("layer", False), ("none", True)])
 def test_opcheck(device, norm, train):
     plain = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     z = make_features((4, 3, 5, 4), device).float()
@@ -310,7 +316,7 @@ def test_compile(device, no_caches, momentum):
 
     def backend(graph, inputs):
         codes.append(graph.code)
-        return torch._inductor.compile(graph, inputs)
+        return aot_eager(graph, inputs)
 
     compiled = torch.compile(drsn_ops.batch_norm_shrink, fullgraph=True, dynamic=True, backend=backend)
     for samples in (3, 5):
@@ -340,27 +346,6 @@ def test_export(device, train):
     assert "batch_norm_shrink" in program.graph_module.code
     z = make_features((4, 3, 9), device)
     close(program.module()(z), block(z))
-
-
-def test_torch_func_and_forward_mode(device):
-    modules = make((4, 3, 9), "layer", device, train=False)
-    z = leaf(make_features((4, 3, 9), device))
-
-    def loss(z):
-        return drsn_ops.batch_norm_shrink(z, *modules).square().sum()
-
-    (wanted,) = torch.autograd.grad(loss(z), z)
-    close(torch.func.grad(loss)(z.detach()), wanted)
-    close(torch.func.jvp(loss, (z.detach(),), (torch.ones_like(z),))[1], wanted.sum())
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoint(device, use_reentrant):
-    modules = make((4, 3, 9), "layer", device, train=False)
-    z = leaf(make_features((4, 3, 9), device))
-    (wanted,) = torch.autograd.grad(drsn_ops.batch_norm_shrink(z, *modules).square().sum(), z)
-    checkpoint(drsn_ops.batch_norm_shrink, z, *modules, use_reentrant=use_reentrant).square().sum().backward()
-    close(z.grad, wanted)
 
 
 def test_frozen_parameters(device):

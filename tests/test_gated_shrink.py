@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import os
 import subprocess
 import sys
 
@@ -15,14 +14,16 @@ from checks import (
     SHAPES,
     Replaced,
     assert_close,
-    away_from_kink,
+    at_kinks,
     lay_out,
     leaf,
     make_features,
     make_gate,
     operators_of,
+    pairwise,
 )
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.nn.modules import module as torch_module
@@ -71,14 +72,14 @@ def gate_of_rows(shape, outputs, norm, device, train=True, **options):
     return gate.train(train).to(device)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("outputs", ["channels", "one"])
-@pytest.mark.parametrize("statistic", STATISTICS)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("train", [True, False])
-def test_against_the_modules(device, shape, outputs, statistic, norm, train):
-    if shape[0] == 1 and norm == "batch" and train:
-        pytest.skip("a batch of one has no statistics")
+@pytest.mark.parametrize(
+    "shape, norm, outputs, statistic, train",
+    pairwise(SHAPES, NORMS, ("channels", "one"), STATISTICS, (True, False)),
+    ids=str,
+)
+def test_against_the_modules(device, shape, norm, outputs, statistic, train):
+    if shape[0] == 1 and norm == "batch":
+        train = False  # a batch of one has no statistics
     gate = gate_of_rows(shape, outputs, norm, device, train)
     x = make_features(shape, device)
     compare(x, gate, statistic, torch.randn_like(x))
@@ -94,9 +95,7 @@ def test_widths(device, channels, hidden, norm):
         )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("layout, norm, statistic", pairwise(LAYOUTS, NORMS, STATISTICS))
 def test_layouts(device, layout, norm, statistic):
     x = make_features((4, 6, 7, 5), device)
     gate = gate_of_rows(x.shape, "channels", norm, device).eval()  # expanded memory repeats one sample
@@ -106,11 +105,17 @@ def test_layouts(device, layout, norm, statistic):
         assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("wide_gate", [True, False])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("shape", [(6, 9, 50), (5, 33, 7, 7), (4, 8)], ids=str)
+@pytest.mark.parametrize(
+    "dtype, wide_gate, norm, train, shape",
+    pairwise(
+        (torch.float32, torch.bfloat16, torch.float16),
+        (True, False),
+        NORMS,
+        (True, False),
+        ((6, 9, 50), (5, 33, 7, 7), (4, 8)),
+    ),
+    ids=str,
+)
 def test_narrow_types(device, dtype, wide_gate, norm, train, shape):
     gate = gate_of_rows(shape, "channels", norm, device, train)
     gate.to(torch.float32 if wide_gate else dtype)
@@ -124,12 +129,12 @@ def compare_rounded(shape, dtype, gate, statistic="channel", layout="contiguous"
     device = gate[0].weight.device
     exact = copy.deepcopy(gate).double()
     x = make_features(shape, device)
-    for _ in range(3):
-        alpha = copy.deepcopy(exact)(reference.abs_mean(x)).detach()
-        tau = alpha * reference.abs_mean(x, statistic=statistic)
-        x = away_from_kink(x, reference.per_row(tau, x)).to(dtype).double()
-    x, exact_x = leaf(lay_out(x.to(dtype), layout)), leaf(x)
-    residual, grad = (lay_out(torch.randn(shape, device=device).to(dtype), layout) for _ in range(2))
+    x, residual, grad = x.to(dtype), *(torch.randn(shape, device=device).to(dtype) for _ in range(2))
+    exact_x = leaf(x.double())
+    alpha = copy.deepcopy(exact)(reference.abs_mean(exact_x))
+    tau = alpha * reference.abs_mean(exact_x, statistic=statistic)
+    grad = grad.masked_fill(at_kinks(x, reference.per_row(tau, x)), 0)
+    x, residual, grad = leaf(lay_out(x, layout)), lay_out(residual, layout), lay_out(grad, layout)
     y = drsn_ops.gated_shrink(x, gate, statistic=statistic, residual=residual)
     expected = reference.gated_shrink(exact_x, exact, statistic=statistic, residual=residual.double())
     assert y.dtype == dtype and fused(drsn_ops.gated_shrink, x, copy.deepcopy(gate))
@@ -287,10 +292,9 @@ def test_a_residual_of_another_type_widens_the_result(device):
     assert drsn_ops.gated_shrink(x, gate, residual=residual, inplace=True).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("outputs", [1, 3])
-@pytest.mark.parametrize("statistic", STATISTICS)
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    "norm, outputs, statistic, train", pairwise(NORMS, (1, 3), STATISTICS, (True, False))
+)
 def test_derivatives_of_every_order(device, norm, outputs, statistic, train):
     gate = make_gate(3, 5, outputs, norm).train(train).to(device)
     if norm == "batch":
@@ -309,12 +313,6 @@ def test_derivatives_of_every_order(device, norm, outputs, statistic, train):
     assert fused(function, *inputs)
     assert gradcheck(function, inputs, check_batched_grad=True)
     assert gradgradcheck(function, inputs, fast_mode=True)
-
-
-def test_forward_mode(device):
-    gate = make_gate(3, 5, 3, "layer").to(device)
-    x = leaf(make_features((4, 3, 5), device))
-    assert gradcheck(lambda x: drsn_ops.gated_shrink(x, gate), x, check_forward_ad=True)
 
 
 @pytest.mark.parametrize(
@@ -487,29 +485,34 @@ def test_a_forward_replaced_on_the_class_of_the_normalisation_runs(device, norm)
 
 
 REPLACED_BEFORE = """
-import functools, sys, torch
-sys.path[:0] = sys.argv[3:]
-kind, name, seen = getattr(torch.nn, sys.argv[1]), sys.argv[2], []
-original = getattr(kind, name)
+import functools, os, sys, torch
+sys.path[:0] = sys.argv[1:]
 
-@functools.wraps(original)
-def method(module, *args):
-    seen.append(1)
-    return original(module, *args)
+def replace(kind, name):
+    seen = []
+    original = getattr(kind, name)
 
-setattr(kind, name, method)
-import drsn_ops
-shrinkage, x = drsn_ops.Shrinkage(3).eval(), torch.randn(2, 3, 4)
-drsn_ops.gated_shrink(x, shrinkage.fc)
-assert seen
+    @functools.wraps(original)
+    def method(module, *args):
+        seen.append(1)
+        return original(module, *args)
+
+    setattr(kind, name, method)
+    import drsn_ops
+    shrinkage, x = drsn_ops.Shrinkage(3).eval(), torch.randn(2, 3, 4)
+    drsn_ops.gated_shrink(x, shrinkage.fc)
+    return bool(seen)
+
+for kind, name in ((torch.nn.Linear, "forward"), (torch.nn.Module, "__call__"), (torch.nn.Module, "_call_impl")):
+    child = os.fork()  # one import of PyTorch serves all
+    if child == 0:
+        os._exit(0 if replace(kind, name) else 1)
+    assert os.waitpid(child, 0)[1] == 0, (kind, name)
 """
 
 
-@pytest.mark.parametrize(
-    "kind, name", [("Linear", "forward"), ("Module", "__call__"), ("Module", "_call_impl")]
-)
-def test_a_method_replaced_on_a_class_before_the_import_runs(kind, name):
-    subprocess.run([sys.executable, "-c", REPLACED_BEFORE, kind, name, *sys.path], check=True)
+def test_a_method_replaced_on_a_class_before_the_import_runs():
+    subprocess.run([sys.executable, "-c", REPLACED_BEFORE, *sys.path], check=True)
 
 
 def test_compile_sees_a_forward_that_is_replaced_on_a_class_later(device, no_caches):
@@ -765,9 +768,10 @@ def arguments_of_operators(device, norm="batch", dtype=torch.float32, layout="co
     return x, plain_gate.plain_gate(gate, x)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("layout, norm, train", [
+    ("contiguous", "batch", True), ("channels_last", "batch", False), ("transposed", "layer", True),
+    ("channels_last", "rms", True), ("contiguous", "none", False),
+])  # fmt: skip
 def test_opcheck(device, layout, norm, train):
     plain = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     dtype = torch.bfloat16 if layout == "channels_last" else torch.float32
@@ -793,8 +797,9 @@ def test_opcheck(device, layout, norm, train):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("norm, momentum", [("batch", 0.1), ("batch", None), ("layer", None), ("rms", None)])
-@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("norm, momentum, inplace", [
+    ("batch", 0.1, True), ("batch", None, False), ("layer", None, True), ("rms", None, False),
+])  # fmt: skip
 def test_compile(device, no_caches, norm, momentum, inplace):
     module = Shrinkage(4, norm=norm).double().to(device)
     module.inplace = inplace
@@ -807,7 +812,7 @@ def test_compile(device, no_caches, norm, momentum, inplace):
 
     def backend(graph, inputs):
         codes.append(graph.code)
-        return torch._inductor.compile(graph, inputs)
+        return aot_eager(graph, inputs)
 
     @torch.compile(fullgraph=True, dynamic=True, backend=backend)
     def compiled(x):
@@ -848,8 +853,7 @@ def test_compile_sees_the_operator_and_a_later_hook(device, no_caches):
     assert "gated_shrink" not in codes[-1] and "linear" in codes[-1]
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("strict, train", [(False, True), (True, False)])
 def test_export(device, strict, train):
     module = Shrinkage(4).double().to(device).train(train)
     batch = torch.export.Dim("batch", min=2)
@@ -888,16 +892,6 @@ class Wrapper(nn.Module):
 
     def forward(self, x):
         return drsn_ops.gated_shrink(x, self.gate).square().sum()
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoint(device, use_reentrant):
-    gate = make_gate(4, 5, 4, "layer").to(device)
-    x = leaf(make_features((3, 4, 8), device))
-    inputs = (x, *gate.parameters())
-    wanted = torch.autograd.grad(drsn_ops.gated_shrink(x, gate).square().sum(), inputs)
-    checkpoint(drsn_ops.gated_shrink, x, gate, use_reentrant=use_reentrant).square().sum().backward()
-    close([t.grad for t in inputs], list(wanted))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -950,30 +944,6 @@ def test_same_bits_run_after_run_for_any_number_of_threads(device):
         again = copy.deepcopy(gate)
         assert torch.equal(drsn_ops.gated_shrink(x, again), y)
         assert equal(list(again.buffers()), list(once.buffers()))
-
-
-SIMD_PROGRAM = """
-import sys, torch
-sys.path[:0] = sys.argv[3:]
-import drsn_ops, test_gated_shrink
-assert drsn_ops.build_info()["simd_in_use"] == sys.argv[1], drsn_ops.build_info()
-torch.save(test_gated_shrink.everything(), sys.argv[2])
-"""
-
-
-def test_same_bits_from_every_instruction_set(tmp_path):
-    info = drsn_ops.build_info()
-    levels = info["simd"][: info["simd"].index(info["simd_in_use"]) + 1]
-    if len(levels) == 1:
-        pytest.skip("this processor has one instruction set level")
-    for level in levels:
-        subprocess.run(
-            [sys.executable, "-c", SIMD_PROGRAM, level, str(tmp_path / level), *sys.path],
-            env={**os.environ, "DRSN_OPS_SIMD": level},
-            check=True,
-        )
-    first, *others = (torch.load(tmp_path / level) for level in levels)
-    assert all(equal(first, other) for other in others)
 
 
 X, GATE = torch.randn(2, 4, 3), make_gate(4, 4, 4).float()

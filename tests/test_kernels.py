@@ -5,7 +5,7 @@
 
 import pytest
 import torch
-from checks import REAL, away_from_kink, lay_out, leaf, make_gate, misaligned
+from checks import REAL, lay_out, leaf, make_gate, misaligned
 from test_batch_norm_shrink import compare_rounded as compare_batch_norm_shrink
 from test_batch_norm_shrink import make as make_batch_norm_shrink
 from test_gated_shrink import compare_rounded as compare_gated_shrink
@@ -33,14 +33,13 @@ ROWS = {
 
 def compare(shape, layout, dtype, device, statistics=STATISTICS):
     """soft_threshold, abs_mean and shrink with their gradients."""
-    grad, residual = (lay_out(torch.randn(shape, device=device).to(dtype), layout) for _ in range(2))
+    grad, residual = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
+    x, alpha = make_shrink(shape, "row", dtype, device)
     for statistic in statistics:
-        x, alpha = make_shrink(shape, statistic, "row", dtype, device)
-        compare_shrink(lay_out(x, layout), alpha, statistic, grad, residual)
+        compare_shrink(x, alpha, statistic, grad, residual, layout)
         compare_abs_mean(lay_out(x, layout), statistic)
     tau = torch.rand(shape[1], *[1] * (len(shape) - 2), device=device)
-    x = away_from_kink(torch.randn(shape, device=device), tau).to(dtype)
-    compare_soft_threshold(lay_out(x, layout), tau, grad)
+    compare_soft_threshold(x, grad, tau, layout)
 
 
 @pytest.mark.parametrize("dtype", REAL)
@@ -66,10 +65,10 @@ def test_channels_last(device, channels, dtype):
 @pytest.mark.parametrize("length", [pytest.param(64, marks=pytest.mark.sanitizer), 65, 40_000])
 @pytest.mark.parametrize("offset", [1, 3])
 def test_memory_that_starts_between_two_vectors(device, offset, length, dtype):
-    x, alpha = make_shrink((2, 3, length), "channel", "row", dtype, device)
+    x, alpha = make_shrink((2, 3, length), "row", dtype, device)
     moved = misaligned(x, offset)
     compare_shrink(moved, alpha, "channel", torch.randn_like(x), None)
-    compare_soft_threshold(moved, torch.full((3, 1), 1e-3, device=device), torch.randn_like(x))
+    compare_soft_threshold(moved, torch.randn_like(x), torch.full((3, 1), 1e-3, device=device))
     compare_abs_mean(moved, "channel")
 
 
@@ -86,7 +85,7 @@ def test_first_derivatives(device, rows, dtype):
 def test_second_derivatives(device, rows, dtype):
     """Along one direction, by the inputs and by the gradient that comes in."""
     shape, layout = ROWS[rows]
-    x, alpha = make_shrink(shape, "channel", "row", dtype, device)
+    x, alpha = make_shrink(shape, "row", dtype, device)
     x = lay_out(x, layout)
     tau = torch.full((shape[1],) + (1,) * (len(shape) - 2), 1e-3, device=device)
 

@@ -126,18 +126,3 @@ def test_compile_without_break_or_recompilation(call, device, no_caches):
         torch.testing.assert_close(gradients(y, leaves), gradients(expected, leaves))
     # the first batch is compiled as it is, the second with a batch of any size
     assert counter.frame_count <= 2
-
-
-def test_compile_with_inductor(call, device, no_caches):
-    function, leaves = function_and_leaves(call, device)
-    expected = function(*leaves)
-    wanted = gradients(expected, leaves)
-    for mode in ("default", "reduce-overhead") if device.type == "cuda" else ("default",):
-        compiled = torch.compile(function, fullgraph=True, mode=mode)
-        for _ in range(
-            1 if mode == "default" else 4
-        ):  # a CUDA graph warms up, is recorded, and then replayed
-            torch.compiler.cudagraph_mark_step_begin()
-            y = compiled(*leaves)
-            torch.testing.assert_close(y, expected)
-            torch.testing.assert_close(gradients(y, leaves), wanted)

@@ -187,3 +187,17 @@ def test_a_wrong_argument_is_refused_or_served(walked, name):
     lines = walked[name]
     last = lines[-2] if lines[-1].startswith("FAULT ended") else ""
     assert [last, *(line for line in lines if line.startswith("FAULT"))] == [""]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_result_lies_in_memory_that_was_filled(name):
+    """With NaN, and 255 in masks, by DRSN_OPS_FILL: an element that a kernel left unwritten would be seen."""
+    for arguments in right_calls()[name]:
+        given = copied(arguments)
+        with torch.profiler.profile(record_shapes=True) as profile:
+            result = getattr(ops, name)(*given)
+        filled = [event.input_shapes[0] for event in profile.events() if event.name == "aten::fill_"]
+        memory = {t.untyped_storage().data_ptr() for t in given if isinstance(t, Tensor)}
+        for t in tensors_of(result, ()):
+            if isinstance(t, Tensor) and t.numel() and t.untyped_storage().data_ptr() not in memory:
+                assert list(t.shape) in filled, t.shape
