@@ -7,7 +7,7 @@ import time
 import traceback
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from functools import cache, partial
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,20 +40,17 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
+PROCESSES = 2
 CHECKS = {}
 
 
-def register(count, function):
-    """A function for so many processes to run; a test is made of each."""
-    CHECKS[function.__name__] = count, function
+def check(function):
+    """A function for two processes to run; a test is made of each."""
+    CHECKS[function.__name__] = function
     return function
 
 
-check = partial(register, 2)
-check_of_four = partial(register, 4)
-
-
-def work(rank, folder, count):
+def work(rank, folder):
     """One process: every check in turn. What came of it is left in files."""
     torch.set_num_threads(1)
     # the other processes may have to wait where the machine is busy
@@ -61,12 +58,10 @@ def work(rank, folder, count):
         "gloo",
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
-        world_size=count,
+        world_size=PROCESSES,
         timeout=timedelta(seconds=300),
     )
-    for name, (size, function) in CHECKS.items():
-        if size != count:
-            continue
+    for name, function in CHECKS.items():
         torch.manual_seed(0)
         outcome = folder / f"{name}.{rank}"
         try:
@@ -74,7 +69,7 @@ def work(rank, folder, count):
         except BaseException:
             outcome.write_text(traceback.format_exc())
             deadline = time.monotonic() + 20
-            while not all((folder / f"{name}.{other}").exists() for other in range(count)):
+            while not all((folder / f"{name}.{other}").exists() for other in range(PROCESSES)):
                 if time.monotonic() > deadline:  # the others wait for what this process will not send
                     raise
                 time.sleep(0.05)
@@ -85,18 +80,13 @@ def work(rank, folder, count):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Makes a folder with the outcomes of all checks: they share their processes, which take seconds to start."""
-
-    @cache
-    def folder_of(count):
-        folder = tmp_path_factory.mktemp("outcomes")
-        try:
-            multiprocessing.spawn(work, (folder, count), nprocs=count)
-        except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException):
-            pass  # the tests say what it was
-        return folder
-
-    return folder_of
+    """A folder with the outcomes of all checks: they share their processes, which take seconds to start."""
+    folder = tmp_path_factory.mktemp("outcomes")
+    try:
+        multiprocessing.spawn(work, (folder,), nprocs=PROCESSES)
+    except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException):
+        pass  # the tests say what it was
+    return folder
 
 
 def mesh_of(*shape):
@@ -248,41 +238,28 @@ def thresholds_of_shards():
 
 @check
 def shards_on_two_mesh_dimensions():
-    shape = (5, 4, 6)
-    x, tau, alpha = make_features(shape), torch.rand(4, 1).double(), torch.rand(5, 4).double()
+    """Each dimension in turn has both processes: also shards of one axis twice, and rows that are shared out."""
+    x, tau, alpha = make_features((5, 3, 7)), torch.rand(3, 1).double(), torch.rand(5, 3).double()
     for mesh in (mesh_of(2, 1), mesh_of(1, 2)):
         for placements in (
             [Shard(0), Shard(1)],
+            [Shard(2), Shard(1)],
+            [Shard(0), Shard(0)],
+            [Shard(2), Shard(2)],
             [Partial(), Shard(2)],
             [Replicate(), Shard(0)],
         ):
             assert_equal_to_plain(drsn_ops.soft_threshold, mesh, placements, x=x, tau=tau)
-            assert_equal_to_plain(drsn_ops.shrink, mesh, placements, x=x, alpha=alpha)
-
-
-@check_of_four
-def uneven_shards_on_two_mesh_dimensions():
-    """Also of one axis twice, and with parts of a row in four processes."""
-    mesh = mesh_of(2, 2)
-    x, tau, alpha = make_features((5, 3, 7)), torch.rand(3, 1).double(), torch.rand(5, 3).double()
-    for placements in (
-        [Shard(0), Shard(1)],
-        [Shard(2), Shard(1)],
-        [Shard(0), Shard(0)],
-        [Shard(2), Shard(2)],
-        [Partial(), Shard(2)],
-    ):
-        assert_equal_to_plain(drsn_ops.soft_threshold, mesh, placements, x=x, tau=tau)
-        for statistic in ("channel", "sample"):
-            shrink = partial(drsn_ops.shrink, statistic=statistic)
-            assert_equal_to_plain(shrink, mesh, placements, x=x, alpha=alpha, residual=x.flip(0))
-            sharded = leaf(scatter(x, mesh, *placements))
-            for actual, wanted in zip(
-                second_derivatives(partial(shrink, alpha=0.7), x=sharded),
-                second_derivatives(partial(shrink, alpha=0.7), x=leaf(x)),
-                strict=True,
-            ):
-                torch.testing.assert_close(actual.full_tensor(), wanted)
+            for statistic in ("channel", "sample"):
+                shrink = partial(drsn_ops.shrink, statistic=statistic)
+                assert_equal_to_plain(shrink, mesh, placements, x=x, alpha=alpha, residual=x.flip(0))
+                sharded = leaf(scatter(x, mesh, *placements))
+                for actual, wanted in zip(
+                    second_derivatives(partial(shrink, alpha=0.7), x=sharded),
+                    second_derivatives(partial(shrink, alpha=0.7), x=leaf(x)),
+                    strict=True,
+                ):
+                    torch.testing.assert_close(actual.full_tensor(), wanted)
 
 
 @check
@@ -852,9 +829,8 @@ def test_of_processes(outcomes, name):
     if name in NEED_EXTRAS:
         for package in ("sklearn", "matplotlib", "tqdm"):
             pytest.importorskip(package)
-    count, _ = CHECKS[name]
-    for rank in range(count):
-        outcome = outcomes(count) / f"{name}.{rank}"
+    for rank in range(PROCESSES):
+        outcome = outcomes / f"{name}.{rank}"
         assert outcome.exists(), f"process {rank} did not come to it: another check failed or never ended"
         failure = outcome.read_text()
         assert not failure, failure
