@@ -1,5 +1,6 @@
 """``python -m benchmarks`` measures the operators, with ``tax`` behind it whole networks, with ``host`` single calls,
-with ``digits`` an accuracy; ``report`` puts what they recorded into README.md and docs/, and draws a plot."""
+with ``digits`` an accuracy, with ``commits`` two commits; ``report`` puts what they recorded into README.md and docs/,
+and draws a plot."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from drsn_ops.benchmark.formulas import COMPILE_MODES, takes_part
 from drsn_ops.benchmark.machine import add_machine_arguments, use_machine
 from drsn_ops.files import replacing
 
-from . import digits, host, report, tax
+from . import commits, digits, host, report, tax
 from .grid import cpu_cases, cuda_cases, modes_of
 from .rows import Row, environment, labels, rows_of, slug
 
@@ -164,7 +165,7 @@ def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         help="first fill torch.compile's cache, in so many processes",
     )
     parser.set_defaults(job=measure_all)
-    jobs = parser.add_subparsers(metavar="tax, host, digits, report")
+    jobs = parser.add_subparsers(metavar="tax, host, digits, commits, report")
     taxer = jobs.add_parser("tax", help="measure what shrinkage adds to a ResNet's training step instead")
     add_arguments(taxer, "fewer rounds, one compile mode", "<machine>-tax.json")
     taxer.set_defaults(job=measure_the_tax)
@@ -173,6 +174,9 @@ def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     hoster.add_argument("--quick", action="store_true", help="fewer rounds")
     hoster.add_argument("--record", action="store_true", help="write benchmarks/results/<machine>-host.json")
     hoster.set_defaults(job=measure_the_host, threads=1)
+    pair = jobs.add_parser("commits", help="build two commits and compare them on the same calls instead")
+    commits.add_arguments(pair)
+    pair.set_defaults(job=commits.run)
     trainer = jobs.add_parser("digits", help="train on the digits instead, for the accuracy of several seeds")
     trainer.add_argument(
         "--record", action="store_true", help="write benchmarks/results/<machine>-digits.json"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 import torch._functorch.config
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from drsn_ops import Shrinkage
 from drsn_ops.benchmark.cases import Case
 from drsn_ops.benchmark.clocks import event_sampler, graph_sampler, host_sampler, sampler
-from drsn_ops.benchmark.contest import Contender, Copy, Inputs
+from drsn_ops.benchmark.contest import Contender, Copy, Inputs, check, require_same
 from drsn_ops.benchmark.formulas import FORMULAS
 from drsn_ops.benchmark.machine import settle_allocator
 
 from .grid import LARGE, SIZES
-from .networks import CLASSES, SHAPES, FormulaShrinkage, build, variants
+from .networks import CLASSES, SHAPES, THRESHOLDS, FormulaShrinkage, build, variants
 from .rows import Row, environment, peak_bytes, peak_of, percentiles
 
 CALL_SHAPE = SIZES[1]
@@ -47,7 +47,9 @@ def compiled(module: nn.Module, mode: str) -> Callable[..., Tensor]:
 
 
 class Step:
-    """A training step, with the methods that the samplers of drsn_ops.benchmark call."""
+    """A training step, as a runner of drsn_ops.benchmark."""
+
+    name = "step"
 
     def __init__(
         self, network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, mode: str, device: str
@@ -61,6 +63,7 @@ class Step:
         self.optimizer = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9, fused=True)
         self.network = compiled(network, mode)
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
+        self.tolerance = 0.1 if dtype == torch.bfloat16 else 1e-3
         self.count = 1 if device == "cpu" else 4  # lets the host run ahead, as in training
 
     def fresh(self, index: int) -> None:
@@ -91,6 +94,19 @@ class Call(Contender):
         residual = self.inputs.residual[index]
         assert residual is not None
         return [self.inputs.x[index], residual, *self.parameters]
+
+
+def logits(step: Step) -> Tensor:
+    with step.autocast:
+        return step.network(step.x).detach().double()
+
+
+def logits_of_the_reference(network: str, variant: str, dtype: torch.dtype, device: str) -> Tensor:
+    made = build(network, variant, variants(network)[0 if variant == "ResNet" else 1][1])
+    for module in made.modules():
+        if isinstance(module, Shrinkage):
+            module.use_reference = True
+    return logits(Step(made, SHAPES[network], dtype, "eager", device))
 
 
 def warm(name: str, mode: str, make: Callable[..., Sampler], *arguments: object) -> Sampler | None:
@@ -142,11 +158,12 @@ def row(
     }
 
 
-def step_sampler(step: Step, timer: str) -> Sampler:
-    runner: Any = step  # which is not a Contender, but has all that a sampler asks for
+def step_sampler(step: Step, timer: str, wanted: Tensor) -> Sampler:
+    """Raises `WrongResult` unless the network returns the logits of the reference, but for rounding."""
+    require_same(step.name, "its network", [logits(step)], [wanted], step.tolerance)
     if timer == "host":
-        return host_sampler(runner, 0.0)
-    return graph_sampler(runner, refresh=False) if timer == "graph" else event_sampler(runner)
+        return host_sampler(step, 0.0)
+    return graph_sampler(step, refresh=False) if timer == "graph" else event_sampler(step)
 
 
 def step_rows(network: str, dtype: torch.dtype, modes: Sequence[str], device: str, rounds: int) -> list[Row]:
@@ -154,11 +171,13 @@ def step_rows(network: str, dtype: torch.dtype, modes: Sequence[str], device: st
     torch.compiler.reset()
     shape = SHAPES[network]
     entries: dict[tuple[str, str, str], tuple[Step, Sampler, str]] = {}
+    truth = {variant: logits_of_the_reference(network, variant, dtype, device) for variant in THRESHOLDS}
     for mode in modes:
         timer = "host" if device == "cpu" else "graph" if mode == "graph" else "events"
         for variant, provider in variants(network):
             step = Step(build(network, variant, provider), shape, dtype, mode, device)
-            sample = warm(f"{network}, {variant}, {provider}, {mode}", mode, step_sampler, step, timer)
+            step.name = f"{network}, {variant}, {provider}, {mode}"
+            sample = warm(step.name, mode, step_sampler, step, timer, truth[variant])
             if sample:
                 entries[mode, variant, provider] = step, sample, timer
     times = dict(zip(entries, interleave([sample for _, sample, _ in entries.values()], rounds), strict=True))
@@ -185,6 +204,12 @@ def step_rows(network: str, dtype: torch.dtype, modes: Sequence[str], device: st
     ]
 
 
+def call_sampler(call: Call, wanted: Sequence[Tensor]) -> Sampler:
+    """Raises `WrongResult` unless the call returns what the reference does."""
+    check(call, wanted)
+    return sampler(call.case, call, SECONDS)
+
+
 def call_rows(
     what: str, shape: tuple[int, ...], timer: str, modes: Iterable[str], device: str, rounds: int
 ) -> list[Row]:
@@ -195,24 +220,29 @@ def call_rows(
     direction = "inference" if what == "evaluation" else "forward+backward"
     case = Case("shrink+residual", direction, shape, device=device, timer=timer)
     ours = Shrinkage(shape[1])
+    plain = copy.deepcopy(ours).double()
+    plain.use_reference = True
     contestants = [
         ("drsn_ops", "eager"),
         *((formula, mode) for mode in ("eager", *modes) for formula in FORMULAS),
     ]
     with torch.set_grad_enabled(case.trains):
         inputs = Inputs(case)
+        plain.train(case.trains).to(device)
+        # x and the residual; the parameters' gradients are sums that nearly cancel
+        wanted = Call(case, "reference", plain, "eager", inputs.first(shape[0])).result()[:2]
         entries: list[tuple[str, str, str, Call | Copy, Sampler]] = []
         for provider, mode in contestants:
             module = ours if provider == "drsn_ops" else FormulaShrinkage(ours, provider)
             module.train(case.trains).to(device)
             name = f"{provider}/{mode}"
             call = Call(case, name, module, mode, inputs)
-            sample = warm(f"{case} {name}", mode, sampler, case, call, SECONDS)
+            sample = warm(f"{case} {name}", mode, call_sampler, call, wanted)
             if sample:
                 entries.append(("Shrinkage", provider, mode, call, sample))
         if what == "evaluation":
-            copy = Copy(case)
-            entries.append(("copy", "copy", "eager", copy, sampler(case, copy, SECONDS)))
+            moved = Copy(case)
+            entries.append(("copy", "copy", "eager", moved, sampler(case, moved, SECONDS)))
         times = interleave([entry[-1] for entry in entries], rounds)
         return [
             row(

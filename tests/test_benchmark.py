@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import digits, host, report, tables
+from benchmarks import commits, digits, host, report, tables
 from benchmarks import rows as rows_module
 from benchmarks.grid import cpu_cases, cuda_cases, modes_of
 from benchmarks.rows import environment, kept_for_backward, labels, peak_bytes, rows_of, slug
@@ -429,7 +430,7 @@ def test_a_device_that_is_not_there_is_one_line(capsys, threads):
 def test_the_cost_of_a_call(monkeypatch, threads):
     monkeypatch.setattr(host, "import_time", lambda: 5.0)
     rows = host.measure_host("cpu", 2)
-    assert {row["call"] for row in rows} == {*host.calls("cpu"), "import drsn_ops, after torch"}
+    assert {row["call"] for row in rows} == {*host.host_calls("cpu"), "import drsn_ops, after torch"}
     assert all(0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"] and row["threads"] == 1 for row in rows)
     rows[0]["p50_us"], rows[-1]["p50_us"] = 12.34, 40_000.0
     made = report.texts(rows, "host")["host:cpu"]
@@ -570,3 +571,52 @@ def test_results_do_not_change_the_commit(tmp_path, monkeypatch):
     for file, changed in zip(files, (name, name, name, f"{name}-dirty"), strict=True):
         file.write_text("2")
         assert rows_module.commit() == changed
+
+
+WRONG = """
+from torch.nn import Identity as Shrinkage
+
+def soft_threshold(x, tau):
+    return x
+"""
+
+
+def two_commits(*flags):
+    parser = argparse.ArgumentParser()
+    commits.add_arguments(parser)
+    return parser.parse_args(
+        ["A", "B", "--shape", "2", "3", "8", "--only", "no gradient", "--rounds", "1", *flags]
+    )
+
+
+def test_two_commits_that_differ_are_not_compared(tmp_path):
+    package = tmp_path / "wrong" / "drsn_ops" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.write_text(WRONG)
+    right = tmp_path / "right"
+    right.symlink_to(commits.ROOT)
+    with pytest.raises(contest.WrongResult, match="^soft_threshold, no gradient: B differs"):
+        commits.times_of([right, package.parents[1]], two_commits())
+
+
+def test_two_commits_take_turns(monkeypatch, capsys):
+    """Each is built; the ratio is that of the medians."""
+    turns = []
+
+    @contextlib.contextmanager
+    def built(commit, folder):
+        turns.append(f"build {commit}")
+        yield folder
+        turns.append(f"remove {commit}")
+
+    def sample(tree, args, results):
+        turns.append(tree.name)
+        torch.save({"a call": torch.ones(3)}, results)
+        return {"a call": {"first": 2e-6, "second": 3e-6}[tree.name]}
+
+    monkeypatch.setattr(commits, "built", built)
+    monkeypatch.setattr(commits, "sample", sample)
+    assert commits.run(two_commits("--rounds", "2")) == 0
+    assert turns[2:-2] == ["first", "second", "second", "first"] and turns[:2] == ["build A", "build B"]
+    out = capsys.readouterr().out
+    assert re.search(r"^a call +2\.00 +3\.00 +1\.500$", out, re.MULTILINE)

@@ -33,6 +33,7 @@ def rows():
         patch.setattr(tax, "CALL_SHAPE", (2, 3, 32))
         patch.setattr(tax, "EVALUATED", {"cpu": EVALUATED})
         patch.setattr(tax, "SECONDS", 0.0)
+        patch.setattr(tax, "ROUNDS", {"paper": 2, "resnet18": 1})
         patch.setattr(command, "print", lambda *words, **_: printed.extend(words), raising=False)
         patch.setattr(sys, "argv", ["benchmarks", "tax", "--quick", "--no-compile", "--threads", "1"])
         try:
@@ -110,6 +111,21 @@ def test_every_provider_learns_the_same(network, variant):
         torch.testing.assert_close(
             torch.stack(losses(network, variant, provider)), truth, rtol=1e-9, atol=1e-9, msg=provider
         )
+
+
+class Other(networks.FormulaShrinkage):
+    def forward(self, x, residual=None):
+        return super().forward(1.25 * x, residual)
+
+
+def test_a_network_with_another_shrinkage_is_not_timed(monkeypatch):
+    monkeypatch.setattr(networks, "FormulaShrinkage", Other)
+    monkeypatch.setattr(tax, "SHAPES", SHAPES)
+    with pytest.raises(contest.WrongResult, match="paper, DRSN-CW, naive, eager: its network differs"):
+        tax.step_rows("paper", torch.float32, ("eager",), "cpu", 1)
+    monkeypatch.setattr(tax, "FormulaShrinkage", Other)
+    with pytest.raises(contest.WrongResult, match="naive/eager differs"):
+        tax.call_rows("call", (2, 3, 32), "host", (), "cpu", 1)
 
 
 @pytest.mark.parametrize("formula", list(formulas.FORMULAS))

@@ -145,10 +145,10 @@ def truth(case: Case, inputs: Inputs) -> list[Tensor]:
 
 
 def check(contender: Contender, wanted: Sequence[Tensor]) -> None:
-    """Raises `WrongResult` unless the contender computes what the reference does, up to rounding."""
+    """Raises `WrongResult` unless the contender's first results are those of the reference, up to rounding."""
     dtype = contender.case.dtype
     tolerance = 8 * torch.finfo(dtype).eps + 64 * torch.finfo(accumulator(dtype)).eps
-    found = [one[: t.shape[0]] for one, t in zip(contender.result(), wanted, strict=True)]
+    found = [one[: t.shape[0]] for one, t in zip(contender.result(), wanted, strict=False)]
     require_same(contender.case, contender.name, found, wanted, tolerance)
 
 
