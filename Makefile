@@ -5,13 +5,17 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test emulate bench docs lint format kernels nvcc wheel clean
+.PHONY: demo test test-time emulate bench docs lint format kernels nvcc wheel clean
 
 demo: $(VENV)/installed
 	$(PY) -m drsn_ops train
 
 test: $(VENV)/installed
-	$(PY) -m pytest tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+
+# the same, timed; CONTRIBUTING.md says how long it took
+test-time: $(VENV)/installed
+	$(PY) tools/test_time.py
 
 bench: $(VENV)/installed
 	$(PY) -m benchmarks --record
