@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-time emulate bench docs lint format kernels nvcc wheel clean
+.PHONY: demo test test-time emulate sanitize bench docs lint format kernels nvcc wheel clean
 
 demo: $(VENV)/installed
 	$(PY) -m drsn_ops train
@@ -46,6 +46,10 @@ format: $(VENV)/installed
 emulate: $(VENV)/installed
 	$(MAKE) -C tests/emulator
 	$(PY) -m pytest tests/test_kernels.py --device emulated -k "not 100000 and not 1000003"
+
+# the operators' tests under ASan and UBSan, on the CPU's kernels and on CUDA's in the emulator
+sanitize: $(VENV)/installed
+	tools/sanitize.sh
 
 # every .cu for every architecture, where an nvcc is found (REQUIRE_NVCC=1: or fail); no GPU is needed
 kernels:
