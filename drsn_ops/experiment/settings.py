@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -109,21 +109,8 @@ FULL = Settings(
     seeds=10,
 )
 # Few signals and many epochs: the networks are compared by what they learn, not by how fast.
-SMALL = Settings(
-    data="vibration",
-    data_dir=None,
-    column=None,
-    num_signals=1080,
-    points=1024,
-    blocks=6,
-    epochs=40,
-    batch_size=32,
-    lr=0.1,
-    folds=3,
-    networks=FULL.networks,
-    noise=FULL.noise,
-    snr=(-5.0, 5.0),
-    seeds=3,
+SMALL = replace(
+    FULL, num_signals=1080, points=1024, blocks=6, epochs=40, batch_size=32, folds=3, snr=(-5.0, 5.0), seeds=3
 )
 PRESETS = {"small": SMALL, "full": FULL}
 
