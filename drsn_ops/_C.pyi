@@ -1,3 +1,5 @@
+"""What _C, the compiled module, offers to type checkers."""
+
 from typing import TypedDict
 
 class BuildInfo(TypedDict):

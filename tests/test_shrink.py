@@ -1,3 +1,5 @@
+"""abs_mean and shrink: values, derivatives, layouts and types, against the reference."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""soft_threshold: values, derivatives, layouts and types, against the reference."""
+
 import math
 
 import pytest
