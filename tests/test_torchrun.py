@@ -100,7 +100,7 @@ def assert_same_run(folder, other):
 
 
 def test_two_processes_train_as_one_does(alone_in):
-    """They go on from the checkpoint of one process, and it goes on from theirs."""
+    """Two processes go on from the checkpoint of one, and one goes on from theirs."""
     assert run("--epochs", 3, "--output-dir", "whole") == 0
     assert run("--epochs", 1, "--output-dir", "shared") == 0
     with torchrun("--epochs", 2, "--resume", "shared/checkpoint.pt") as process:
@@ -114,7 +114,7 @@ def test_two_processes_train_as_one_does(alone_in):
 
 
 def assert_can_go_on(folder):
-    """A run that was cut off left whole files, and nothing else; from them it goes on."""
+    """A run that was cut off left whole files and nothing else, and can be resumed."""
     assert {path.name for path in folder.iterdir()} <= {"checkpoint.pt", "curve.csv", "curve.png"}
     done = len(rows(folder))
     assert run("--resume", folder / "checkpoint.pt", "--epochs", done + 1) == 0
@@ -138,7 +138,7 @@ def test_interrupt(alone_in):
 
 
 def test_a_process_that_fails_ends_the_others(alone_in):
-    """In the second epoch; the first, of a run that two processes have begun, is that of one."""
+    """Process 1 fails in the second epoch. The first epoch, of a new run of two, is that of one process."""
     with torchrun("--epochs", 1000, "--output-dir", "shared", FAILING="1") as process:
         _, err = process.communicate(timeout=300)
     assert process.returncode != 0 and "this process fails" in err
