@@ -237,7 +237,7 @@ def test_truncated_normal_kernels(build, name, std):
 )
 def test_uniform_kernels(build, name, bound):
     kernels = drawn(build)[name]
-    assert 0.98 * bound < kernels.abs().max() <= bound
+    assert 0.98 * bound < min(kernels.max(), -kernels.min()) and kernels.abs().max() <= bound
     assert kernels.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.06)
 
 

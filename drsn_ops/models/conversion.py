@@ -25,7 +25,7 @@ SEALED = {
     "FullyShardedDataParallel": "the module that it wraps, and to be wrapped afterwards",
     "FSDPModule": "the module before it is sharded",
 }
-# The names of layers of which a block has several.
+# Names of layers that come numbered in a block.
 NUMBERED = re.compile(r"(conv|bn|norm)?\d+")
 
 
