@@ -1,176 +1,15 @@
-// The operators with a gate between mean and threshold, between dispatcher and kernels, once for every backend.
+// The host side of the operators with a gate between mean and threshold, once for every backend.
 #pragma once
 
-#include "operators.h"
+#include "gate_tensors.h"
 
 namespace drsn {
-
-// A parameter as the kernels read it, contiguous and of the accumulator's type, whatever real type it has; it keeps the
-// memory alive.
-inline Optional parameter(const char* name, const Optional& t, const Shape& shape, const Tensor& x) {
-  if (!t) return t;
-  const ScalarType type = t->scalar_type(), wide = accumulator_of(x.scalar_type());
-  dtype_of(name, type);
-  check_tensor(name, *t, shape, type, x);
-  if (type == wide) return laid_out(*t, false);
-  Tensor copy = empty(shape, wide, *t);
-  torch::stable::copy_(copy, *t);
-  return copy;
-}
-
-// What a normalisation's arguments are called: in the schemas and, behind that, in a user's modules.
-struct NormNames {
-  const char *kind, *weight, *bias, *mean, *var, *batches, *momentum;
-  NormKind first;  // of those that it may have, to kRunning
-};
-inline constexpr NormNames kGateNorm{"gate_norm",
-                                     "norm_weight (gate[1].weight)",
-                                     "norm_bias (gate[1].bias)",
-                                     "running_mean (gate[1].running_mean)",
-                                     "running_var (gate[1].running_var)",
-                                     "batches (gate[1].num_batches_tracked)",
-                                     "momentum (gate[1].momentum)",
-                                     NormKind::kNone};
-// The same where the input's normalisation has the shorter names.
-inline constexpr NormNames kSecondGateNorm{kGateNorm.kind,
-                                           kGateNorm.weight,
-                                           kGateNorm.bias,
-                                           "gate_running_mean (gate[1].running_mean)",
-                                           "gate_running_var (gate[1].running_var)",
-                                           "gate_batches (gate[1].num_batches_tracked)",
-                                           "gate_momentum (gate[1].momentum)",
-                                           kGateNorm.first};
-inline constexpr NormNames kInputNorm{"input_norm",
-                                      "weight (batch_norm.weight)",
-                                      "bias (batch_norm.bias)",
-                                      "running_mean (batch_norm.running_mean)",
-                                      "running_var (batch_norm.running_var)",
-                                      "batches (batch_norm.num_batches_tracked)",
-                                      "momentum (batch_norm.momentum)",
-                                      NormKind::kBatch};
-
-// A normalisation's tensors. Statistics of a narrower type are brought up to date through a copy.
-class NormTensors {
- public:
-  Norm norm{};
-
-  NormTensors(const NormNames& names, int64_t kind, double eps, const Optional& weight, const Optional& bias,
-              int64_t features, const Tensor& x)
-      : names_(names),
-        features_(features),
-        weight_(parameter(names.weight, weight, {features}, x)),
-        bias_(parameter(names.bias, bias, {features}, x)) {
-    if (kind < int64_t(names.first) || kind > int64_t(NormKind::kRunning))
-      refuse(names.kind, std::to_string(kind), "a NormKind of params.h that it may have");
-    norm.kind = NormKind(kind);
-    norm.eps = eps;
-    norm.weight = data(weight_);
-    norm.bias = data(bias_);
-  }
-
-  void read_running(const Optional& mean, const Optional& var, const Tensor& x) {
-    if (norm.kind == NormKind::kRunning) take_running(mean, var, x);
-  }
-
-  void write_running(const Optional& mean, const Optional& var, const Optional& batches, double momentum,
-                     const Tensor& x) {
-    take_running(mean, var, x);
-    if (norm.kind != NormKind::kBatch) return;
-    given_mean_ = mean;
-    given_var_ = var;
-    norm.momentum = momentum;
-    if (!batches) {
-      if (!(momentum >= 0))
-        refuse(names_.momentum, std::to_string(momentum), "a number >= 0 without num_batches_tracked");
-      return;
-    }
-    if (batches->numel() != 1 || batches->scalar_type() != ScalarType::Long || !same_device(*batches, x))
-      refuse(names_.batches, words(*batches), "one int64 on " + device_words(x));
-    norm.batches = static_cast<int64_t*>(batches->mutable_data_ptr());
-  }
-
-  // Whether there are running statistics or batches to bring up to date.
-  bool updates() const { return norm.kind == NormKind::kBatch; }
-
-  void finish() const {
-    for (const auto& [given, used] : {std::pair(given_mean_, mean_), std::pair(given_var_, var_)}) {
-      if (given && given->const_data_ptr() != used->const_data_ptr()) {
-        Tensor target = *given;
-        torch::stable::copy_(target, *used);
-      }
-    }
-  }
-
- private:
-  void take_running(const Optional& mean, const Optional& var, const Tensor& x) {
-    if (mean.has_value() != var.has_value())
-      refuse(mean ? names_.var : names_.mean, "None", "both statistics or neither");
-    mean_ = parameter(names_.mean, mean, {features_}, x);
-    var_ = parameter(names_.var, var, {features_}, x);
-    norm.running_mean = mean_ ? mean_->mutable_data_ptr() : nullptr;
-    norm.running_var = var_ ? var_->mutable_data_ptr() : nullptr;
-  }
-
-  const NormNames& names_;
-  int64_t features_;
-  Optional weight_, bias_, mean_, var_, given_mean_, given_var_;
-};
-
-// How many numbers a linear layer makes.
-inline int64_t features_of(const char* name, const Tensor& weight, const char* shape) {
-  if (weight.dim() != 2 || weight.size(0) == 0) refuse(name, words(weight), std::string("shape ") + shape);
-  return weight.size(0);
-}
-
-// A gate's tensors, with what the kernels see of them.
-struct GateTensors {
-  int64_t channels, hidden, outputs;
-  Optional w1, b1, w2, b2;
-  NormTensors norm;
-
-  GateTensors(const Tensor& x, const Tensor& given_w1, const Optional& given_b1, const Optional& norm_weight,
-              const Optional& norm_bias, const Tensor& given_w2, const Optional& given_b2, int64_t kind, double eps,
-              const NormNames& names = kGateNorm)
-      : channels(x.size(1)),
-        hidden(features_of("w1 (gate[0].weight)", given_w1, "(at least 1, C)")),
-        outputs(features_of("w2 (gate[3].weight)", given_w2, "(C or 1, H)")),
-        w1(parameter("w1 (gate[0].weight)", given_w1, {hidden, channels}, x)),
-        b1(parameter("b1 (gate[0].bias)", given_b1, {hidden}, x)),
-        w2(parameter("w2 (gate[3].weight)", given_w2, {outputs, hidden}, x)),
-        b2(parameter("b2 (gate[3].bias)", given_b2, {outputs}, x)),
-        norm(names, kind, eps, norm_weight, norm_bias, hidden, x) {
-    if (outputs != 1 && outputs != channels)
-      refuse("w2 (gate[3].weight)", words(given_w2), "1 output or as many as channels, " + std::to_string(channels));
-  }
-
-  Gate gate() const { return {hidden, outputs, data(w1), data(b1), data(w2), data(b2), norm.norm}; }
-
-  // Without statistics that outlive a sample there is nothing behind alpha.
-  int64_t state_size(int64_t samples) const {
-    const GateState state{samples, hidden, outputs};
-    const NormKind kind = norm.norm.kind;
-    return kind == NormKind::kBatch || kind == NormKind::kRunning ? state.size() : state.norm_mean_at();
-  }
-
-  // The gradients of (w1, b1, norm weight, norm bias, w2, b2); empty where not wanted or without a parameter.
-  std::vector<Tensor> gradients(bool wanted, ScalarType wide, const Tensor& like) const {
-    const auto one = [&](bool there, const Shape& shape) { return empty(there ? shape : Shape{0}, wide, like); };
-    return {one(wanted, {hidden, channels}),
-            one(wanted && b1, {hidden}),
-            one(wanted && norm.norm.weight, {hidden}),
-            one(wanted && norm.norm.bias, {hidden}),
-            one(wanted, {outputs, hidden}),
-            one(wanted && b2, {outputs})};
-  }
-};
-
-inline void* pointer_or_null(const Tensor& t) { return t.numel() > 0 ? t.mutable_data_ptr() : nullptr; }
 
 template <class Backend>
 struct GatedOperators {
   using Gradients = std::vector<Tensor>;
 
-  // The sizes and the type of a first tensor, which has elements.
+  // Fills in type and sizes from the first tensor, which must have elements.
   template <class Parameters>
   static Parameters prepared(const char* name, const Tensor& x, bool per_sample, bool channels_last) {
     Parameters p{};
@@ -196,7 +35,7 @@ struct GatedOperators {
     return {mean, state};
   }
 
-  // y, mean, state and, where wanted, the mask. The result goes into x where `inplace`.
+  // Returns y, mean, state and, where wanted, the mask. Where `inplace` x is overwritten and y is empty.
   static std::tuple<Tensor, Tensor, Tensor, Tensor> run_gated_shrink(GatedShrink p, Tensor x, const GateTensors& gate,
                                                                      const Optional& residual, bool inplace,
                                                                      bool with_mask) {
@@ -213,18 +52,18 @@ struct GatedOperators {
   static std::tuple<Tensor, Tensor, Tensor, Tensor> gated_shrink_with_mask(
       Tensor x, Optional residual, Tensor w1, Optional b1, Optional norm_weight, Optional norm_bias, Tensor w2,
       Optional b2, Optional running_mean, Optional running_var, int64_t gate_norm, double eps, bool per_sample) {
-    return plain_gated_shrink(x, residual, w1, b1, norm_weight, norm_bias, w2, b2, running_mean, running_var, gate_norm,
-                              eps, per_sample, true);
+    return out_of_place(x, residual, w1, b1, norm_weight, norm_bias, w2, b2, running_mean, running_var, gate_norm, eps,
+                        per_sample, true);
   }
 
   static Tensor gated_shrink(Tensor x, Optional residual, Tensor w1, Optional b1, Optional norm_weight,
                              Optional norm_bias, Tensor w2, Optional b2, Optional running_mean, Optional running_var,
                              int64_t gate_norm, double eps, bool per_sample) {
-    return std::get<0>(plain_gated_shrink(x, residual, w1, b1, norm_weight, norm_bias, w2, b2, running_mean,
-                                          running_var, gate_norm, eps, per_sample, false));
+    return std::get<0>(out_of_place(x, residual, w1, b1, norm_weight, norm_bias, w2, b2, running_mean, running_var,
+                                    gate_norm, eps, per_sample, false));
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> plain_gated_shrink(
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> out_of_place(
       const Tensor& x, const Optional& residual, const Tensor& w1, const Optional& b1, const Optional& norm_weight,
       const Optional& norm_bias, const Tensor& w2, const Optional& b2, const Optional& running_mean,
       const Optional& running_var, int64_t gate_norm, double eps, bool per_sample, bool with_mask) {

@@ -1,5 +1,5 @@
-// The operators between dispatcher and kernels, once for every backend: layouts, allocation, parameters. A Backend has
-// a static function for each struct of params.h, and `Guard`, which makes a tensor's device current.
+// The host side of the operators, once for every backend: checks, layouts, allocation, parameters. A Backend has a
+// static function for each struct of params.h, and `Guard`, which makes a tensor's device current.
 #pragma once
 
 #include "overlap.h"
@@ -19,9 +19,8 @@ inline Rows rows_of(const char* name, const Shape& shape, bool channels_last) {
 }
 
 // One number a row from a matrix of (N or 1, C or 1).
-inline RowValues row_values(const Optional& matrix) {
-  if (!matrix) return {nullptr, 0, 0};
-  return {data(matrix), matrix->size(0) == 1 ? 0 : matrix->stride(0), matrix->size(1) == 1 ? 0 : matrix->stride(1)};
+inline RowValues row_values(const Tensor& matrix) {
+  return {data(matrix), matrix.size(0) == 1 ? 0 : matrix.stride(0), matrix.size(1) == 1 ? 0 : matrix.stride(1)};
 }
 
 inline void check_row_matrix(const char* name, const Tensor& t, const Rows& rows, ScalarType type, const Tensor& like) {
@@ -47,6 +46,7 @@ inline Tensor empty_mask(const Rows& rows, int64_t planes, const Tensor& like) {
   return empty(shape_of_mask(rows, planes), ScalarType::Byte, like);
 }
 
+// How a tau of this shape lies over x; refuses a shape that does not broadcast.
 inline Broadcast broadcast(const char* name, const Shape& shape, bool channels_last, const Shape& tau_shape,
                            const Shape& tau_strides) {
   const auto axes = int64_t(shape.size());
@@ -85,7 +85,7 @@ inline Shape strides_of(const Tensor& t) {
   return Shape(strides.begin(), strides.end());
 }
 
-// Whether it is the accumulator's.
+// Refuses a type that tau may not have; returns whether it is the accumulator's.
 inline bool check_tau_type(const char* name, ScalarType tau, ScalarType x) {
   const ScalarType wide = accumulator_of(x);
   const bool complex = x == ScalarType::ComplexFloat || x == ScalarType::ComplexDouble;
@@ -94,7 +94,7 @@ inline bool check_tau_type(const char* name, ScalarType tau, ScalarType x) {
   return tau == wide;
 }
 
-// The shape is for `broadcast` to check.
+// The same of a tensor, and its device; `broadcast` checks the shape.
 inline bool check_tau(const Tensor& tau, const Tensor& x) {
   if (!same_device(tau, x)) refuse("tau", words(tau), "one on " + device_words(x));
   return check_tau_type("tau", tau.scalar_type(), x.scalar_type());
@@ -105,6 +105,9 @@ inline void check_overwritten(const Tensor& x, bool channels_last) {
 }
 
 inline void zero(Tensor t) { torch::stable::zero_(t); }
+
+// An output that is not wanted is empty.
+inline void* pointer_or_null(const Tensor& t) { return t.numel() > 0 ? t.mutable_data_ptr() : nullptr; }
 
 template <class Backend>
 struct Operators {
@@ -174,11 +177,11 @@ struct Operators {
     p.grad = data(grad);
     p.numel = grad.numel();
     const Tensor dx = empty(need_x ? shape : Shape{0}, type, grad, need_x && channels_last);
-    // A tau of the shape of x gets its gradient in the layout of x, which is one straight run over memory.
+    // A tau of the shape of x gets its gradient in the layout of x: the kernel then walks both as one axis.
     const bool follows = channels_last && tau_shape == shape;
     const Tensor dtau = empty(tau_dtype ? tau_shape : Shape{0}, tau_dtype.value_or(type), grad, tau_dtype && follows);
-    p.dx = need_x ? dx.mutable_data_ptr() : nullptr;
-    p.dtau = tau_dtype ? dtau.mutable_data_ptr() : nullptr;
+    p.dx = pointer_or_null(dx);
+    p.dtau = pointer_or_null(dtau);
     p.dtau_numel = dtau.numel();
     p.over = broadcast(numbers == Numbers::kReal ? "tau_shape" : "tau", shape, channels_last, tau_shape,
                        strides_for(tau_shape, follows));
@@ -347,8 +350,8 @@ struct Operators {
     p.mask = bytes(mask);
     p.alpha = row_values(alpha);
     p.mean = data(mean);
-    p.dx = need_x ? dx.mutable_data_ptr() : nullptr;
-    p.dalpha = need_alpha ? dalpha.mutable_data_ptr() : nullptr;
+    p.dx = pointer_or_null(dx);
+    p.dalpha = pointer_or_null(dalpha);
     p.alpha_per_sample = alpha.size(0) == p.rows.samples;
     p.alpha_per_channel = alpha.size(1) == p.rows.channels;
     if (p.rows.numel() > 0) {

@@ -1,4 +1,4 @@
-// Which tensors share memory. An operator that writes where it still has to read would read what it has written.
+// Refuses tensors that share memory where an operator would read what it has written already.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,8 @@
 
 namespace drsn {
 
-// kReadsElement: an element is read where it is written, and before, so that the same tensor is no harm.
+// kReadsElement: each element is read just before the same element of the output is written, so that the tensor may be
+// the output itself.
 enum class Access { kReads, kReadsElement, kWrites };
 
 struct Place {
@@ -42,7 +43,7 @@ inline Span span_of(const Tensor& t) {
   return {begin, begin + uintptr_t(last + 1) * t.element_size()};
 }
 
-// The elements of a tensor as axes (bytes from one to the next, how many), the widest steps first.
+// The elements of a tensor as axes (bytes from one element to the next, number of elements), largest step first.
 class Elements {
  public:
   explicit Elements(const Tensor& t) : begin_(span_of(t).begin), item_(t.element_size()) {
@@ -53,21 +54,21 @@ class Elements {
     std::sort(axes_.rbegin(), axes_.rend());
   }
 
-  // Calls visit(span) for parts that have no gaps, which together are all elements, until it returns true.
+  // Calls visit(span) for spans without gaps that together hold all elements, until it returns true.
   template <class Visit>
   bool any(const Visit& visit) const {
     return any(begin_, 0, [](const Span&) { return true; }, visit);
   }
 
-  // Whether an element lies in `other`.
+  // True if an element lies in `other`.
   bool meet(const Span& other) const {
     return any(
-        begin_, 0, [&](const Span& part) { return part.meets(other) && !other.holds(part); },
-        [&](const Span& part) { return part.meets(other); });
+        begin_, 0, [&](const Span& span) { return span.meets(other) && !other.holds(span); },
+        [&](const Span& span) { return span.meets(other); });
   }
 
  private:
-  // Parts are opened further where they have gaps and open(part) says so.
+  // Splits a span with gaps further where open(span) is true.
   template <class Open, class Visit>
   bool any(uintptr_t begin, size_t axis, const Open& open, const Visit& visit) const {
     uintptr_t bytes = item_, elements = item_;
@@ -75,8 +76,8 @@ class Elements {
       bytes += axes_[i].first * (axes_[i].second - 1);
       elements *= axes_[i].second;
     }
-    const Span part{begin, begin + bytes};
-    if (elements >= bytes || !open(part)) return visit(part);
+    const Span all{begin, begin + bytes};
+    if (elements >= bytes || !open(all)) return visit(all);
     for (uintptr_t i = 0; i < axes_[axis].second; ++i) {
       if (any(begin + i * axes_[axis].first, axis + 1, open, visit)) return true;
     }
@@ -89,7 +90,7 @@ class Elements {
 
 inline bool share_memory(const Tensor& a, const Tensor& b) {
   const Elements others(b);
-  return Elements(a).any([&](const Span& part) { return others.meet(part); });
+  return Elements(a).any([&](const Span& span) { return others.meet(span); });
 }
 
 inline bool is_same_place(const Tensor& a, const Tensor& b) {

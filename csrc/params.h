@@ -11,7 +11,8 @@ enum class DType : int { kHalf, kBFloat16, kFloat, kDouble, kComplexFloat, kComp
 // The type of statistics, thresholds and sums: double for double and complex double, else float.
 constexpr bool accumulates_in_double(DType t) { return t == DType::kDouble || t == DType::kComplexDouble; }
 
-// How tau lies over x: x's axes in memory order, neighbours merged where tau's strides allow, innermost last.
+// How tau lies over x: the axes of x in memory order, innermost last; neighbours are merged where tau's strides allow
+// it.
 constexpr int kMaxAxes = 12;
 struct Broadcast {
   int axes;
@@ -69,7 +70,7 @@ struct AbsMean {
   uint8_t* mask;  // or null
   Rows rows;
   bool per_sample;
-  bool masked;  // a mask may be asked for: with and without it sums run in the order that its segments need
+  bool masked;  // a caller may ask for a mask: with it and without it, sums then run in the order of its segments
 };
 
 // dx = sign * grad, the gradient of the mean divided by its count.
@@ -110,12 +111,13 @@ struct ShrinkBackward {
   bool per_sample;
 };
 
-// A normalisation of `features` numbers a sample. Every pointer is of the accumulator's type; null weights are 1, null
+// A normalisation of some features of each sample. Every pointer is of the accumulator's type; null weights are 1, null
 // biases 0. With n numbers a feature, variances are biased where they divide and unbiased in the running one:
 //   kBatch    over the batch's own statistics, which then enter the running ones where there are any:
 //             running = (1 - f) * running + f * statistic, f = momentum, or 1 / batches where momentum is negative
 //   kRunning  over the running statistics, or 0 and 1 where there are none
-//   kLayer    over the features of each sample;  kRms likewise, divided by their root mean square alone
+//   kLayer    over the features of each sample
+//   kRms      the same without subtracting a mean
 enum class NormKind : int { kNone, kLayer, kRms, kBatch, kRunning };
 struct Norm {
   NormKind kind;
@@ -138,8 +140,8 @@ struct Gate {
   Norm norm;                // of `hidden` features
 };
 
-// What the backward pass of a gate keeps, in one stretch of the accumulator's type; the last two parts for kBatch and
-// kRunning alone.
+// What the backward pass of a gate keeps, in one array of the accumulator's type; the last two only for kBatch and
+// kRunning.
 struct GateState {
   int64_t samples, hidden, outputs;
   int64_t hidden_at() const { return 0; }                                  // (samples, hidden): w1 m + b1

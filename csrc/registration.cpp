@@ -1,12 +1,12 @@
 // Every schema of the package; kernels are registered by cpu/register.cpp and cuda/register.cpp.
 //
-// `value` is tau where tau is None. A with_mask operator returns what its backward needs (shrinkage_math.h) last; so do
-// the in-place forms, an empty tensor without with_mask. In a backward operator a gradient that is not needed comes
-// back empty. `alpha` and the grad of abs_mean_backward, which is divided by the count already, are (N or 1, C or 1);
-// they and means are of the accumulator's type.
+// `value` is tau where tau is None. An operator `*_with_mask` returns the mask (shrinkage_math.h) last; so does an
+// in-place form, an empty tensor without with_mask. In a backward operator a gradient that is not needed comes back
+// empty. `alpha`, and the grad of abs_mean_backward, which is divided by the count already, are (N or 1, C or 1); they
+// and means are of the accumulator's type.
 //
-// gate_norm and input_norm are a NormKind of params.h. Of the operators with a gate the plain forms only read running
-// statistics, and return the batch's own in state and input_state; those with an underscore bring them up to date.
+// gate_norm and input_norm are a NormKind of params.h. The operators with a gate only read running statistics, and
+// return the batch's own in state and input_state; their forms with an underscore update running statistics.
 // gated_shrink_ writes into x only where inplace, and then returns an empty y.
 #include "torch_api.h"
 
@@ -15,9 +15,8 @@ STABLE_TORCH_LIBRARY(DRSN_NAMESPACE, m) {
   m.def("soft_threshold_with_mask(Tensor x, Tensor? tau, float value) -> (Tensor, Tensor)");
   m.def("soft_threshold_(Tensor(a!) x, Tensor? tau, float value, bool with_mask) -> Tensor");
   m.def(
-      "soft_threshold_backward(Tensor grad, Tensor mask, SymInt[] tau_shape, ScalarType? tau_dtype, bool "
-      "channels_last, "
-      "bool need_x) -> (Tensor, Tensor)");
+      "soft_threshold_backward(Tensor grad, Tensor mask, SymInt[] tau_shape, ScalarType? tau_dtype, "
+      "bool channels_last, bool need_x) -> (Tensor, Tensor)");
   m.def(
       "complex_soft_threshold_backward(Tensor grad, Tensor x, Tensor? tau, float value, bool need_x, bool need_tau) -> "
       "(Tensor, Tensor)");

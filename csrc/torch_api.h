@@ -1,8 +1,8 @@
-// LibTorch's stable ABI, and the few things that the operators need of tensors beyond it.
+// LibTorch's stable ABI, and what the operators need of tensors beyond it.
 #pragma once
 
-// One build serves every PyTorch from 2.11 on. A define of the sources, not a compiler flag: pybind11's headers that
-// PyTorch 2.11 and 2.12 ship refuse the flag.
+// One build serves every PyTorch from 2.11 on. Not a compiler flag: the pybind11 headers of PyTorch 2.11 and 2.12
+// refuse it.
 #ifdef TORCH_FEATURE_VERSION
 #error "include torch_api.h before any header of PyTorch: they would serve the installed version alone"
 #endif
@@ -29,7 +29,7 @@
 
 #define DRSN_NAMESPACE drsn_ops  // of the operators: torch.ops.drsn_ops
 
-// Weak, since PyTorch has it from 2.13 on: what the C call that failed last had to say.
+// The message of the C call that failed last. Weak: PyTorch has it from 2.13 on.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace drsn {
@@ -48,7 +48,7 @@ inline bool has_shape(const Tensor& t, const Shape& shape) {
   return std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
 }
 
-// Tensor::device asks for each kind of device that there is.
+// Tensor::device, which compares with every kind of device in turn, is slower.
 inline int32_t device_type(const Tensor& t) {
   int32_t type;
   if (aoti_torch_get_device_type(t.get(), &type) != AOTI_TORCH_SUCCESS)
@@ -60,7 +60,7 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
   return device_type(a) == device_type(b) && a.get_device_index() == b.get_device_index();
 }
 
-// What came, or is expected, as Python would say it.
+// Shapes, types and tensors as Python prints them, for error messages.
 inline std::string words(const Shape& shape) {
   std::string text = "(";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
@@ -111,7 +111,7 @@ inline std::string words(const Tensor& t) { return words(t.scalar_type(), words(
   throw std::invalid_argument(std::string(name) + ": got " + got + ", expected " + expected);
 }
 
-// The axes of a tensor of so many axes in the order of memory: (0, 1, 2, ...), or (0, 2, ..., 1) where channels_last.
+// The axis at a position in the order of memory: (0, 1, 2, ...), or (0, 2, ..., 1) where channels_last.
 inline int memory_axis(int64_t position, int64_t axes, bool channels_last) {
   if (!channels_last || position == 0) return int(position);
   return position == axes - 1 ? 1 : int(position + 1);
@@ -176,7 +176,7 @@ inline bool lies_in(const Tensor& t, bool channels_last) {
   return true;
 }
 
-// The layout that the operators keep; a tensor that lies in neither is copied to contiguous memory.
+// The operators keep this layout and the contiguous one; any other tensor is copied to contiguous memory.
 inline bool is_channels_last(const Tensor& t) { return !t.is_contiguous() && lies_in(t, true); }
 
 inline Tensor laid_out(const Tensor& t, bool channels_last) {
@@ -186,7 +186,7 @@ inline Tensor laid_out(const Tensor& t, bool channels_last) {
   return copy;
 }
 
-// Complex numbers are soft_threshold's alone.
+// Only soft_threshold takes complex numbers.
 enum class Numbers { kReal, kComplex, kBoth };
 
 inline DType dtype_of(const char* name, ScalarType type, Numbers numbers = Numbers::kReal) {
@@ -206,13 +206,13 @@ inline ScalarType accumulator_of(ScalarType type) {
   return type == ScalarType::Double || type == ScalarType::ComplexDouble ? ScalarType::Double : ScalarType::Float;
 }
 
-// Refuses a tensor that an operator cannot compute with; it has to lie on the device of `like`.
+// Refuses a tensor of another shape, type or device; the device is that of `like`.
 inline void check_tensor(const char* name, const Tensor& t, const Shape& shape, ScalarType type, const Tensor& like) {
   if (has_shape(t, shape) && t.scalar_type() == type && same_device(t, like)) return;
   refuse(name, words(t), words(type, words(shape), like));
 }
 
-// The same, and then the tensor as the kernels read it.
+// The same; returns the tensor in the layout that the kernels read.
 inline Tensor checked(const char* name, const Tensor& t, const Shape& shape, ScalarType type, const Tensor& like,
                       bool channels_last = false) {
   check_tensor(name, t, shape, type, like);

@@ -1,63 +1,46 @@
 // The mean of |x| and its derivative.
-#include <numeric>
-
 #include "backend.h"
-#include "parallel.h"
+#include "lines.h"
 
 namespace drsn::cpu {
 namespace {
 
 template <class T>
-void abs_mean_typed(const AbsMean& p) {
-  using A = accumulator_t<T>;
-  const auto& loop = loops<T>();
+void forward(const AbsMean& p) {
   const Lines lines(p.rows, p.per_sample);
-  const LineMask mask(p.mask, lines, kAbsMeanPlanes);
+  const Segments mask(p.mask, lines, kAbsMeanPlanes);
   const T* x = as<T>(p.x);
-  A* mean = as<A>(p.mean);
-  const int64_t width = lines.width, unit_rows = lines.per_unit * width;
   two_passes(
       lines, false,
-      [&](int64_t line, int64_t count, int64_t begin, int64_t n, double* sums) {
-        const T* from = x + line * lines.length + begin;
-        add_magnitudes(from, count, n, width, sums);
-        for (int64_t i = 0; i < count && mask.data; ++i) loop.sign_mask(from + i * n, mask.write(line + i, begin), n);
+      [&](const Range& at, double* sums) {
+        add_magnitudes(lines, at, x, sums);
+        for (int64_t i = 0; i < at.count && mask.exist(); ++i)
+          loops<T>().sign_mask(x + lines.offset(at) + i * at.n, mask.write(at.line + i, at.begin), at.n);
       },
-      [&](int64_t unit, int64_t count, const double* sums) {
-        for (int64_t r = 0; r < count * unit_rows && !p.per_sample; ++r)
-          mean[unit * unit_rows + r] = A(sums[r] / std::max<int64_t>(p.rows.length, 1));
-        for (int64_t u = 0; u < count && p.per_sample; ++u) {
-          const double all = std::accumulate(sums + u * unit_rows, sums + (u + 1) * unit_rows, 0.0);
-          mean[unit + u] = A(all / std::max<int64_t>(p.rows.channels * p.rows.length, 1));
-        }
+      [&](int64_t group, int64_t count, const double* sums) {
+        set_means(p.rows, lines, p.per_sample, group, count, sums, as<accumulator_t<T>>(p.mean));
       },
-      [](int64_t, int64_t, int64_t, int64_t) {});
+      [](const Range&) {});
 }
 
 template <class T>
-void abs_mean_backward_typed(const AbsMeanBackward& p) {
-  using A = accumulator_t<T>;
-  const auto& loop = loops<T>();
+void backward(const AbsMeanBackward& p) {
   const Lines lines(p.rows, false);
-  const LineMask mask(p.mask, lines, kAbsMeanPlanes);
-  T* dx = as<T>(p.dx);
-  const std::vector<A> grad = each_row<A>(p.grad, p.rows);
-  for_each_task(lines.count, lines.length, [&](int64_t line) {
-    const AlongLine<A> along(grad.data(), line, lines.width);
-    along.for_each(0, lines.length, [&](int64_t i, int64_t count) {
-      loop.combine(nullptr, mask.read(line, i), along.at(i), dx + line * lines.length + i, count);
-    });
+  const Segments mask(p.mask, lines, kAbsMeanPlanes);
+  const auto grad = each_row<accumulator_t<T>>(p.grad, p.rows);
+  for_each_piece(lines, [&](const Range& at) {
+    spread_lines(lines, at, static_cast<const T*>(nullptr), mask, grad.data(), as<T>(p.dx));
   });
 }
 
 }  // namespace
 
 void abs_mean(const AbsMean& p) {
-  with_type(p.dtype, [&](auto type) { abs_mean_typed<decltype(type)>(p); });
+  with_type(p.dtype, [&](auto type) { forward<decltype(type)>(p); });
 }
 
 void abs_mean_backward(const AbsMeanBackward& p) {
-  with_type(p.dtype, [&](auto type) { abs_mean_backward_typed<decltype(type)>(p); });
+  with_type(p.dtype, [&](auto type) { backward<decltype(type)>(p); });
 }
 
 }  // namespace drsn::cpu

@@ -1,53 +1,84 @@
-// The gate between abs-means and thresholds, forward and backward, for float and double.
+// From abs-means to thresholds through the gate, forward and backward, for float and double.
 #pragma once
 
-#include <vector>
-
-#include "params.h"
+#include "lines.h"
 
 namespace drsn::cpu {
 
-// Samples [first, first + count) from their abs-means to `state`. A gate that normalises over the batch takes all
-// samples at once, and brings its running statistics up to date.
-template <class A>
-void gate_forward(const Gate& gate, const Rows& rows, const A* mean, A* state, int64_t first, int64_t count);
+// Lines in groups of a sample. A gate takes as long for sixteen samples as for one: where that is more than the samples
+// themselves take, a thread takes sixteen.
+Lines lines_of_samples(const Rows& rows, const Gate& gate);
 
 // mean and 1 / sqrt(variance + eps) of the running statistics.
 template <class A>
 void running_statistics(const Norm& norm, int64_t features, A* mean, A* rstd);
 
-// The same of one feature from the mean and biased variance of `samples` numbers, which enter the running statistics.
+// The same of one feature from the mean and biased variance of `count` numbers, which enter the running statistics.
 template <class A>
 class BatchStatistics {
  public:
-  BatchStatistics(const Norm& norm, int64_t samples);
+  BatchStatistics(const Norm& norm, int64_t count);
   void set(int64_t feature, double mean, double variance, A* mean_out, A* rstd_out) const;
 
  private:
   const Norm& norm_;
-  double samples_, factor_;
+  double count_, factor_;
+};
+
+// The parts of GateState.
+template <class A>
+struct StateParts {
+  A *z1, *alpha, *norm_mean, *norm_rstd;
+
+  StateParts(A* state, const Rows& rows, const Gate& gate) {
+    const GateState at{rows.samples, gate.hidden, gate.outputs};
+    z1 = state + at.hidden_at(), alpha = state + at.alpha_at();
+    norm_mean = state + at.norm_mean_at(), norm_rstd = state + at.norm_rstd_at();
+  }
+};
+
+// Both classes take samples [first, first + count) in a call of run(): all samples at once where the gate's norm is
+// over the batch, else any, on any thread.
+template <class A>
+class GateForward {
+ public:
+  std::vector<A> tau;  // of every row
+
+  explicit GateForward(const GatedShrink& p);
+
+  // From the sums of |x| over the rows of the samples to mean, state and tau.
+  void run(int64_t first, int64_t count, const double* sums);
+
+ private:
+  const GatedShrink& p_;
+  StateParts<A> state_;
+  std::vector<A> norm_weight_, norm_bias_;  // (hidden)
 };
 
 template <class A>
 class GateBackward {
  public:
-  GateBackward(const Gate& gate, const Rows& rows, const A* mean, const A* state);
+  std::vector<A> share;  // of every row: what each element receives along its sign
 
-  // From the gradients of alpha to those of the means, for samples [first, first + count); all samples at once where
-  // the gate normalises over the batch. dalpha is (count, outputs), dmean (count, channels).
-  void run(int64_t first, int64_t count, const A* dalpha, A* dmean);
+  explicit GateBackward(const GatedShrinkBackward& p);
 
-  // The parameters' gradients, once every sample has been through run(); each may be null.
-  void parameters(A* dw1, A* db1, A* dnorm_weight, A* dnorm_bias, A* dw2, A* db2) const;
+  // Every row's tau, computed again.
+  std::vector<A> thresholds() const;
+
+  // From the sums of active * sign * g over the rows of the samples, sums[row * step], to share.
+  void run(int64_t first, int64_t count, const double* sums, int64_t step);
+
+  // Writes the parameters' gradients, once every sample has been through run().
+  void write_parameters() const;
 
  private:
   void backward_of_batch();
   void backward_of_samples(int64_t first, int64_t count);
 
-  const Gate& gate_;
+  const GatedShrinkBackward& p_;
+  StateParts<const A> state_;
   int64_t samples_, channels_, hidden_, outputs_;
-  const A *mean_, *z1_, *alpha_, *norm_mean_, *norm_rstd_;
-  std::vector<A> weight_;                                    // of the normalisation, (hidden)
+  std::vector<A> norm_weight_, norm_bias_;                   // (hidden)
   std::vector<A> sample_rstd_;                               // (samples), kLayer and kRms
   std::vector<A> x_hat_, activation_, dhidden_, dz1_, dz2_;  // (samples, hidden), and (samples, outputs)
 };

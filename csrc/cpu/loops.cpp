@@ -6,24 +6,16 @@
 
 namespace drsn::cpu {
 
-namespace simd_default {
-template <class T>
-const Loops<T>& table();
-void multiply(const Product<float>& p);
-void multiply(const Product<double>& p);
-}  // namespace simd_default
-namespace simd_avx2 {
-template <class T>
-const Loops<T>& table();
-void multiply(const Product<float>& p);
-void multiply(const Product<double>& p);
-}  // namespace simd_avx2
-namespace simd_avx512 {
-template <class T>
-const Loops<T>& table();
-void multiply(const Product<float>& p);
-void multiply(const Product<double>& p);
-}  // namespace simd_avx512
+#define DRSN_DECLARE(simd)                 \
+  namespace simd {                         \
+  template <class T>                       \
+  const Loops<T>& table();                 \
+  void multiply(const Product<float>& p);  \
+  void multiply(const Product<double>& p); \
+  }
+DRSN_DECLARE(simd_default)
+DRSN_DECLARE(simd_avx2)
+DRSN_DECLARE(simd_avx512)
 
 namespace {
 

@@ -1,4 +1,4 @@
-// The inner loops, compiled once for each instruction set and chosen when the library is first used.
+// The inner loops over rows: compiled for each instruction set, chosen when the library is first used.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,8 @@ struct BFloat16 {
 template <class T>
 using accumulator_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Planes of the mask, at a byte boundary; null where a plane is absent. The next row's are `stride` bytes on.
+// Planes of the mask to write, from a whole byte on; null where a plane is absent. The next row's are `stride` bytes
+// on.
 struct Planes {
   uint8_t* negative = nullptr;
   uint8_t* nonzero = nullptr;
@@ -27,7 +28,7 @@ struct Planes {
 };
 
 // The same to read, from bit `offset` of each plane on.
-struct Bits {
+struct ConstPlanes {
   const uint8_t* negative;
   const uint8_t* nonzero;
   const uint8_t* active;
@@ -35,7 +36,7 @@ struct Bits {
   int64_t stride = 0;
 };
 
-// The planes of a later row; no member functions, whose symbols every file would share.
+// The planes of row r. Not a member function: files of different instruction sets would share its symbol.
 template <class P>
 DRSN_INLINE P row_of(P mask, int64_t r) {
   mask.negative += r * mask.stride;
@@ -44,7 +45,7 @@ DRSN_INLINE P row_of(P mask, int64_t r) {
   return mask;
 }
 
-// A number for every element, or, where it does not vary, one for all. Null: 0.
+// A number for every element, or, where it does not vary, one for all.
 template <class A>
 struct Values {
   const A* data = nullptr;
@@ -59,43 +60,47 @@ struct Affine {
   const A* bias = nullptr;
 };
 
-// What tells x and its mask again, and the way to the gradient of z, one number a row each:
+// One number a row each: x = norm(z) with its threshold, the share of its elements (see spread), and
 // dz = scale * dx + at_center + slope * (z - center).
 template <class A>
 struct BatchNormRows {
   Affine<A> affine;
-  const A *tau, *spread, *at_center, *slope;
+  const A *tau, *share, *at_center, *slope;
 };
 
-// Rows of n elements lie one behind the other; sums of rows are added to sums[row].
+// `rows` rows of n elements lie one behind the other. sums[row] is added to. sign is that of x, or 0.
 template <class T>
 struct Loops {
   using A = accumulator_t<T>;
+  // sums[row] += the sum of |x|
   void (*abs_sums)(const T* x, Affine<A> affine, int64_t rows, int64_t n, double* sums);
+  // sums[i] += |x[i]|
   void (*abs_add)(const T* x, A* sums, int64_t n);
+  // the mask of abs_mean
   void (*sign_mask)(const T* x, Planes mask, int64_t n);
-  // y = soft_threshold(x, max(tau, 0)) + residual
+  // y = soft_threshold(x, max(tau, 0)) + residual, and its mask
   void (*shrink)(const T* x, Values<A> tau, const T* residual, T* y, Planes mask, int64_t n);
   void (*shrink_rows)(const T* x, Affine<A> affine, const A* tau, const T* residual, T* y, Planes mask, int64_t rows,
                       int64_t n);
-  // The sums, or sums[i] +=, of active * sign * g.
-  void (*signed_sums)(const T* g, Bits mask, int64_t rows, int64_t n, double* sums);
-  void (*signed_add)(const T* g, Bits mask, A* sums, int64_t n);
-  // out = active * g + nonzero * sign * v; g or v may be null. Without v the open elements pass too.
-  void (*combine)(const T* g, Bits mask, Values<A> v, T* out, int64_t n);
-  // The same with both and one v a row.
-  void (*spread_rows)(const T* g, Bits mask, const A* v, T* out, int64_t rows, int64_t n);
-  // Of a row of z: its sum, and the sum of the squares of what it is from its own mean.
+  // sums[row] += the sum of active * sign * g
+  void (*signed_sums)(const T* g, ConstPlanes mask, int64_t rows, int64_t n, double* sums);
+  // sums[i] += active * sign * g[i]
+  void (*signed_add)(const T* g, ConstPlanes mask, A* sums, int64_t n);
+  // out = g where soft_threshold's mask is active or open, else 0
+  void (*pass)(const T* g, ConstPlanes mask, T* out, int64_t n);
+  // out = active * g + sign * share; g may be null: 0
+  void (*spread)(const T* g, ConstPlanes mask, const A* share, T* out, int64_t n);
+  void (*spread_rows)(const T* g, ConstPlanes mask, const A* share, T* out, int64_t rows, int64_t n);
+  // of a row: the sum of z, and the sum of the squared distances from its mean
   void (*moments)(const T* z, int64_t n, double* sum, double* squares);
-  // sums[5 * row]: of active * sign * g, active * g, active * g * (z - center), sign, sign * (z - center)
+  // sums[5 * row] += the sums of active * sign * g, active * g, active * g * (z - center), sign, sign * (z - center)
   void (*batch_norm_sums)(const T* g, const T* z, BatchNormRows<A> with, int64_t rows, int64_t n, double* sums);
   void (*batch_norm_spread)(const T* g, const T* z, BatchNormRows<A> with, T* dz, int64_t rows, int64_t n);
   void (*widen)(const T* from, A* to, int64_t n);
   void (*narrow)(const A* from, T* to, int64_t n);
 };
 
-// out[r, j] = sum over k of a[r * a_row + k * a_k] * b[k * b_k + j], added up from the first k to the last; b and out
-// are contiguous along j.
+// out[r * out_row + j] = sum over k of a[r * a_row + k * a_k] * b[k * b_k + j], in the order of k.
 template <class A>
 struct Product {
   const A* a;

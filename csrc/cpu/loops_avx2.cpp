@@ -1,5 +1,5 @@
-// Processors with AVX2, FMA and F16C. What headers define is shared by every file, so they
-// come before the target.
+// The loops for processors with AVX2, FMA and F16C. Headers come before the target: what they define is shared by all
+// files.
 #if defined(__x86_64__)
 #include <immintrin.h>
 

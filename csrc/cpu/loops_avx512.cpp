@@ -1,5 +1,5 @@
-// Processors with AVX-512 (x86-64-v4). What headers define is shared by every file, so they
-// come before the target.
+// The loops for processors with AVX-512 (x86-64-v4). Headers come before the target: what they define is shared by all
+// files.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -13,7 +13,7 @@
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
                              apply_to = function)
 #else
-// GCC 12 takes the undefined operands of its own intrinsics for mistakes.
+// GCC 12 warns of the undefined operands of its own intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")

@@ -1,4 +1,4 @@
-// Any x86-64 or arm64 processor.
+// The loops for any x86-64 or arm64 processor.
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif

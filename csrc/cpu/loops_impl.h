@@ -1,18 +1,19 @@
-// Included by one .cpp file an instruction set, which defines DRSN_SIMD (the namespace) and sets the target first.
-// Sums are 32 partial sums in blocks of one length whatever the vectors' length: the same bits come out of every set.
+// The loops. Each instruction set's .cpp file includes this once, after it has set DRSN_SIMD (the namespace) and
+// target. A sum is 32 partial sums over pieces of one length, whatever the length of a vector: every set gives the same
+// bits.
 
 #include <cstring>
 
 #include "loops.h"
 
-// A lambda that is not inlined costs a call for each vector.
+// For lambdas in loops: one that is not inlined costs a call for each vector.
 #define DRSN_LAMBDA __attribute__((always_inline))
 
 namespace drsn::cpu::DRSN_SIMD {
 namespace {
 
 constexpr int kPartialSums = 32;
-constexpr int64_t kBlock = 4096;  // numbers added in the accumulator's type; blocks are added in double
+constexpr int64_t kPiece = 4096;  // numbers added in the accumulator's type; pieces are added in double
 
 #if defined(DRSN_SIMD_AVX512)
 #include "vectors_avx512.h"
@@ -25,19 +26,19 @@ DRSN_INLINE vector_t<T> splat(accumulator_t<T> a) {
   return vector_t<T>{} + a;
 }
 
-// The bits of the elements that a vector of `count` has.
+// A bit for each of the first `count` elements of a vector.
 template <class T>
 DRSN_INLINE bits_t<T> inside(int64_t count) {
   return count >= kLanes<T> ? bits_t<T>(-1) : bits_t<T>((1u << count) - 1);
 }
 
-// Calls term(i, count, vectors) for each vector of elements and adds up the kSums vectors that it fills in.
+// Adds to kSums sums: term(i, count, values) fills in kSums vectors for elements [i, i + count).
 template <class T, int kSums, class Term>
 DRSN_INLINE void add_terms(int64_t n, double* sums, const Term& term) {
   using V = vector_t<T>;
   constexpr int kStep = kLanes<T>;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t end = n < begin + kBlock ? n : begin + kBlock;
+  for (int64_t begin = 0; begin < n; begin += kPiece) {
+    const int64_t end = n < begin + kPiece ? n : begin + kPiece;
     V part[kSums][kPartialSums / kStep] = {};
     V values[kSums];
     int64_t i = begin;
@@ -55,7 +56,7 @@ DRSN_INLINE void add_terms(int64_t n, double* sums, const Term& term) {
   }
 }
 
-// Calls body(i, count) for each vector of elements; count is below its length in the last call alone.
+// Calls body(i, count) for each vector of elements; only the last count may be below the length of a vector.
 template <class T, class Body>
 DRSN_INLINE void for_each_vector(int64_t n, const Body& body) {
   int64_t i = 0;
@@ -64,7 +65,8 @@ DRSN_INLINE void for_each_vector(int64_t n, const Body& body) {
   if (i < n) body(i, n - i);
 }
 
-// The bits of a vector in a plane; i is a multiple of 8. Shifts: a signed division costs three more instructions.
+// Writes the bits of a vector to a plane; i is a multiple of 8. Shifts: a signed division costs three more
+// instructions.
 template <class T>
 DRSN_INLINE void write_bits(uint8_t* plane, int64_t i, bits_t<T> bits, int64_t count) {
   if (sizeof(bits) == 1 || count <= 8) {
@@ -74,7 +76,7 @@ DRSN_INLINE void write_bits(uint8_t* plane, int64_t i, bits_t<T> bits, int64_t c
   }
 }
 
-// The `count` bits from `bit` on; no byte is read that they do not reach into.
+// Reads `count` bits from `bit` on, and no byte beyond theirs.
 template <class T, bool kShifted>
 DRSN_INLINE bits_t<T> read_bits(const uint8_t* plane, int64_t bit, int64_t count) {
   plane += bit >> 3;
@@ -101,7 +103,7 @@ DRSN_INLINE RowAffine<T> affine_of(Affine<accumulator_t<T>> affine, int64_t row)
   return {splat<T>(affine.center[row]), splat<T>(affine.scale[row]), splat<T>(affine.bias[row])};
 }
 
-// Element i of x, or of the normalised z; 0 past the end.
+// A vector of x, or of norm(z), from element i on; 0 past the end.
 template <class T, bool kAffine>
 DRSN_INLINE vector_t<T> source(const T* x, const RowAffine<T>& affine, int64_t i, int64_t count) {
   const vector_t<T> v = load(x + i, count);
@@ -143,9 +145,9 @@ void sign_mask(const T* x, Planes mask, int64_t n) {
   });
 }
 
-enum class Mask { kNone, kSoftThreshold, kShrink };
+enum class MaskKind { kNone, kSoftThreshold, kShrink };
 
-template <class T, Mask kMask, bool kVary, bool kAffine>
+template <class T, MaskKind kMask, bool kVary, bool kAffine>
 DRSN_INLINE void shrink_loop(const T* x, const RowAffine<T>& affine, const accumulator_t<T>* tau, const T* residual,
                              T* y, Planes mask, int64_t n) {
   using V = vector_t<T>;
@@ -161,10 +163,10 @@ DRSN_INLINE void shrink_loop(const T* x, const RowAffine<T>& affine, const accum
     V out = with_sign<T>(positive_part<T>(magnitude - threshold), v);
     if (residual) out += load(residual + i, count);
     store(y + i, out, count);
-    if constexpr (kMask != Mask::kNone) {
+    if constexpr (kMask != MaskKind::kNone) {
       const B negative = less(v, zero);
       const B active = less(threshold, magnitude);
-      if constexpr (kMask == Mask::kShrink) {
+      if constexpr (kMask == MaskKind::kShrink) {
         write_bits<T>(mask.negative, i, negative, count);
         write_bits<T>(mask.nonzero, i, less(zero, magnitude), count);
         write_bits<T>(mask.active, i, active, count);
@@ -180,9 +182,9 @@ DRSN_INLINE void shrink_loop(const T* x, const RowAffine<T>& affine, const accum
 template <class T, bool kVary>
 void shrink_by(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes mask, int64_t n) {
   const RowAffine<T> none = {};
-  if (!mask.active) return shrink_loop<T, Mask::kNone, kVary, false>(x, none, tau, residual, y, mask, n);
-  if (mask.nonzero) return shrink_loop<T, Mask::kShrink, kVary, false>(x, none, tau, residual, y, mask, n);
-  shrink_loop<T, Mask::kSoftThreshold, kVary, false>(x, none, tau, residual, y, mask, n);
+  if (!mask.active) return shrink_loop<T, MaskKind::kNone, kVary, false>(x, none, tau, residual, y, mask, n);
+  if (mask.nonzero) return shrink_loop<T, MaskKind::kShrink, kVary, false>(x, none, tau, residual, y, mask, n);
+  shrink_loop<T, MaskKind::kSoftThreshold, kVary, false>(x, none, tau, residual, y, mask, n);
 }
 
 template <class T>
@@ -198,40 +200,40 @@ void shrink_rows(const T* x, Affine<accumulator_t<T>> affine, const accumulator_
     constexpr bool kAffine = decltype(is_affine)::value;
     const T* add = residual ? residual + r * n : nullptr;
     if (kAffine || !mask.active) {
-      shrink_loop<T, Mask::kNone, false, kAffine>(x + r * n, of_row, tau + r, add, y + r * n, {}, n);
+      shrink_loop<T, MaskKind::kNone, false, kAffine>(x + r * n, of_row, tau + r, add, y + r * n, {}, n);
     } else {
-      shrink_loop<T, Mask::kShrink, false, false>(x + r * n, of_row, tau + r, add, y + r * n, row_of(mask, r), n);
+      shrink_loop<T, MaskKind::kShrink, false, false>(x + r * n, of_row, tau + r, add, y + r * n, row_of(mask, r), n);
     }
   });
 }
 
 template <class T, bool kShifted>
-DRSN_INLINE vector_t<T> signed_active(const T* g, const Bits& mask, int64_t i, int64_t count) {
+DRSN_INLINE vector_t<T> signed_active(const T* g, const ConstPlanes& mask, int64_t i, int64_t count) {
   const bits_t<T> active = read_bits<T, kShifted>(mask.active, mask.offset + i, count);
   const bits_t<T> negative = read_bits<T, kShifted>(mask.negative, mask.offset + i, count);
   return keep(active, negate(negative, load(g + i, count)));
 }
 
-// Calls run(std::true_type) where the mask is read across bytes, run(std::false_type) where it is not.
+// Calls run(std::true_type) where a vector's bits do not begin at a byte, else run(std::false_type).
 template <class Run>
-DRSN_INLINE auto with_shift(const Bits& mask, const Run& run) {
+DRSN_INLINE auto with_shift(const ConstPlanes& mask, const Run& run) {
   return mask.offset % 8 ? run(std::true_type{}) : run(std::false_type{});
 }
 
 template <class T>
-void signed_sums(const T* g, Bits mask, int64_t rows, int64_t n, double* sums) {
+void signed_sums(const T* g, ConstPlanes mask, int64_t rows, int64_t n, double* sums) {
   with_shift(mask, [&](auto shifted) {
     for (int64_t r = 0; r < rows; ++r) {
-      const Bits bits = row_of(mask, r);
+      const ConstPlanes planes = row_of(mask, r);
       add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
-        out[0] = signed_active<T, decltype(shifted)::value>(g + r * n, bits, i, count);
+        out[0] = signed_active<T, decltype(shifted)::value>(g + r * n, planes, i, count);
       });
     }
   });
 }
 
 template <class T>
-void signed_add(const T* g, Bits mask, accumulator_t<T>* sums, int64_t n) {
+void signed_add(const T* g, ConstPlanes mask, accumulator_t<T>* sums, int64_t n) {
   with_shift(mask, [&](auto shifted) {
     for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
       const vector_t<T> term = signed_active<T, decltype(shifted)::value>(g, mask, i, count);
@@ -240,48 +242,54 @@ void signed_add(const T* g, Bits mask, accumulator_t<T>* sums, int64_t n) {
   });
 }
 
-// kBand: the gradient alone, in the mask of soft_threshold; kSign: v alone; kSpread: both.
-enum class Terms { kBand, kSign, kSpread };
+// kPass: g alone, in the mask of soft_threshold; kSign: share alone; kBoth: both.
+enum class Terms { kPass, kSign, kBoth };
 
 template <class T, Terms kTerms, bool kShifted, bool kVary>
-DRSN_INLINE void combine_loop(const T* g, Bits mask, const accumulator_t<T>* v, T* out, int64_t n) {
+DRSN_INLINE void gradient_loop(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t n) {
   using V = vector_t<T>;
   using B = bits_t<T>;
-  const V one = kTerms != Terms::kBand && !kVary ? splat<T>(*v) : V{};
+  const V one = kTerms != Terms::kPass && !kVary ? splat<T>(*share) : V{};
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
     const int64_t bit = mask.offset + i;
     const B negative = read_bits<T, kShifted>(mask.negative, bit, count);
     V sum = {};
     if constexpr (kTerms != Terms::kSign) {
       const B active = read_bits<T, kShifted>(mask.active, bit, count);
-      sum = keep(B(kTerms == Terms::kBand ? active | negative : active), load(g + i, count));
+      sum = keep(B(kTerms == Terms::kPass ? active | negative : active), load(g + i, count));
     }
-    if constexpr (kTerms != Terms::kBand) {
+    if constexpr (kTerms != Terms::kPass) {
       const B nonzero = read_bits<T, kShifted>(mask.nonzero, bit, count);
-      sum += keep(nonzero, negate(negative, kVary ? load(v + i, count) : one));
+      sum += keep(nonzero, negate(negative, kVary ? load(share + i, count) : one));
     }
     store(out + i, sum, count);
   });
 }
 
 template <class T>
-void combine(const T* g, Bits mask, Values<accumulator_t<T>> v, T* out, int64_t n) {
+void pass(const T* g, ConstPlanes mask, T* out, int64_t n) {
   with_shift(mask, [&](auto shifted) {
-    constexpr bool kShifted = decltype(shifted)::value;
-    if (!v.data) return combine_loop<T, Terms::kBand, kShifted, false>(g, mask, v.data, out, n);
-    if (!g && v.vary) return combine_loop<T, Terms::kSign, kShifted, true>(g, mask, v.data, out, n);
-    if (!g) return combine_loop<T, Terms::kSign, kShifted, false>(g, mask, v.data, out, n);
-    if (v.vary) return combine_loop<T, Terms::kSpread, kShifted, true>(g, mask, v.data, out, n);
-    return combine_loop<T, Terms::kSpread, kShifted, false>(g, mask, v.data, out, n);
+    gradient_loop<T, Terms::kPass, decltype(shifted)::value, false>(g, mask, nullptr, out, n);
   });
 }
 
 template <class T>
-void spread_rows(const T* g, Bits mask, const accumulator_t<T>* v, T* out, int64_t rows, int64_t n) {
+void spread(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t n) {
   with_shift(mask, [&](auto shifted) {
+    constexpr bool kShifted = decltype(shifted)::value;
+    g ? gradient_loop<T, Terms::kBoth, kShifted, true>(g, mask, share, out, n)
+      : gradient_loop<T, Terms::kSign, kShifted, true>(g, mask, share, out, n);
+  });
+}
+
+template <class T>
+void spread_rows(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t rows, int64_t n) {
+  with_shift(mask, [&](auto shifted) {
+    constexpr bool kShifted = decltype(shifted)::value;
     for (int64_t r = 0; r < rows; ++r) {
-      combine_loop<T, Terms::kSpread, decltype(shifted)::value, false>(g + r * n, row_of(mask, r), v + r, out + r * n,
-                                                                       n);
+      const ConstPlanes planes = row_of(mask, r);
+      g ? gradient_loop<T, Terms::kBoth, kShifted, false>(g + r * n, planes, share + r, out + r * n, n)
+        : gradient_loop<T, Terms::kSign, kShifted, false>(g, planes, share + r, out + r * n, n);
     }
   });
 }
@@ -298,19 +306,19 @@ void moments(const T* z, int64_t n, double* sum, double* squares) {
     out[0] = keep(inside<T>(count), load(z + i, count) - mean);
     out[1] = out[0] * out[0];
   });
-  // less the square of what rounding leaves of the sum of differences
+  // Rounding leaves the sum of the differences off zero: what that adds to their squares is taken off.
   *squares += from_mean[1] - from_mean[0] * from_mean[0] / double(n);
 }
 
-// A vector of z as what the backward pass needs of it.
+// A vector of z about its center, and the mask of x = norm(z).
 template <class T>
-struct Decoded {
+struct NormVector {
   vector_t<T> centered;
   bits_t<T> negative, nonzero, active;
 };
 
 template <class T>
-DRSN_INLINE Decoded<T> decode(const T* z, const RowAffine<T>& affine, vector_t<T> tau, int64_t i, int64_t count) {
+DRSN_INLINE NormVector<T> normalise(const T* z, const RowAffine<T>& affine, vector_t<T> tau, int64_t i, int64_t count) {
   const vector_t<T> zero = {};
   const vector_t<T> x = source<T, true>(z, affine, i, count);
   const vector_t<T> magnitude = magnitude_of<T>(x);
@@ -328,13 +336,13 @@ void batch_norm_sums(const T* g, const T* z, BatchNormRows<accumulator_t<T>> wit
     const RowAffine<T> affine = affine_of<T>(with.affine, r);
     const V tau = splat<T>(with.tau[r]);
     add_terms<T, 5>(n, sums + 5 * r, [&](int64_t i, int64_t count, V* out) DRSN_LAMBDA {
-      const Decoded<T> d = decode<T>(z + r * n, affine, tau, i, count);
-      const V passed = keep(d.active, load(g + r * n + i, count));
-      out[0] = negate(d.negative, passed);
+      const NormVector<T> v = normalise<T>(z + r * n, affine, tau, i, count);
+      const V passed = keep(v.active, load(g + r * n + i, count));
+      out[0] = negate(v.negative, passed);
       out[1] = passed;
-      out[2] = passed * d.centered;
-      out[3] = keep(d.nonzero, negate(d.negative, one));
-      out[4] = keep(d.nonzero, negate(d.negative, d.centered));
+      out[2] = passed * v.centered;
+      out[3] = keep(v.nonzero, negate(v.negative, one));
+      out[4] = keep(v.nonzero, negate(v.negative, v.centered));
     });
   }
 }
@@ -344,12 +352,12 @@ void batch_norm_spread(const T* g, const T* z, BatchNormRows<accumulator_t<T>> w
   using V = vector_t<T>;
   for (int64_t r = 0; r < rows; ++r) {
     const RowAffine<T> affine = affine_of<T>(with.affine, r);
-    const V tau = splat<T>(with.tau[r]), spread = splat<T>(with.spread[r]);
+    const V tau = splat<T>(with.tau[r]), share = splat<T>(with.share[r]);
     const V at_center = splat<T>(with.at_center[r]), slope = splat<T>(with.slope[r]);
     for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-      const Decoded<T> d = decode<T>(z + r * n, affine, tau, i, count);
-      const V dx = keep(d.active, load(g + r * n + i, count)) + keep(d.nonzero, negate(d.negative, spread));
-      store(dz + r * n + i, affine.scale * dx + (at_center + slope * d.centered), count);
+      const NormVector<T> v = normalise<T>(z + r * n, affine, tau, i, count);
+      const V dx = keep(v.active, load(g + r * n + i, count)) + keep(v.nonzero, negate(v.negative, share));
+      store(dz + r * n + i, affine.scale * dx + (at_center + slope * v.centered), count);
     });
   }
 }
@@ -364,7 +372,7 @@ void narrow(const accumulator_t<T>* from, T* to, int64_t n) {
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA { store(to + i, load(from + i, count), count); });
 }
 
-// Some rows of a hold their sums in registers for a stretch of columns.
+// kRows rows of the product for a vector of columns: the sums stay in registers.
 template <class A, int kRows>
 DRSN_INLINE void multiply_rows(const Product<A>& p, int64_t row, int64_t column, int64_t count) {
   using V = vector_t<A>;
@@ -401,10 +409,10 @@ void multiply(const Product<double>& p) { multiply_all(p); }
 
 template <class T>
 const Loops<T>& table() {
-  static constexpr Loops<T> kTable{abs_sums<T>,    abs_add<T>,     sign_mask<T>,       shrink<T>,
-                                   shrink_rows<T>, signed_sums<T>, signed_add<T>,      combine<T>,
-                                   spread_rows<T>, moments<T>,     batch_norm_sums<T>, batch_norm_spread<T>,
-                                   widen<T>,       narrow<T>};
+  static constexpr Loops<T> kTable{
+      abs_sums<T>,          abs_add<T>, sign_mask<T>, shrink<T>,      shrink_rows<T>, signed_sums<T>,
+      signed_add<T>,        pass<T>,    spread<T>,    spread_rows<T>, moments<T>,     batch_norm_sums<T>,
+      batch_norm_spread<T>, widen<T>,   narrow<T>};
   return kTable;
 }
 template const Loops<float>& table();

@@ -1,4 +1,4 @@
-// The CPU kernels' way into the dispatcher.
+// Registers the CPU backend with PyTorch's dispatcher.
 #include "../gated_operators.h"
 #include "backend.h"
 #include "loops.h"

@@ -1,17 +1,16 @@
-// soft_threshold under a tau that lies anyhow over x: tau is laid out a buffer at a time, then one loop serves all.
+// soft_threshold, for every tau that broadcasts to x: tau is copied to a buffer at a time, so that one loop serves all.
 #include <cmath>
 #include <complex>
-#include <numeric>
 
 #include "backend.h"
-#include "parallel.h"
+#include "lines.h"
 
 namespace drsn::cpu {
 namespace {
 
-// Reads tau for the elements [begin, begin + n) of x in memory order.
+// Writes tau of the elements [begin, begin + n) of x, in memory order, to `out`.
 template <class T, class A>
-void lay_out(const Broadcast& over, const T* tau, int64_t begin, int64_t n, A* out) {
+void copy_tau(const Broadcast& over, const T* tau, int64_t begin, int64_t n, A* out) {
   int64_t index[kMaxAxes];
   int64_t offset = 0;
   for (int axis = over.axes - 1; axis >= 0; --axis) {
@@ -22,20 +21,20 @@ void lay_out(const Broadcast& over, const T* tau, int64_t begin, int64_t n, A* o
   const int last = over.axes - 1;
   const int64_t stride = over.stride[last];
   while (n > 0) {
-    const int64_t run = std::min(n, over.size[last] - index[last]);
+    const int64_t count = std::min(n, over.size[last] - index[last]);
     if (stride == 0) {
       A one;
       loops<T>().widen(tau + offset, &one, 1);
-      std::fill(out, out + run, one);
+      std::fill(out, out + count, one);
     } else if (stride == 1) {
-      loops<T>().widen(tau + offset, out, run);
+      loops<T>().widen(tau + offset, out, count);
     } else {
-      for (int64_t i = 0; i < run; ++i) loops<T>().widen(tau + offset + i * stride, out + i, 1);
+      for (int64_t i = 0; i < count; ++i) loops<T>().widen(tau + offset + i * stride, out + i, 1);
     }
-    out += run;
-    n -= run;
-    offset += run * stride;
-    index[last] += run;
+    out += count;
+    n -= count;
+    offset += count * stride;
+    index[last] += count;
     for (int axis = last; axis > 0 && index[axis] == over.size[axis]; --axis) {
       index[axis] = 0;
       offset += over.stride[axis - 1] - over.size[axis] * over.stride[axis];
@@ -44,7 +43,7 @@ void lay_out(const Broadcast& over, const T* tau, int64_t begin, int64_t n, A* o
   }
 }
 
-// tau over memory: where it is one number for a long stretch it is not laid out.
+// tau along x in memory order. Where it is one number for many elements it is not copied.
 template <class T>
 class Threshold {
  public:
@@ -52,17 +51,17 @@ class Threshold {
   Threshold(const void* tau, bool in_accumulator, double value, const Broadcast& over)
       : tau_(tau), wide_(in_accumulator), value_(A(value)), over_(over) {}
 
-  // Calls run(i, n, tau) for stretches of [begin, begin + n); all but the last have a multiple of 8 elements.
+  // Calls run(i, n, tau) for elements [i, i + n) of [begin, begin + n); n is a multiple of 8 but in the last call.
   template <class Run>
   void for_each(int64_t begin, int64_t n, const Run& run) const {
-    constexpr int64_t kStretch = 512;
+    constexpr int64_t kMany = 512;  // elements
     const int64_t end = begin + n, inner = over_.size[over_.axes - 1];
     const bool repeats = !tau_ || over_.stride[over_.axes - 1] == 0;
     A buffer[kBuffer];
     for (int64_t i = begin; i < end;) {
       const int64_t left = tau_ ? std::min(end - i, inner - i % inner) : end - i;
       int64_t count = std::min(end - i, kBuffer);
-      if (repeats && (left >= kStretch || left == end - i)) {
+      if (repeats && (left >= kMany || left == end - i)) {
         count = left == end - i ? left : left / 8 * 8;
         const A one = tau_ ? (read(i, 1, buffer), buffer[0]) : value_;
         run(i, count, Values<A>{&one, false});
@@ -77,9 +76,9 @@ class Threshold {
  private:
   void read(int64_t begin, int64_t n, A* out) const {
     if (wide_) {
-      lay_out(over_, as<A>(tau_), begin, n, out);
+      copy_tau(over_, as<A>(tau_), begin, n, out);
     } else {
-      lay_out(over_, as<T>(tau_), begin, n, out);
+      copy_tau(over_, as<T>(tau_), begin, n, out);
     }
   }
 
@@ -89,15 +88,13 @@ class Threshold {
   const Broadcast& over_;
 };
 
-// Calls run(begin, n) for pieces of all elements, in parallel.
+// Calls run(begin, n) for a thread's cache of elements at a time.
 template <class Run>
-void for_each_piece(int64_t numel, const Run& run) {
-  constexpr int64_t kPiece = 8192;
-  for_each_task((numel + kPiece - 1) / kPiece, kPiece,
-                [&](int64_t piece) { run(piece * kPiece, std::min(kPiece, numel - piece * kPiece)); });
+void for_all(int64_t numel, const Run& run) {
+  for_each_range(numel, kCached, 1, run);
 }
 
-Bits read_mask(const uint8_t* mask, int64_t numel, int64_t begin) {
+ConstPlanes read_mask(const uint8_t* mask, int64_t numel, int64_t begin) {
   return {mask + kNegative * mask_bytes(numel), nullptr, mask + kSoftThresholdActive * mask_bytes(numel), begin};
 }
 
@@ -109,13 +106,11 @@ Planes write_mask(uint8_t* mask, int64_t numel, int64_t begin) {
 
 // Adds up what each element contributes to its tau. contribute(i, n, out) writes the contributions of [i, i + n), n at
 // most kBuffer, total(i, n) returns their sum; out is null where no sum is wanted. The axes of `over` are seen as
-// (outer, reduced, inner), and the pieces that are summed apart depend on their sizes alone.
+// (outer, reduced, inner); a piece is some of `reduced` by some of `inner`, by their sizes alone.
 template <class A, class Contribute, class Total>
 void reduce_to_tau(const Broadcast& over, int64_t numel, double* dtau, const Contribute& contribute,
                    const Total& total) {
-  if (!dtau) {
-    return for_each_piece(numel, [&](int64_t begin, int64_t n) { contribute(begin, n, static_cast<A*>(nullptr)); });
-  }
+  if (!dtau) return for_all(numel, [&](int64_t begin, int64_t n) { contribute(begin, n, static_cast<A*>(nullptr)); });
   const int last = over.axes - 1;
   const bool repeats = over.stride[last] == 0;
   const int64_t inner = repeats ? 1 : over.size[last];
@@ -124,30 +119,26 @@ void reduce_to_tau(const Broadcast& over, int64_t numel, double* dtau, const Con
   const int outer_axes = reduced_axis < 0 ? last : reduced_axis;
   const int64_t outer = numel / (reduced * inner);
 
-  const int64_t columns = std::min(inner, kBuffer);
-  const int64_t blocks = (inner + columns - 1) / columns;
-  const int64_t chunk = std::max<int64_t>(1, kGrain / columns);
-  const int64_t chunks = (reduced + chunk - 1) / chunk;
-  std::vector<double> parts(outer * chunks * inner);
-
-  for_each_task(outer * chunks * blocks, std::min(chunk, reduced) * columns, [&](int64_t task) {
-    const int64_t first_column = task % blocks * columns, r0 = task / blocks % chunks * chunk;
-    const int64_t width = std::min(columns, inner - first_column), rows = std::min(chunk, reduced - r0);
-    const int64_t o = task / blocks / chunks;
-    double* part = &parts[(o * chunks + r0 / chunk) * inner + first_column];
-    const int64_t begin = (o * reduced + r0) * inner + first_column;
+  const int64_t width = std::min(inner, kBuffer), height = std::max<int64_t>(1, kGrain / width);
+  const int64_t across = ceil_div(inner, width), down = ceil_div(reduced, height);  // pieces
+  std::vector<double> parts(outer * down * inner);
+  for_each_task(outer * down * across, std::min(height, reduced) * width, [&](int64_t piece) {
+    const int64_t column = piece % across * width, row = piece / across % down * height;
+    const int64_t columns = std::min(width, inner - column), rows = std::min(height, reduced - row);
+    const int64_t begin = (piece / across / down * reduced + row) * inner + column;
+    double* sums = &parts[piece / across * inner + column];
     A buffer[kBuffer];
     if (inner == 1) {
-      for (int64_t i = 0; i < rows; i += kBuffer) *part += total(begin + i, std::min(kBuffer, rows - i));
-    } else if (blocks > 1) {
+      for (int64_t i = 0; i < rows; i += kBuffer) *sums += total(begin + i, std::min(kBuffer, rows - i));
+    } else if (across > 1) {
       for (int64_t r = 0; r < rows; ++r) {
-        contribute(begin + r * inner, width, buffer);
-        for (int64_t j = 0; j < width; ++j) part[j] += buffer[j];
+        contribute(begin + r * inner, columns, buffer);
+        for (int64_t j = 0; j < columns; ++j) sums[j] += buffer[j];
       }
     } else {
-      sum_columns<A>(rows * inner, inner, part, [&](int64_t i, int64_t n, A* sums) {
+      sum_columns<A>(rows * inner, inner, sums, [&](int64_t i, int64_t n, A* out) {
         contribute(begin + i, n, buffer);
-        for (int64_t j = 0; j < n; ++j) sums[j] += buffer[j];
+        for (int64_t j = 0; j < n; ++j) out[j] += buffer[j];
       });
     }
   });
@@ -158,8 +149,8 @@ void reduce_to_tau(const Broadcast& over, int64_t numel, double* dtau, const Con
       offset += rest % over.size[axis] * over.stride[axis];
       rest /= over.size[axis];
     }
-    for (int64_t i = 0; i < chunks * inner; ++i) {
-      dtau[offset + (repeats ? 0 : i % inner * over.stride[last])] += parts[o * chunks * inner + i];
+    for (int64_t i = 0; i < down * inner; ++i) {
+      dtau[offset + (repeats ? 0 : i % inner * over.stride[last])] += parts[o * down * inner + i];
     }
   }
 }
@@ -185,7 +176,7 @@ void forward(const SoftThreshold& p) {
   const T* x = as<T>(p.x);
   T* y = as<T>(p.y);
   const Threshold<T> threshold(p.tau, p.tau_in_accumulator, p.value, p.over);
-  for_each_piece(p.numel, [&](int64_t begin, int64_t n) {
+  for_all(p.numel, [&](int64_t begin, int64_t n) {
     threshold.for_each(begin, n, [&](int64_t i, int64_t count, Values<accumulator_t<T>> tau) {
       loop.shrink(x + i, tau, nullptr, y + i, write_mask(p.mask, p.numel, i), count);
     });
@@ -199,7 +190,7 @@ void backward(const SoftThresholdBackward& p) {
   const T* g = as<T>(p.grad);
   T* dx = as<T>(p.dx);
   const auto gradient_of_x = [&](int64_t i, int64_t n) {
-    if (dx) loop.combine(g + i, read_mask(p.mask, p.numel, i), {}, dx + i, n);
+    if (dx) loop.pass(g + i, read_mask(p.mask, p.numel, i), dx + i, n);
   };
   // dtau = -sign * g where active
   const auto gradient_of_tau = [&](int64_t i, int64_t n, A* out) {
@@ -209,7 +200,7 @@ void backward(const SoftThresholdBackward& p) {
   };
   const bool elementwise = p.over.axes == 1 && p.over.stride[0] == 1;
   if (p.dtau && elementwise) {
-    for_each_piece(p.numel, [&](int64_t begin, int64_t n) {
+    for_all(p.numel, [&](int64_t begin, int64_t n) {
       A buffer[kBuffer];
       for (int64_t i = begin; i < begin + n; i += kBuffer) {
         const int64_t count = std::min(kBuffer, begin + n - i);
@@ -246,13 +237,13 @@ inline double magnitude(std::complex<double> z) {
   return double(std::sqrt(re * re + im * im));
 }
 
-// A complex number keeps its phase and loses tau of its magnitude.
+// Keeps the phase and takes tau from the magnitude.
 template <class A>
 void complex_forward(const SoftThreshold& p) {
   const auto* x = as<std::complex<A>>(p.x);
   auto* y = as<std::complex<A>>(p.y);
   const Threshold<A> threshold(p.tau, p.tau_in_accumulator, p.value, p.over);
-  for_each_piece(p.numel, [&](int64_t begin, int64_t n) {
+  for_all(p.numel, [&](int64_t begin, int64_t n) {
     threshold.for_each(begin, n, [&](int64_t i, int64_t count, Values<A> tau) {
       for (int64_t j = 0; j < count; ++j) {
         const A t = relu(tau.data[tau.vary ? j : 0]);

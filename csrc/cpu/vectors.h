@@ -1,22 +1,22 @@
-// Vectors of eight numbers in the compiler's own vector types, for any instruction set; with AVX2 some of the
-// operations in its instructions, where compilers do badly. Part of loops_impl.h.
+// Vectors of eight numbers in the compiler's own vector types, for any instruction set. Where compilers do badly there
+// are intrinsics for AVX2. Part of loops_impl.h.
 
 template <class A>
 struct Lanes;
 template <>
 struct Lanes<float> {
   typedef float Vector __attribute__((vector_size(32)));
-  typedef int32_t Mask __attribute__((vector_size(32)));
+  typedef int32_t Comparison __attribute__((vector_size(32)));
 };
 template <>
 struct Lanes<double> {
   typedef double Vector __attribute__((vector_size(64)));
-  typedef int64_t Mask __attribute__((vector_size(64)));
+  typedef int64_t Comparison __attribute__((vector_size(64)));
 };
 template <class T>
 using vector_t = typename Lanes<accumulator_t<T>>::Vector;
 template <class T>
-using mask_t = typename Lanes<accumulator_t<T>>::Mask;
+using compare_t = typename Lanes<accumulator_t<T>>::Comparison;
 
 // Elements in a vector, and as many bits.
 template <class T>
@@ -37,7 +37,7 @@ DRSN_INLINE V read(const S* p) {
 DRSN_INLINE vector_t<float> load(const float* p) { return read<vector_t<float>>(p); }
 DRSN_INLINE vector_t<double> load(const double* p) { return read<vector_t<double>>(p); }
 
-// GCC takes __builtin_convertvector apart in both directions.
+// GCC splits __builtin_convertvector into single elements.
 DRSN_INLINE U32 widen_words(U16 v) {
 #if defined(DRSN_SIMD_AVX2)
   return (U32)_mm256_cvtepu16_epi32((__m128i)v);
@@ -60,7 +60,7 @@ DRSN_INLINE void store(float* p, vector_t<float> v) { std::memcpy(p, &v, sizeof(
 DRSN_INLINE void store(double* p, vector_t<double> v) { std::memcpy(p, &v, sizeof(v)); }
 DRSN_INLINE void store(BFloat16* p, vector_t<float> v) {
   const U32 bits = (U32)v;
-  // To nearest, ties to even; a NaN only loses its low bits, which a carry could make a number of.
+  // To nearest, ties to even. A NaN is only cut off: rounding up could make it a number.
   const U32 rounding = (((bits >> 16) & 1) + 0x7fff) & (U32)(v == v);
   const U16 narrow = low_halves((bits + rounding) >> 16);
   std::memcpy(p, &narrow, sizeof(narrow));
@@ -74,12 +74,12 @@ DRSN_INLINE void store(Half* p, vector_t<float> v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-// Half precision in integer arithmetic: without F16C a compiler's own conversion is a call an element.
+// Half precision in integer arithmetic: without F16C a compiler calls a function for each element.
 DRSN_INLINE vector_t<float> load(const Half* p) {
   const U32 half = widen_words(read<U16>(p));
   const U32 sign = (half & 0x8000) << 16;
   const U32 magnitude = half & 0x7fff;
-  // Shifted into place the exponent is 112 short: a product with 2^112 is exact, for subnormal numbers too.
+  // After the shift the exponent is 112 too small. A product with 2^112 is exact, for subnormal numbers too.
   const U32 scaled = (U32)((vector_t<float>)(magnitude << 13) * 0x1p112f);
   const U32 special = (U32)(magnitude >= 0x7c00) & 0x7f800000;
   return (vector_t<float>)(scaled | special | sign);
@@ -106,7 +106,7 @@ DRSN_INLINE vector_t<T> load(const T* p, int64_t count) {
   if (count >= 8) return load(p);
   T buffer[8] = {};
   for (int i = 0; i < 7; ++i) {
-    if (i < count) buffer[i] = p[i];  // unrolled: a memcpy of unknown length is a call
+    if (i < count) buffer[i] = p[i];  // unrolled: a memcpy of unknown length is a function call
   }
   return load(buffer);
 }
@@ -121,71 +121,71 @@ DRSN_INLINE void store(T* p, vector_t<T> v, int64_t count) {
   }
 }
 
-// Eight comparisons as eight bits, and what eight bits keep or negate of a vector.
+// pack and less: eight comparisons as eight bits. keep and negate: what to do with the elements whose bits are set.
 #if defined(DRSN_SIMD_AVX2)
-DRSN_INLINE uint8_t pack(mask_t<float> m) { return uint8_t(_mm256_movemask_ps((__m256)m)); }
-DRSN_INLINE uint8_t pack(mask_t<double> m) {
+DRSN_INLINE uint8_t pack(compare_t<float> c) { return uint8_t(_mm256_movemask_ps((__m256)c)); }
+DRSN_INLINE uint8_t pack(compare_t<double> c) {
   __m256d half[2];
-  std::memcpy(half, &m, sizeof(m));
+  std::memcpy(half, &c, sizeof(c));
   return uint8_t(_mm256_movemask_pd(half[0]) | _mm256_movemask_pd(half[1]) << 4);
 }
 #elif defined(__SSE2__)
-DRSN_INLINE uint8_t pack(mask_t<float> m) {
+DRSN_INLINE uint8_t pack(compare_t<float> c) {
   __m128 half[2];
-  std::memcpy(half, &m, sizeof(m));
+  std::memcpy(half, &c, sizeof(c));
   return uint8_t(_mm_movemask_ps(half[0]) | _mm_movemask_ps(half[1]) << 4);
 }
-DRSN_INLINE uint8_t pack(mask_t<double> m) {
+DRSN_INLINE uint8_t pack(compare_t<double> c) {
   __m128d part[4];
-  std::memcpy(part, &m, sizeof(m));
+  std::memcpy(part, &c, sizeof(c));
   return uint8_t(_mm_movemask_pd(part[0]) | _mm_movemask_pd(part[1]) << 2 | _mm_movemask_pd(part[2]) << 4 |
                  _mm_movemask_pd(part[3]) << 6);
 }
 #else
-template <class M>
-DRSN_INLINE uint8_t pack(M m) {
+template <class C>
+DRSN_INLINE uint8_t pack(C c) {
   uint8_t byte = 0;
-  for (int i = 0; i < 8; ++i) byte |= uint8_t((m[i] & 1) << i);
+  for (int i = 0; i < 8; ++i) byte |= uint8_t((c[i] & 1) << i);
   return byte;
 }
 #endif
 
-template <class M>
-DRSN_INLINE M unpack(uint8_t byte) {
-  const M bit = {1, 2, 4, 8, 16, 32, 64, 128};
-  return ((M{} + byte) & bit) == bit;
+template <class C>
+DRSN_INLINE C unpack(uint8_t byte) {
+  const C bit = {1, 2, 4, 8, 16, 32, 64, 128};
+  return ((C{} + byte) & bit) == bit;
 }
 
-DRSN_INLINE uint8_t less(vector_t<float> a, vector_t<float> b) { return pack((mask_t<float>)(a < b)); }
-DRSN_INLINE uint8_t less(vector_t<double> a, vector_t<double> b) { return pack((mask_t<double>)(a < b)); }
+DRSN_INLINE uint8_t less(vector_t<float> a, vector_t<float> b) { return pack((compare_t<float>)(a < b)); }
+DRSN_INLINE uint8_t less(vector_t<double> a, vector_t<double> b) { return pack((compare_t<double>)(a < b)); }
 DRSN_INLINE vector_t<float> keep(uint8_t bits, vector_t<float> v) {
-  using M = mask_t<float>;
-  return (vector_t<float>)((M)v & unpack<M>(bits));
+  using C = compare_t<float>;
+  return (vector_t<float>)((C)v & unpack<C>(bits));
 }
 DRSN_INLINE vector_t<double> keep(uint8_t bits, vector_t<double> v) {
-  using M = mask_t<double>;
-  return (vector_t<double>)((M)v & unpack<M>(bits));
+  using C = compare_t<double>;
+  return (vector_t<double>)((C)v & unpack<C>(bits));
 }
 DRSN_INLINE vector_t<float> negate(uint8_t bits, vector_t<float> v) {
-  using M = mask_t<float>;
-  return (vector_t<float>)((M)v ^ (unpack<M>(bits) & INT32_MIN));
+  using C = compare_t<float>;
+  return (vector_t<float>)((C)v ^ (unpack<C>(bits) & INT32_MIN));
 }
 DRSN_INLINE vector_t<double> negate(uint8_t bits, vector_t<double> v) {
-  using M = mask_t<double>;
-  return (vector_t<double>)((M)v ^ (unpack<M>(bits) & INT64_MIN));
+  using C = compare_t<double>;
+  return (vector_t<double>)((C)v ^ (unpack<C>(bits) & INT64_MIN));
 }
 
 template <class T>
-DRSN_INLINE mask_t<T> sign_bit() {
-  return mask_t<T>{} + (sizeof(accumulator_t<T>) == 4 ? INT32_MIN : INT64_MIN);
+DRSN_INLINE compare_t<T> sign_bit() {
+  return compare_t<T>{} + (sizeof(accumulator_t<T>) == 4 ? INT32_MIN : INT64_MIN);
 }
 template <class T>
 DRSN_INLINE vector_t<T> magnitude_of(vector_t<T> x) {
-  return (vector_t<T>)((mask_t<T>)x & ~sign_bit<T>());
+  return (vector_t<T>)((compare_t<T>)x & ~sign_bit<T>());
 }
 template <class T>
 DRSN_INLINE vector_t<T> with_sign(vector_t<T> magnitude, vector_t<T> sign) {
-  return (vector_t<T>)((mask_t<T>)magnitude | ((mask_t<T>)sign & sign_bit<T>()));
+  return (vector_t<T>)((compare_t<T>)magnitude | ((compare_t<T>)sign & sign_bit<T>()));
 }
 // max(x, 0) that keeps NaN: of two operands the instruction returns the second where either is NaN.
 template <class T>
@@ -193,7 +193,7 @@ DRSN_INLINE vector_t<T> positive_part(vector_t<T> x) {
 #if defined(DRSN_SIMD_AVX2)
   if constexpr (sizeof(accumulator_t<T>) == 4) return (vector_t<T>)_mm256_max_ps(_mm256_setzero_ps(), (__m256)x);
 #endif
-  return (vector_t<T>)((mask_t<T>)x & ~(mask_t<T>)(x <= vector_t<T>{}));
+  return (vector_t<T>)((compare_t<T>)x & ~(compare_t<T>)(x <= vector_t<T>{}));
 }
 
 // The sum of 32 partial sums.

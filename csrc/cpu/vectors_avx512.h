@@ -1,5 +1,5 @@
-// Vectors of 64 bytes in AVX-512: sixteen floats or eight doubles, comparisons into mask registers, masked ends of
-// rows. Part of loops_impl.h, with the names of vectors.h.
+// Vectors of 64 bytes in AVX-512: sixteen floats or eight doubles. Comparisons give bits, and bits select the elements
+// to load and store at the end of a row. Part of loops_impl.h, with the names of vectors.h.
 
 template <class A>
 struct Lanes {
@@ -21,7 +21,7 @@ DRSN_INLINE __m512 widen_bfloat16(__m256i v) {
 }
 DRSN_INLINE __m256i narrow_bfloat16(__m512 v) {
   const __m512i bits = _mm512_castps_si512(v);
-  // To nearest, ties to even; a NaN only loses its low bits, which a carry could make a number of.
+  // To nearest, ties to even. A NaN is only cut off: rounding up could make it a number.
   const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounding = _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff));
   const __m512i rounded = _mm512_mask_add_epi32(bits, _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), bits, rounding);
@@ -29,7 +29,7 @@ DRSN_INLINE __m256i narrow_bfloat16(__m512 v) {
 }
 DRSN_INLINE __m256i narrow_half(__m512 v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 
-// Ends: the first `count` elements, the others 0.
+// A bit for each of the first `count` elements.
 DRSN_INLINE unsigned first(int64_t count) { return (1u << count) - 1; }
 
 DRSN_INLINE __m512 load(const float* p, int64_t count) {

@@ -1,0 +1,169 @@
+// The loops over lines, in either layout, with their mask and with numbers of their rows.
+#pragma once
+
+#include <numeric>
+
+#include "parallel.h"
+
+namespace drsn::cpu {
+
+constexpr int64_t kBuffer = 1024;  // elements of a buffer that stays in the first-level cache
+
+// Adds up numbers that belong to `width` columns in turn: add(i, n, columns) adds those of n elements from i on to
+// columns[0, n), with i and n multiples of the width. Columns repeat up to a buffer's length, which keeps few columns
+// as fast as many.
+template <class A, class Add>
+void sum_columns(int64_t n, int64_t width, double* sums, const Add& add) {
+  const int64_t step = width < kBuffer ? kBuffer / width * width : width;
+  constexpr int64_t kFlush = 64;  // additions in A before they go on in double
+  thread_local std::vector<A> columns;
+  columns.resize(step);
+  for (int64_t begin = 0; begin < n; begin += step * kFlush) {
+    std::fill(columns.begin(), columns.end(), A(0));
+    const int64_t end = std::min(n, begin + step * kFlush);
+    for (int64_t i = begin; i < end; i += step) add(i, std::min(step, end - i), columns.data());
+    for (int64_t first = 0; first < step; first += width) {
+      for (int64_t j = 0; j < width; ++j) sums[j] += columns[first + j];
+    }
+  }
+}
+
+// One number of each row (`values`, N * C) along a line: the row's own, or the channels' numbers in turn.
+template <class A>
+class AlongLine {
+ public:
+  AlongLine(const A* values, int64_t line, int64_t width) : data_(values + line * width), width_(width) {
+    if (width == 1) return;
+    repeated_.assign(data_, data_ + width);
+    repeated_.resize(width + kBuffer);
+    for (int64_t j = width; j < width + kBuffer; ++j) repeated_[j] = repeated_[j - width];
+    data_ = repeated_.data();
+  }
+
+  // Calls run(i, n, values) for elements [i, i + n) of [begin, begin + n), a buffer at a time.
+  template <class Run>
+  void for_each(int64_t begin, int64_t n, const Run& run) const {
+    for (int64_t i = begin; i < begin + n; i += kBuffer) run(i, std::min(kBuffer, begin + n - i), data_ + i % width_);
+  }
+
+ private:
+  std::vector<A> repeated_;
+  const A* data_;
+  int64_t width_;
+};
+
+// The matrix (N or 1, C or 1) as one number for each row.
+template <class A>
+std::vector<A> each_row(const RowValues& values, const Rows& rows) {
+  std::vector<A> out;
+  out.reserve(rows.samples * rows.channels);
+  for (int64_t n = 0; n < rows.samples; ++n) {
+    const A* of_sample = as<A>(values.data) + n * values.sample_stride;
+    for (int64_t c = 0; c < rows.channels; ++c) out.push_back(of_sample[c * values.channel_stride]);
+  }
+  return out;
+}
+
+// The mean of each row, or of each sample, of `count` groups from `group` on, from the sums of their lines.
+template <class A>
+void set_means(const Rows& rows, const Lines& lines, bool per_sample, int64_t group, int64_t count, const double* sums,
+               A* mean) {
+  const int64_t n = lines.rows_per_group();
+  for (int64_t r = 0; r < count * n && !per_sample; ++r) mean[group * n + r] = A(sums[r] / double(rows.length));
+  for (int64_t u = 0; u < count && per_sample; ++u) {
+    const double all = std::accumulate(sums + u * n, sums + (u + 1) * n, 0.0);
+    mean[group + u] = A(all / double(rows.channels * rows.length));
+  }
+}
+
+// Adds |x| to the sums of the rows.
+template <class T>
+void add_magnitudes(const Lines& lines, const Range& at, const T* x, double* sums) {
+  const auto& loop = loops<T>();
+  x += lines.offset(at);
+  if (lines.width == 1) return loop.abs_sums(x, {}, at.count, at.n, sums);
+  for (int64_t l = 0; l < at.count; ++l) {
+    sum_columns<accumulator_t<T>>(at.n, lines.width, sums + l * lines.width, [&](int64_t i, int64_t n, auto* columns) {
+      loop.abs_add(x + l * at.n + i, columns, n);
+    });
+  }
+}
+
+// The mask of x: a segment a line.
+class Segments {
+ public:
+  Segments(const uint8_t* mask, const Lines& lines, int planes)
+      : mask_(const_cast<uint8_t*>(mask)), plane_bytes_(mask_bytes(lines.length)), planes_(planes) {}
+
+  bool exist() const { return mask_ != nullptr; }
+  Planes write(int64_t line, int64_t begin) const {
+    if (!mask_) return {};
+    return {plane(line, kNegative) + begin / 8, plane(line, kNonzero) + begin / 8,
+            planes_ > kActive ? plane(line, kActive) + begin / 8 : nullptr, planes_ * plane_bytes_};
+  }
+  ConstPlanes read(int64_t line, int64_t begin) const {
+    return {plane(line, kNegative), plane(line, kNonzero), planes_ > kActive ? plane(line, kActive) : nullptr, begin,
+            planes_ * plane_bytes_};
+  }
+
+ private:
+  uint8_t* plane(int64_t line, int index) const { return mask_ + (line * planes_ + index) * plane_bytes_; }
+
+  uint8_t* mask_;  // or null
+  int64_t plane_bytes_;
+  int planes_;
+};
+
+// Adds active * sign * g to the sums of the rows.
+template <class T>
+void add_signed(const Lines& lines, const Range& at, const T* g, const Segments& mask, double* sums) {
+  const auto& loop = loops<T>();
+  g += lines.offset(at);
+  if (lines.width == 1) return loop.signed_sums(g, mask.read(at.line, at.begin), at.count, at.n, sums);
+  for (int64_t l = 0; l < at.count; ++l) {
+    sum_columns<accumulator_t<T>>(at.n, lines.width, sums + l * lines.width, [&](int64_t i, int64_t n, auto* columns) {
+      loop.signed_add(g + l * at.n + i, mask.read(at.line + l, at.begin + i), columns, n);
+    });
+  }
+}
+
+// y = soft_threshold(x, tau) + residual and its mask, with one tau a row.
+template <class T>
+void shrink_lines(const Lines& lines, const Range& at, const T* x, const accumulator_t<T>* tau, const T* residual, T* y,
+                  const Segments& mask) {
+  const auto& loop = loops<T>();
+  if (lines.width == 1) {
+    const int64_t offset = lines.offset(at);
+    return loop.shrink_rows(x + offset, {}, tau + at.line, residual ? residual + offset : nullptr, y + offset,
+                            mask.write(at.line, at.begin), at.count, at.n);
+  }
+  for (int64_t line = at.line; line < at.line + at.count; ++line) {
+    const AlongLine<accumulator_t<T>> along(tau, line, lines.width);
+    along.for_each(at.begin, at.n, [&](int64_t i, int64_t n, const auto* values) {
+      const int64_t offset = line * lines.length + i;
+      loop.shrink(x + offset, {values, true}, residual ? residual + offset : nullptr, y + offset, mask.write(line, i),
+                  n);
+    });
+  }
+}
+
+// dx = active * g + sign * share, with one share a row; without g sign * share alone.
+template <class T>
+void spread_lines(const Lines& lines, const Range& at, const T* g, const Segments& mask, const accumulator_t<T>* share,
+                  T* dx) {
+  const auto& loop = loops<T>();
+  if (lines.width == 1) {
+    const int64_t offset = lines.offset(at);
+    return loop.spread_rows(g ? g + offset : nullptr, mask.read(at.line, at.begin), share + at.line, dx + offset,
+                            at.count, at.n);
+  }
+  for (int64_t line = at.line; line < at.line + at.count; ++line) {
+    const AlongLine<accumulator_t<T>> along(share, line, lines.width);
+    along.for_each(at.begin, at.n, [&](int64_t i, int64_t n, const auto* values) {
+      const int64_t offset = line * lines.length + i;
+      loop.spread(g ? g + offset : nullptr, mask.read(line, i), values, dx + offset, n);
+    });
+  }
+}
+
+}  // namespace drsn::cpu
