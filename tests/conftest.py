@@ -11,7 +11,7 @@ import torch
 BUILD = Path(__file__).parent.parent / "build"
 # The longest first, so that two processes that share the files end together.
 LONGEST = (
-    "test_distributed test_train test_export test_experiment test_library test_gated_shrink test_machinery "
+    "test_torchrun test_distributed test_train test_export test_experiment test_library test_gated_shrink test_machinery "
     "test_checking test_examples test_fx test_packaging test_conversion test_processes test_setup test_transforms"
 ).split()
 
