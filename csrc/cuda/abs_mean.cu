@@ -1,4 +1,8 @@
+// abs_mean and its backward.
 #include "cuda/backend.h"
+#include "cuda/launch.cuh"
+#include "cuda/mask.cuh"
+#include "cuda/mask_backward.cuh"
 #include "cuda/reduce.cuh"
 
 namespace drsn::cuda {
@@ -47,14 +51,13 @@ cudaError_t abs_sum(const AbsMean& op, const Reduction& reduction, uint8_t* mask
       });
 }
 
-// Threads side by side on one position's channels share no byte of mask with the next position's, or the mask is made
-// in a pass of its own.
+// reduce_columns writes the mask on the way only if no byte of it holds channels of two positions.
 bool needs_mask_pass(const AbsMean& op) {
   return op.mask != nullptr && op.rows.channels_last && !op.per_sample && op.rows.channels % 8 != 0;
 }
 
-// Rows of a sample are summed one by one where each would have its own segment of mask, so that the mean has the same
-// bits with a mask and without.
+// Where each row has its own segment of the mask, a sample is summed row by row: the mean has the same bits with a mask
+// and without.
 Reduction reduction_of(const AbsMean& op) {
   const bool whole = op.per_sample && (op.rows.channels_last || !op.masked);
   return Reduction(whole ? sample_axes(op.rows) : row_axes(op.rows, op.per_sample));
@@ -76,6 +79,10 @@ cudaError_t abs_mean(const AbsMean& op, void* workspace, cudaStream_t stream) {
     DRSN_CUDA_TRY(abs_sum(op, Reduction(sample_axes(op.rows)), op.mask, nullptr, nullptr, stream));
   }
   return abs_sum(op, reduction_of(op), mask_pass ? nullptr : op.mask, op.mean, workspace, stream);
+}
+
+cudaError_t abs_mean_backward(const AbsMeanBackward& op, cudaStream_t stream) {
+  return combine({op.dtype, nullptr, op.grad, op.mask, kAbsMeanPlanes, op.dx, op.rows}, stream);
 }
 
 }  // namespace drsn::cuda

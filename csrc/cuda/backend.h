@@ -1,5 +1,5 @@
-// The CUDA kernels as the launcher sees them. Each call only enqueues work on `stream`: it allocates nothing, waits for
-// nothing and may be captured in a graph.
+// What the CUDA backend offers. Each call only enqueues work on `stream`: it allocates nothing, waits for nothing and
+// can be captured in a graph.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,8 +10,8 @@
 
 namespace drsn::cuda {
 
-// Bytes of scratch memory the call of the same name needs, 0 if none; its content does not matter. The sizes and which
-// pointers are null must be those of the call. The memory must be aligned to 16 bytes.
+// The bytes of scratch memory that the call of the same name needs: aligned to 16 bytes, of any content. Ask with the
+// call's sizes and with the same pointers null.
 int64_t soft_threshold_backward_workspace(const SoftThresholdBackward& op);
 int64_t abs_mean_workspace(const AbsMean& op);
 int64_t shrink_workspace(const Shrink& op);

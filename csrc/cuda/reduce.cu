@@ -1,12 +1,13 @@
+// The fold: adds up the partial sums of a reduction.
 #include "cuda/reduce.cuh"
 
 namespace drsn::cuda {
 namespace {
 
 struct Fold {
-  Axes kept, target, reduced;  // strides of the entries in the partial sums and in the result; of the terms
-  int64_t entries, terms, span;
-  int64_t splits;  // an entry's terms are split in parts of `span`
+  Axes kept, target, reduced;    // strides of the entries in the partial sums and in the result; of the terms
+  int64_t entries, terms;        // sums, and partial sums of each
+  int64_t piece_length, pieces;  // of an entry's terms
   int lane_bits;
   const void* partials;
   Target out;
@@ -18,24 +19,24 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks) fold_kernel(const __grid
   const int lanes = 1 << p.lane_bits;
   const int lane = threadIdx.x & (lanes - 1);
   const int64_t group = int64_t(blockIdx.x) * (kThreads >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
-  const int64_t entry = p.splits == 1 ? group : group / p.splits;
+  const int64_t entry = p.pieces == 1 ? group : group / p.pieces;
   const bool exists = entry < p.entries;
   acc_t sum = 0;
   if (exists) {
     const acc_t* partials = static_cast<const acc_t*>(p.partials) + p.kept.locate(entry).offset;
-    const int64_t begin = (group - entry * p.splits) * p.span;
-    const int64_t end = min(begin + p.span, p.terms);
+    const int64_t begin = (group - entry * p.pieces) * p.piece_length;
+    const int64_t end = min(begin + p.piece_length, p.terms);
 #pragma unroll 1
     for (int64_t i = begin + lane; i < end; i += lanes) sum += partials[p.reduced.locate(i).offset];
   }
   sum = group_sum(sum, lanes);
-  if (exists && lane == 0) p.out.write<scalar_t>(p.splits == 1 ? p.target.locate(entry).offset : group, sum);
+  if (exists && lane == 0) p.out.write<scalar_t>(p.pieces == 1 ? p.target.locate(entry).offset : group, sum);
 }
 
 cudaError_t launch_fold(DType dtype, Fold p, cudaStream_t stream) {
-  const int lanes = p.span <= 8 ? 1 : p.span <= 1024 ? kWarp : kThreads;
+  const int lanes = p.piece_length <= 8 ? 1 : p.piece_length <= 1024 ? kWarp : kThreads;
   while (1 << p.lane_bits < lanes) ++p.lane_bits;
-  const int64_t blocks = ceil_div(p.entries * p.splits, kThreads / lanes);
+  const int64_t blocks = ceil_div(p.entries * p.pieces, kThreads / lanes);
   if (dtype == DType::kComplexFloat) dtype = DType::kFloat;
   if (dtype == DType::kComplexDouble) dtype = DType::kDouble;
   return dispatch(dtype,
@@ -64,24 +65,24 @@ cudaError_t fold(DType dtype, const Reduction& reduction, void* workspace, const
   }
   p.entries = reduction.entries();
   p.terms = reduction.terms();
-  p.splits = reduction.splits();
+  p.pieces = reduction.fold_pieces();
   p.partials = workspace;
-  if (p.splits == 1) {
-    p.span = p.terms;
+  if (p.pieces == 1) {
+    p.piece_length = p.terms;
     p.out = target;
     return launch_fold(dtype, p, stream);
   }
-  p.span = ceil_div(p.terms, p.splits);
+  p.piece_length = ceil_div(p.terms, p.pieces);
   p.out = {static_cast<char*>(workspace) + reduction.partials() * accumulator_bytes(dtype), true, 1};
   DRSN_CUDA_TRY(launch_fold(dtype, p, stream));
 
   Fold last{};
-  last.kept.add(0, p.entries, p.splits);
+  last.kept.add(0, p.entries, p.pieces);
   last.target = p.target;
-  last.reduced.add(0, p.splits, 1);
+  last.reduced.add(0, p.pieces, 1);
   last.entries = p.entries;
-  last.terms = last.span = p.splits;
-  last.splits = 1;
+  last.terms = last.piece_length = p.pieces;
+  last.pieces = 1;
   last.partials = p.out.data;
   last.out = target;
   return launch_fold(dtype, last, stream);

@@ -1,13 +1,16 @@
-// Sums along one axis, with whatever else is done to each element on the way, and the fold of partial sums.
+// Sums along one axis of a tensor, and the fold that adds up their partial sums.
 //
-// An Op says what is summed. It has scalar_t, kVector (V), kSums, an Item, and
+// An Op says what is summed, and may do more to each element. It has scalar_t, kVector (V), kSums, an Item, and
 //   Item load(outer, inside, element, left)
-//     reads V elements from flat index `element` on, index `inside` within `outer`; `left` of them exist;
+//     reads V elements from flat index `element`, index `inside` within `outer`; `left` of them exist;
 //   void add(outer, inside, element, left, item, sums)
-//     adds the term of its element j to sums[s][j % W], W = 1 or V; the whole warp calls it.
+//     adds the term of the item's element j to sums[s][j % W], W = 1 or V; the whole warp calls it.
 #pragma once
 
-#include "cuda/common.cuh"
+#include "cuda/block_sums.cuh"
+#include "cuda/indexing.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/vectors.cuh"
 
 namespace drsn::cuda {
 
@@ -29,27 +32,10 @@ struct Target {
   }
 };
 
-// The mask of a tensor whose segments are the outer indices of the sum, or one segment.
-struct MaskView {
-  const uint8_t* data;
-  int64_t plane_bytes;
-  int planes;
-  bool one_segment;
-
-  MaskView(const uint8_t* mask, int64_t length, int plane_count, bool whole)
-      : data(mask), plane_bytes(mask_bytes(length)), planes(plane_count), one_segment(whole) {}
-  __device__ __forceinline__ int64_t segment(int64_t outer) const {
-    return one_segment ? 0 : outer * planes * plane_bytes;
-  }
-  __device__ __forceinline__ int64_t position(int64_t inside, int64_t element) const {
-    return one_segment ? element : inside;
-  }
-};
-
 template <int kSums>
 struct Targets {
   Target sum[kSums];
-  bool direct;  // a sum's index is that of `over`, else of the partial sums
+  bool direct;  // sums go to the result, at the offsets of `over`; else they are partial
   Axes over;
 
   __device__ __forceinline__ int64_t index(int64_t partial, int64_t element) const {
@@ -57,7 +43,7 @@ struct Targets {
   }
 };
 
-// Items in flight a thread.
+// Items that a thread loads before it uses the first.
 template <class Op>
 constexpr int kUnroll = Op::kVector == 1 && sizeof(typename Op::Item) <= 16 ? 4 : 2;
 
@@ -72,19 +58,19 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const int lanes = 1 << shape.lane_bits;
   const int lane = threadIdx.x & (lanes - 1);
   const int64_t group = int64_t(blockIdx.x) * (kThreads >> shape.lane_bits) + (threadIdx.x >> shape.lane_bits);
-  const int64_t outer = shape.chunks == 1 ? group : blockIdx.x / unsigned(shape.chunks);
-  const int64_t begin = (group - outer * shape.chunks) * shape.chunk;
-  const int64_t end = min(begin + shape.chunk, shape.reduced);
+  const int64_t outer = shape.pieces == 1 ? group : blockIdx.x / unsigned(shape.pieces);
+  const int64_t begin = (group - outer * shape.pieces) * shape.piece_length;
+  const int64_t end = min(begin + shape.piece_length, shape.reduced);
   const bool exists = outer < shape.outer;
 
   acc_t sums[Op::kSums][1] = {};
-  // Counted along: computed anew for each vector, they would be most of the work. A chunk is 4096 elements or a
-  // thousandth of x, which an int counts.
+  // These are counted up: to compute them for each vector would be most of the work. An int is enough: a piece is 4096
+  // elements or a thousandth of x.
   const int step = lanes * V;
   int64_t inside = begin + lane * V;
   int64_t element = outer * shape.reduced + inside;
   int left = exists ? int(end - begin) - lane * V : 0;
-  // The bounds are the same for the whole warp: chunks are many only where a row has a block.
+  // The bounds are the same for the whole warp: where an axis has several pieces, each has a block.
 #pragma unroll 1
   for (int rest = int(end - begin); rest > 0; rest -= step * kLoads) {
     typename Op::Item items[kLoads];
@@ -119,33 +105,33 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   constexpr int kLoads = kUnroll<Op>;
   __shared__ acc_t shared[V][kThreads];
   const int column = threadIdx.x % shape.columns;
-  const int line = threadIdx.x / shape.columns;
-  const int row = line % shape.rows;
-  const int unit = line / shape.rows;
+  const int above = threadIdx.x / shape.columns;
+  const int level = above % shape.depth;
+  const int nth = above / shape.depth;
   const unsigned across = blockIdx.x / unsigned(shape.tiles);
   const unsigned tile = blockIdx.x % unsigned(shape.tiles);
-  const unsigned part = across % unsigned(shape.chunks);
-  const int64_t outer = int64_t(across / unsigned(shape.chunks)) * shape.units + unit;
+  const unsigned piece = across % unsigned(shape.pieces);
+  const int64_t outer = int64_t(across / unsigned(shape.pieces)) * shape.outers + nth;
   const int64_t inner = (int64_t(tile) * shape.columns + column) * V;
-  const int64_t begin = part * shape.chunk;
-  const int64_t end = min(begin + shape.chunk, shape.reduced);
-  const bool exists = unit < shape.units && outer < shape.outer && inner < shape.inner;
+  const int64_t begin = piece * shape.piece_length;
+  const int64_t end = min(begin + shape.piece_length, shape.reduced);
+  const bool exists = nth < shape.outers && outer < shape.outer && inner < shape.inner;
 
-  const int mine = int(min(int64_t(V), shape.inner - inner));  // columns of this thread, where it exists
+  const int mine = int(min(int64_t(V), shape.inner - inner));  // elements side by side, if the thread exists
   acc_t sums[Op::kSums][V] = {};
 #pragma unroll 1
-  for (int64_t base = begin; base < end; base += shape.rows * kLoads) {
+  for (int64_t base = begin; base < end; base += shape.depth * kLoads) {
     typename Op::Item items[kLoads];
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      const int64_t r = base + u * shape.rows + row;
+      const int64_t r = base + u * shape.depth + level;
       const int64_t inside = r * shape.inner + inner;
       const int left = exists && r < end ? mine : 0;
       items[u] = op.load(outer, inside, outer * shape.reduced * shape.inner + inside, left);
     }
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      const int64_t r = base + u * shape.rows + row;
+      const int64_t r = base + u * shape.depth + level;
       const int64_t inside = r * shape.inner + inner;
       const int left = exists && r < end ? mine : 0;
       op.add(outer, inside, outer * shape.reduced * shape.inner + inside, left, items[u], sums);
@@ -154,26 +140,26 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll
   for (int s = 0; s < Op::kSums; ++s) {
     if (targets.sum[s].data == nullptr) continue;
-    // Rows are added in halves: the upper half to the lower one.
-    for (int rows = shape.rows; rows > 1; rows = (rows + 1) / 2) {
-      const int half = (rows + 1) / 2;
-      if (exists && row >= half && row < rows) {
+    // The upper half of the levels is added to the lower half, until one is left.
+    for (int levels = shape.depth; levels > 1; levels = (levels + 1) / 2) {
+      const int half = (levels + 1) / 2;
+      if (exists && level >= half && level < levels) {
 #pragma unroll
         for (int j = 0; j < V; ++j) shared[j][threadIdx.x] = sums[s][j];
       }
       __syncthreads();
-      if (exists && row + half < rows) {
+      if (exists && level + half < levels) {
 #pragma unroll
         for (int j = 0; j < V; ++j) sums[s][j] += shared[j][threadIdx.x + half * shape.columns];
       }
       __syncthreads();
     }
-    if (exists && row == 0) {
+    if (exists && level == 0) {
 #pragma unroll
       for (int j = 0; j < V; ++j) shared[j][threadIdx.x] = sums[s][j];  // this thread's own place
 #pragma unroll 1
       for (int j = 0; j < min(int64_t(V), shape.inner - inner); ++j) {
-        const int64_t index = targets.index((outer * shape.chunks + part) * shape.inner + inner + j,
+        const int64_t index = targets.index((outer * shape.pieces + piece) * shape.inner + inner + j,
                                             outer * shape.reduced * shape.inner + inner + j);
         targets.sum[s].template write<scalar_t>(index, shared[j][threadIdx.x]);
       }
@@ -181,11 +167,11 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   }
 }
 
-// Adds the partial sums of `reduction` up. `workspace` holds them, followed by room for the fold's own.
+// Adds up the partial sums of `reduction`. They are in `workspace`, and behind them is room for those of the fold.
 cudaError_t fold(DType dtype, const Reduction& reduction, void* workspace, const Target& target, cudaStream_t stream);
 
-// Both steps. The workspace has reduction.workspace_elements() accumulators for each sum that is wanted. Without
-// `columns` the reduced axis is always the innermost.
+// Sums and fold. The workspace has reduction.workspace_elements() accumulators for each sum that is wanted. `columns`:
+// the reduced axis may be another than the innermost.
 template <bool columns = true, class Op>
 cudaError_t reduce(DType dtype, const Op& op, const Reduction& reduction, const Target (&wanted)[Op::kSums],
                    void* workspace, cudaStream_t stream) {
@@ -214,41 +200,10 @@ cudaError_t reduce(DType dtype, const Op& op, const Reduction& reduction, const 
   return cudaSuccess;
 }
 
-// May a reduction move V elements at once? A vector must not leave its row, unless there is but one.
+// True if a reduction can move V elements at once: no vector crosses the end of its outer index, unless there is one.
 inline bool vectors_fit(const Reduction& r, int V) {
   if (r.inner == 1) return r.outer == 1 || r.reduced % V == 0;
   return (r.outer == 1 && r.reduced == 1) || r.inner % V == 0;
 }
-
-// The sum of active * sign * grad, and, for the mask of soft_threshold, dx on the way.
-struct GradientSums {
-  DType dtype;
-  const void* grad;
-  MaskView mask;
-  int active_plane;
-  void* dx;  // or null
-  Target active_sum;
-};
-cudaError_t gradient_sums(const GradientSums& op, const Reduction& reduction, void* workspace, cudaStream_t stream);
-
-// That sum for each row of a shrinkage. The workspace is that of row_axes.
-template <class Op>
-cudaError_t row_sums(const Op& op, void* active_sum, void* workspace, cudaStream_t stream) {
-  const MaskView mask(op.mask, op.rows.segment_length(), kShrinkPlanes, false);
-  return gradient_sums({op.dtype, op.grad, mask, kActive, nullptr, Target{active_sum, true, 1}},
-                       Reduction(row_axes(op.rows, false)), workspace, stream);
-}
-
-// out = active * grad + sign * v. Two planes, those of abs_mean: nothing is active.
-struct Combine {
-  DType dtype;
-  const void* grad;  // or null: 0
-  RowValues v;
-  const uint8_t* mask;
-  int planes;
-  void* out;
-  Rows rows;
-};
-cudaError_t combine(const Combine& op, cudaStream_t stream);
 
 }  // namespace drsn::cuda

@@ -1,4 +1,4 @@
-// The CUDA kernels' way into the dispatcher: device, stream, scratch memory. Kernels include no torch header.
+// From the dispatcher to backend.h: device, stream, scratch memory. The kernels include no torch header.
 #include "../gated_operators.h"
 #include "backend.h"
 
@@ -18,7 +18,7 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("drsn_ops: ") + cudaGetErrorString(error));
 }
 
-// Memory from the caching allocator, on the current stream: no call of the driver, and capture-safe. None for 0 bytes.
+// Memory from PyTorch's caching allocator, for the current stream; safe to capture in a graph. None for 0 bytes.
 class Scratch {
  public:
   Scratch(int64_t bytes, const Tensor& like) {
@@ -32,7 +32,7 @@ class Scratch {
 
 struct Cuda {
   struct Guard {
-    // Without it the kernels would run on the current device, wherever the tensors are.
+    // Without it the kernels would run on the current device, which may not be the tensors'.
     torch::stable::accelerator::DeviceGuard guard;
     explicit Guard(const Tensor& t) : guard(t.get_device_index()) {}
   };

@@ -1,11 +1,13 @@
+// shrink and its backward: rows on chip, or one kernel after another.
 #include "cuda/backend.h"
-#include "cuda/reduce.cuh"
+#include "cuda/mask_backward.cuh"
+#include "cuda/on_chip.cuh"
 #include "cuda/shrink.cuh"
 
 namespace drsn::cuda {
 namespace {
 
-// Statistics' own type, and one a sample or one a row.
+// The numbers that a statistic is the mean of, and where it lies: one a sample or one a row.
 template <class acc_t>
 __device__ __forceinline__ acc_t count_of(const Rows& rows, bool per_sample) {
   return acc_t(per_sample ? rows.channels * rows.length : rows.length);
@@ -37,27 +39,17 @@ template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     shrink_apply(const __grid_constant__ Shrink op, const __grid_constant__ RowWalk walk) {
   using acc_t = Accumulator<scalar_t>;
-  constexpr int kSlots = kElementwiseSlots<V>;
   const scalar_t* x = static_cast<const scalar_t*>(op.x);
   const scalar_t* residual = static_cast<const scalar_t*>(op.residual);
   const acc_t* alpha = static_cast<const acc_t*>(op.alpha.data);
   const acc_t* mean = static_cast<const acc_t*>(op.mean);
   scalar_t* y = static_cast<scalar_t*>(op.y);
-  // Last part first: the end of x is what the sum before this kernel left in the cache.
-  const int64_t base = (int64_t(gridDim.x) - 1 - blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
-
-  RowWalk::Place place[kSlots];
-  Packed<scalar_t, V> values[kSlots], added[kSlots];
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    const RowWalk::Place p = walk.locate(base + i * kThreads, V);
-    place[i] = p;
+  Packed<scalar_t, V> values[kElementwiseSlots<V>], added[kElementwiseSlots<V>];
+  const auto load = [&](int i, const RowWalk::Place& p) {
     values[i] = load_if<V>(p.inside, x + p.element);
     added[i] = load_if<V>(p.inside && residual != nullptr, residual + p.element);
-  }
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    RowWalk::Place p = place[i];
+  };
+  for_each_vector<V>(walk, load, [&](int i, RowWalk::Place p) {
     acc_t tau = 0;
     const Vector<scalar_t, V> mine = unpack(values[i]);
     const Vector<scalar_t, V> plus = unpack(added[i]);
@@ -81,10 +73,10 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       uint8_t* mask = op.mask + p.segment * kShrinkPlanes * walk.plane_bytes;
       store_mask<V>(p.inside, mask, walk.plane_bytes, kShrinkPlanes, p.position, word);
     }
-  }
+  });
 }
 
-// What a row's active sum means for its alpha (and dalpha) and, as the return value, for the mean.
+// A row's gradient of the mean from its active sum; writes its gradient of alpha where row_dalpha is given.
 template <class acc_t>
 __device__ __forceinline__ acc_t threshold_gradient(const ShrinkBackward& op, acc_t active_sum, int64_t n, int64_t c,
                                                     acc_t* row_dalpha) {
@@ -95,7 +87,7 @@ __device__ __forceinline__ acc_t threshold_gradient(const ShrinkBackward& op, ac
   return dtau * alpha;
 }
 
-// The gradient of every element of a row along its sign.
+// What each element of a row receives along its sign.
 template <class acc_t>
 __device__ __forceinline__ acc_t mean_share(const ShrinkBackward& op, acc_t dmean, int64_t n, int64_t c) {
   if (op.grad_mean != nullptr) {
@@ -128,8 +120,8 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   combine_held(held, word, at, length, share, static_cast<scalar_t*>(op.dx) + fixed(at.row * length));
 }
 
-// From the rows' active sums to dalpha of each row and to what each row or, where per_sample, each sample gives along
-// the signs. A block takes one sample after another; a row is a thread.
+// From the rows' active sums to each row's gradient of alpha, and to the share of each row or, where per_sample, of
+// each sample. A block takes one sample after another, a thread a row.
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     shrink_backward_rows(const __grid_constant__ ShrinkBackward op, const acc_t* active_sum, acc_t* row_dalpha,
@@ -153,53 +145,50 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   }
 }
 
-// Every way to choose V has room on the chip if V = 1 has: the question the workspace asks, which knows no alignment.
+// If V = 1 fits in registers, every V does. The workspace asks this: it knows no alignment.
 bool always_on_chip(const Rows& rows, bool per_sample) { return plan_on_chip(rows, per_sample, 1).fits; }
 
 bool vectors_apply(const Shrink& op, int V) { return aligned(op.x, op.y, op.residual) && vectors_fit(op.rows, V); }
 
 AbsMean mean_of(const Shrink& op) { return {op.dtype, op.x, op.mean, nullptr, op.rows, op.per_sample, false}; }
 
-// How one number a row adds up to dalpha; direct where dalpha has one for each row. The last axis stands for the sum
-// over the row itself.
+// The sum of one number a row that is dalpha; direct where dalpha has one for each row. The last axis stands for the
+// row's own elements, which are summed already.
 Reduction alpha_reduction(const ShrinkBackward& op) {
   const int64_t sample_stride = !op.alpha_per_sample ? 0 : op.alpha_per_channel ? op.rows.channels : 1;
   const int64_t channel_stride = op.alpha_per_channel ? 1 : 0;
   return Reduction(Broadcast{3, {op.rows.samples, op.rows.channels, 1}, {sample_stride, channel_stride, 0}});
 }
 
-// The parts of the workspace of shrink_backward: where they start, in accumulators. First come, where dalpha is folded,
-// each row's share of it and the fold's room.
-struct BackwardWorkspace {
-  int64_t active_sum = 0;  // of each row; this and the rest only off the chip
-  int64_t share = 0;
-  int64_t sums = 0;  // what row_sums needs
-  int64_t end = 0;
+// The backward's arrays, and its kernels where the rows do not fit on chip.
+struct Backward {
+  void* row_dalpha = nullptr;  // of each row: dalpha itself, or what is folded into it, with room for the fold
+  void *active_sum = nullptr, *share = nullptr, *sums = nullptr;  // off the chip; the last is for row_sums
 
-  explicit BackwardWorkspace(const ShrinkBackward& op) {
+  Backward(const ShrinkBackward& op, Carve& carve) {
     if (op.rows.numel() == 0) return;
-    if (op.dalpha != nullptr) end = alpha_reduction(op).workspace_elements();
+    if (op.dalpha != nullptr) {
+      const Reduction to_alpha = alpha_reduction(op);
+      row_dalpha = to_alpha.direct ? op.dalpha : carve.take(to_alpha.workspace_elements());
+    }
     if (always_on_chip(op.rows, op.per_sample)) return;
-    active_sum = end;
-    share = active_sum + op.rows.samples * op.rows.channels;
-    sums = share + op.rows.samples * op.rows.channels;
-    end = sums + Reduction(row_axes(op.rows, false)).workspace_elements();
+    active_sum = carve.take(op.rows.samples * op.rows.channels);
+    share = carve.take(op.rows.samples * op.rows.channels);
+    sums = carve.take(Reduction(row_axes(op.rows, false)).workspace_elements());
+  }
+
+  // The rows' sums, what follows from them for each row, and the gradient once more.
+  template <class acc_t>
+  cudaError_t run(const ShrinkBackward& op, cudaStream_t stream) const {
+    DRSN_CUDA_TRY(row_sums(op, active_sum, sums, stream));
+    DRSN_CUDA_TRY(launch(&shrink_backward_rows<acc_t>, std::min<int64_t>(op.rows.samples, 65535), kThreads, stream, op,
+                         static_cast<const acc_t*>(active_sum), static_cast<acc_t*>(row_dalpha),
+                         static_cast<acc_t*>(share)));
+    if (op.dx == nullptr) return cudaSuccess;
+    const RowValues v = op.per_sample ? RowValues{share, 1, 0} : RowValues{share, op.rows.channels, 1};
+    return combine({op.dtype, op.grad, v, op.mask, kShrinkPlanes, op.dx, op.rows}, stream);
   }
 };
-
-// The two-kernel path: sums, what they mean for each row, then dx from the gradient once more.
-template <class acc_t>
-cudaError_t backward_off_chip(const ShrinkBackward& op, acc_t* row_dalpha, acc_t* workspace, cudaStream_t stream) {
-  const BackwardWorkspace parts(op);
-  acc_t* active_sum = workspace + parts.active_sum;
-  acc_t* share = workspace + parts.share;
-  DRSN_CUDA_TRY(row_sums(op, active_sum, workspace + parts.sums, stream));
-  DRSN_CUDA_TRY(launch(&shrink_backward_rows<acc_t>, std::min<int64_t>(op.rows.samples, 65535), kThreads, stream, op,
-                       active_sum, row_dalpha, share));
-  if (op.dx == nullptr) return cudaSuccess;
-  const RowValues v = op.per_sample ? RowValues{share, 1, 0} : RowValues{share, op.rows.channels, 1};
-  return combine({op.dtype, op.grad, v, op.mask, kShrinkPlanes, op.dx, op.rows}, stream);
-}
 
 }  // namespace
 
@@ -222,10 +211,9 @@ cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream) {
   return dispatch(
       op.dtype, [&](int V) { return vectors_apply(op, V); },
       [&](auto scalar, auto V) {
-        using scalar_t = decltype(scalar);
         const OnChip plan = plan_on_chip(op.rows, op.per_sample, V);
         if (plan.fits) {
-          return launch(&shrink_on_chip<scalar_t, V>, plan.blocks, plan.threads, stream, op, plan,
+          return launch(&shrink_on_chip<decltype(scalar), V>, plan.blocks, plan.threads, stream, op, plan,
                         Divisor(op.rows.channels));
         }
         DRSN_CUDA_TRY(abs_mean(mean_of(op), workspace, stream));
@@ -233,9 +221,7 @@ cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream) {
       });
 }
 
-int64_t shrink_backward_workspace(const ShrinkBackward& op) {
-  return BackwardWorkspace(op).end * accumulator_bytes(op.dtype);
-}
+int64_t shrink_backward_workspace(const ShrinkBackward& op) { return workspace_of<Backward>(op); }
 
 cudaError_t shrink_backward(const ShrinkBackward& op, void* workspace, cudaStream_t stream) {
   if (op.rows.numel() == 0) {
@@ -243,22 +229,19 @@ cudaError_t shrink_backward(const ShrinkBackward& op, void* workspace, cudaStrea
     if (op.dalpha == nullptr || entries == 0) return cudaSuccess;
     return cudaMemsetAsync(op.dalpha, 0, entries * accumulator_bytes(op.dtype), stream);
   }
-  const Reduction to_alpha = alpha_reduction(op);
-  void* row_dalpha = op.dalpha == nullptr || to_alpha.direct ? op.dalpha : workspace;
+  Carve carve(workspace, op.dtype);
+  const Backward backward(op, carve);
   DRSN_CUDA_TRY(dispatch(
       op.dtype, [&](int V) { return aligned(op.grad, op.dx) && vectors_fit(op.rows, V); },
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
-        using acc_t = Accumulator<scalar_t>;
         const OnChip plan = plan_on_chip(op.rows, op.per_sample, V);
-        if (plan.fits) {
-          return launch(&shrink_backward_on_chip<scalar_t, V>, plan.blocks, plan.threads, stream, op, plan,
-                        Divisor(op.rows.channels), row_dalpha);
-        }
-        return backward_off_chip(op, static_cast<acc_t*>(row_dalpha), static_cast<acc_t*>(workspace), stream);
+        if (!plan.fits) return backward.run<Accumulator<scalar_t>>(op, stream);
+        return launch(&shrink_backward_on_chip<scalar_t, V>, plan.blocks, plan.threads, stream, op, plan,
+                      Divisor(op.rows.channels), backward.row_dalpha);
       }));
-  if (row_dalpha == op.dalpha) return cudaSuccess;
-  return fold(op.dtype, to_alpha, workspace, Target{op.dalpha, true, 1}, stream);
+  if (backward.row_dalpha == op.dalpha) return cudaSuccess;
+  return fold(op.dtype, alpha_reduction(op), backward.row_dalpha, Target{op.dalpha, true, 1}, stream);
 }
 
 }  // namespace drsn::cuda

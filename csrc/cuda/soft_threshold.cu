@@ -1,8 +1,19 @@
+// soft_threshold and its backward, real and complex.
 #include "cuda/backend.h"
+#include "cuda/launch.cuh"
+#include "cuda/mask.cuh"
+#include "cuda/mask_backward.cuh"
 #include "cuda/reduce.cuh"
 
 namespace drsn::cuda {
 namespace {
+
+// Element i of `data`, which holds accumulators or scalars.
+template <class scalar_t>
+__device__ __forceinline__ Accumulator<scalar_t> read_as(const void* data, bool accumulators, int64_t i) {
+  if (accumulators) return static_cast<const Accumulator<scalar_t>*>(data)[i];
+  return widen(static_cast<const scalar_t*>(data)[i]);
+}
 
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
@@ -110,7 +121,7 @@ struct ComplexBackward {
   }
 };
 
-// What is summed for dtau, or where only dx is wanted, nothing: then x is one row.
+// The sum for dtau. Without dtau all of x is one sum, which is not written.
 Reduction reduction_of(const SoftThresholdBackward& op) {
   return Reduction(op.dtau != nullptr ? op.over : Broadcast{1, {op.numel}, {0}});
 }
@@ -126,7 +137,7 @@ cudaError_t complex_backward(const SoftThresholdBackward& op, void* workspace, c
   return reduce(op.dtype, backward, reduction_of(op), {Target{op.dtau, true, -1}}, workspace, stream);
 }
 
-// Axes::read wants an innermost axis of V elements for V at once.
+// True if Axes::read can take V elements at once.
 bool vectors_fit(const Broadcast& over, int V) { return over.axes <= 1 || over.size[over.axes - 1] >= V; }
 
 }  // namespace

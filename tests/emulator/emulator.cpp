@@ -1,7 +1,7 @@
-// Runs the kernels of csrc/cuda, compiled as C++, on a CPU: every thread of a block is a fiber, and the fibers take
-// turns in an order that no two launches share, so that a result which depends on the order of threads or of blocks
-// changes from run to run. What a GPU leaves undefined ends the process: a shuffle that not the whole warp reaches at
-// one place, a barrier that not every thread left reaches at one place.
+// Runs the kernels of csrc/cuda, compiled as C++, on a CPU. Each thread of a block is a fiber. The order of fibers and
+// of blocks is another for every launch, so that a result which depends on it changes from run to run. What a GPU
+// leaves undefined ends the process: a shuffle that only part of a warp reaches, or a barrier that only some of the
+// threads that have not ended reach.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -76,7 +76,7 @@ void resume(unsigned index) {
   setcontext(&fiber.start);
 }
 
-// All of them wait for the same, or have ended where `ends` allows it.
+// Ends the process unless all of these threads wait at one place, or have ended where `ends` allows it.
 void check_together(unsigned begin, unsigned end, bool ends, const char* what) {
   const Fiber* first = nullptr;
   for (unsigned i = begin; i < end; ++i) {
@@ -91,7 +91,7 @@ void check_together(unsigned begin, unsigned end, bool ends, const char* what) {
   }
 }
 
-// Runs the threads of a warp until none of them waits for another one of it.
+// Runs the threads of a warp until none of them waits for a shuffle.
 void run_warp(unsigned begin, unsigned end) {
   std::vector<unsigned> threads(end - begin);
   for (;;) {

@@ -1,5 +1,5 @@
-// Gives the dispatcher the emulated CUDA kernels as those of the CPU: csrc/cuda/register.cpp with the host's memory, no
-// streams and no devices.
+// Registers the emulated CUDA kernels as those of the CPU: csrc/cuda/register.cpp with the host's memory, and without
+// streams and devices.
 #include "../../csrc/gated_operators.h"
 
 namespace torch::stable::accelerator {

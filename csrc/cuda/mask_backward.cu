@@ -1,6 +1,7 @@
-// Backward passes that need only a gradient and the mask.
-#include "cuda/backend.h"
-#include "cuda/reduce.cuh"
+// The kernels of mask_backward.cuh.
+#include "cuda/launch.cuh"
+#include "cuda/mask.cuh"
+#include "cuda/mask_backward.cuh"
 
 namespace drsn::cuda {
 namespace {
@@ -48,28 +49,18 @@ template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     combine_kernel(const __grid_constant__ Combine op, const __grid_constant__ RowWalk walk) {
   using acc_t = Accumulator<scalar_t>;
-  constexpr int kSlots = kElementwiseSlots<V>;
   const scalar_t* grad = static_cast<const scalar_t*>(op.grad);
   const acc_t* v = static_cast<const acc_t*>(op.v.data);
   scalar_t* out = static_cast<scalar_t*>(op.out);
-  // Last part first: the end of grad is what a sum before this kernel left in the cache.
-  const int64_t base = (int64_t(gridDim.x) - 1 - blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
-
-  RowWalk::Place place[kSlots];
-  Packed<scalar_t, V> g[kSlots];
-  MaskBytes bytes[kSlots];
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    const RowWalk::Place p = walk.locate(base + i * kThreads, V);
-    place[i] = p;
+  Packed<scalar_t, V> g[kElementwiseSlots<V>];
+  MaskBytes bytes[kElementwiseSlots<V>];
+  const auto load = [&](int i, const RowWalk::Place& p) {
     g[i] = load_if<V>(p.inside && grad != nullptr, grad + p.element);
     bytes[i] =
         load_mask(p.inside, op.mask, p.segment * op.planes * walk.plane_bytes, walk.plane_bytes, op.planes, p.position);
-  }
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    RowWalk::Place p = place[i];
-    if (!p.inside) continue;
+  };
+  for_each_vector<V>(walk, load, [&](int i, RowWalk::Place p) {
+    if (!p.inside) return;
     const unsigned word = bytes[i].word(p.position);
     acc_t v_j = 0;
     const Vector<scalar_t, V> grads = unpack(g[i]);
@@ -84,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
                                                        test(word, kActive, j), acc_t(widen(grads.value[j])), v_j));
     }
     store<V>(V, out + p.element, result);
-  }
+  });
 }
 
 }  // namespace
@@ -109,10 +100,6 @@ cudaError_t combine(const Combine& op, cudaStream_t stream) {
         return launch(&combine_kernel<decltype(scalar), V>, elementwise_blocks(walk.total, V), kThreads, stream, op,
                       walk);
       });
-}
-
-cudaError_t abs_mean_backward(const AbsMeanBackward& op, cudaStream_t stream) {
-  return combine({op.dtype, nullptr, op.grad, op.mask, kAbsMeanPlanes, op.dx, op.rows}, stream);
 }
 
 }  // namespace drsn::cuda

@@ -1,0 +1,69 @@
+// Sums over the threads of a warp, of a group or of a block, in a fixed order; every thread gets the sum.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/plan.h"
+
+namespace drsn::cuda {
+
+template <class acc_t>
+__device__ __forceinline__ acc_t warp_sum(acc_t v) {
+#pragma unroll
+  for (int d = kWarp / 2; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
+  return v;
+}
+
+// Groups of `threads` threads, a power of two. By the whole block.
+template <class acc_t>
+__device__ __forceinline__ acc_t group_sum(acc_t v, int threads) {
+  __shared__ acc_t warps[kOnChipThreads / kWarp];
+#pragma unroll 1
+  for (int d = min(threads, kWarp) / 2; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
+  if (threads <= kWarp) return v;
+  __syncthreads();  // an earlier sum may still be read
+  const int warp = threadIdx.x / kWarp;
+  if (threadIdx.x % kWarp == 0) warps[warp] = v;
+  __syncthreads();
+  const int count = threads / kWarp;
+  const int first = warp / count * count;
+  v = warps[first];
+#pragma unroll 1
+  for (int i = 1; i < count; ++i) v += warps[first + i];
+  return v;
+}
+
+// A block of any number of warps. Code shared with group_sum would cost some kernels registers.
+template <class acc_t>
+__device__ __forceinline__ acc_t block_sum(acc_t v) {
+  __shared__ acc_t warps[kOnChipThreads / kWarp];
+#pragma unroll 1
+  for (int d = kWarp / 2; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
+  __syncthreads();  // an earlier sum may still be read
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = v;
+  __syncthreads();
+  v = warps[0];
+#pragma unroll 1
+  for (int i = 1; i < int(blockDim.x) / kWarp; ++i) v += warps[i];
+  return v;
+}
+
+// The threads that share a sum over many numbers.
+struct WholeWarp {
+  static __device__ __forceinline__ int rank() { return threadIdx.x % kWarp; }
+  static __device__ __forceinline__ int size() { return kWarp; }
+  template <class acc_t>
+  static __device__ __forceinline__ acc_t sum(acc_t v) {
+    return warp_sum(v);
+  }
+};
+struct WholeBlock {
+  static __device__ __forceinline__ int rank() { return threadIdx.x; }
+  static __device__ __forceinline__ int size() { return blockDim.x; }
+  template <class acc_t>
+  static __device__ __forceinline__ acc_t sum(acc_t v) {
+    return block_sum(v);
+  }
+};
+
+}  // namespace drsn::cuda

@@ -1,0 +1,105 @@
+// The host side of a call: which instance of a kernel, its scratch memory, its launch.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "cuda/plan.h"
+#include "params.h"
+
+#define DRSN_CUDA_TRY(call)                   \
+  do {                                        \
+    const cudaError_t error_ = (call);        \
+    if (error_ != cudaSuccess) return error_; \
+  } while (false)
+
+namespace drsn::cuda {
+
+// For __launch_bounds__: without a number of blocks ptxas would rather spill than pass 64 registers.
+constexpr int kFewBlocks = 1;
+
+inline int64_t accumulator_bytes(DType t) { return accumulates_in_double(t) ? sizeof(double) : sizeof(float); }
+
+inline int64_t elementwise_blocks(int64_t total, int V) { return ceil_div(total, kThreads * elementwise_slots(V)); }
+
+template <class... Pointers>
+bool aligned(Pointers... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+// Hands out arrays of a workspace, aligned to 16 bytes; without memory it only counts.
+class Carve {
+ public:
+  Carve(void* workspace, DType dtype) : base_(static_cast<char*>(workspace)), bytes_(accumulator_bytes(dtype)) {}
+  void* take(int64_t accumulators) {
+    char* const start = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += ceil_div(accumulators * bytes_, 16) * 16;
+    return start;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t bytes_, used_ = 0;
+};
+
+// The bytes that Arrays(op, carve) takes.
+template <class Arrays, class Op>
+int64_t workspace_of(const Op& op) {
+  Carve carve(nullptr, op.dtype);
+  Arrays(op, carve);
+  return carve.used();
+}
+
+// f(scalar_t{}) with the type of a real dtype.
+template <class F>
+cudaError_t dispatch(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kHalf:
+      return f(__half{});
+    case DType::kBFloat16:
+      return f(__nv_bfloat16{});
+    case DType::kFloat:
+      return f(float{});
+    case DType::kDouble:
+      return f(double{});
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+// f(scalar_t{}, V) with V = 16 bytes where `vectors(V)` allows, else 1.
+template <class Vectors, class F>
+cudaError_t dispatch(DType dtype, Vectors vectors, F f) {
+  return dispatch(dtype, [&](auto scalar) {
+    constexpr int kVector = 16 / sizeof(scalar);
+    return vectors(kVector) ? f(scalar, std::integral_constant<int, kVector>{})
+                            : f(scalar, std::integral_constant<int, 1>{});
+  });
+}
+
+// f(acc_t{}) with the accumulator's type.
+template <class F>
+cudaError_t dispatch_accumulator(DType dtype, F f) {
+  return accumulates_in_double(dtype) ? f(double{}) : f(float{});
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  if (blocks <= 0) return cudaSuccess;
+  if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(unsigned(threads));
+  config.stream = stream;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error != cudaSuccess) cudaGetLastError();  // cleared: the next caller must not find it
+  return error;
+}
+
+}  // namespace drsn::cuda

@@ -1,0 +1,67 @@
+// Reads and writes the packed mask, the bits of V elements a thread.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "cuda/vectors.cuh"
+#include "shrinkage_math.h"
+
+namespace drsn::cuda {
+
+// A thread's word: bit 8 * plane + j belongs to element j of its V.
+__device__ __forceinline__ unsigned spread(unsigned element_bits, int j) {
+  return ((element_bits & 1) | (element_bits & 2) << 7 | (element_bits & 4) << 14) << j;
+}
+__device__ __forceinline__ bool test(unsigned word, int plane, int j) { return word >> (8 * plane + j) & 1; }
+
+// One byte of each plane. They become a word in a step of its own, so that a thread has all its loads in flight before
+// it waits for one.
+struct MaskBytes {
+  uint8_t plane[kShrinkPlanes];
+
+  // The word at position `pos` of the segment, a multiple of V.
+  template <class index_t>
+  __device__ __forceinline__ unsigned word(index_t pos) const {
+    unsigned bits = 0;
+#pragma unroll
+    for (int p = 0; p < kShrinkPlanes; ++p) bits |= unsigned(plane[p]) << (8 * p);
+    return bits >> (unsigned(pos) & 7);
+  }
+};
+
+// The bytes with position `pos` of the segment that starts at byte `segment`.
+template <class index_t, class position_t>
+__device__ __forceinline__ MaskBytes load_mask(bool inside, const uint8_t* mask, int64_t segment, index_t plane_bytes,
+                                               int planes, position_t pos) {
+  MaskBytes bytes;
+  const uint8_t* byte = mask + fixed(segment + int64_t(std::make_unsigned_t<position_t>(pos) / 8));
+#pragma unroll
+  for (int p = 0; p < kShrinkPlanes; ++p) {
+    bytes.plane[p] = inside && p < planes ? byte[p * plane_bytes] : uint8_t(0);
+  }
+  return bytes;
+}
+
+// Stores the words of a warp into the segment at `segment`; every thread of the warp takes part. The 8 / V neighbours
+// that share a byte combine their bits, and the first of them writes. `inside`: the thread's first element exists.
+template <int V, class index_t, class position_t>
+__device__ __forceinline__ void store_mask(bool inside, uint8_t* segment, index_t plane_bytes, int planes,
+                                           position_t pos, unsigned word) {
+  constexpr int kSharing = 8 / V;
+  const int index = threadIdx.x % kSharing;
+  word <<= V * index;
+#pragma unroll
+  for (int d = 1; d < kSharing; d *= 2) word |= __shfl_xor_sync(~0u, word, d);
+  if (inside && index == 0) {
+    uint8_t* byte = segment + pos / 8;
+#pragma unroll
+    for (int p = 0; p < kShrinkPlanes; ++p) {
+      if (p < planes) byte[p * plane_bytes] = uint8_t(word >> (8 * p));
+    }
+  }
+}
+
+}  // namespace drsn::cuda

@@ -1,0 +1,171 @@
+// Rows of x, or of a gradient, that the threads of an on-chip kernel hold in registers.
+#pragma once
+
+#include "cuda/indexing.cuh"
+#include "cuda/mask.cuh"
+#include "cuda/plan.h"
+#include "cuda/vectors.cuh"
+
+namespace drsn::cuda {
+
+constexpr int kResidualsInFlight = 4;  // vectors of a thread
+constexpr int kMasksInFlight = 4;      // a thread's vectors whose mask is loaded together
+
+// The row of a thread, and the thread's place in it.
+struct OnChipPlace {
+  int step;  // elements between a thread's vectors
+  int position;
+  int64_t row, n, c;
+  bool exists, first;
+
+  __device__ __forceinline__ OnChipPlace(const OnChip& plan, const Rows& rows, const Divisor& channels, int V) {
+    const int local = threadIdx.x >> plan.lane_bits;
+    const int lane = threadIdx.x & ((1 << plan.lane_bits) - 1);
+    step = V << plan.lane_bits;
+    position = lane * V;
+    row = int64_t(blockIdx.x) * plan.rows + local;
+    exists = local < plan.rows && row < rows.samples * rows.channels;
+    first = exists && lane == 0;
+    n = channels.divide(row);
+    c = row - n * channels.value;
+  }
+};
+
+// use(i, position) for each of the thread's vectors; the loop's bound is the same for the whole block.
+template <int V, class Use>
+__device__ __forceinline__ void for_each_slot(const OnChipPlace& at, int length, Use use) {
+#pragma unroll
+  for (int i = 0; i < kOnChipSlots<V>; ++i) {
+    if (i * at.step >= length) break;
+    use(i, at.position + i * at.step);
+  }
+}
+
+// Loads the thread's row, `x`.
+template <class scalar_t, int V>
+__device__ __forceinline__ void hold(Packed<scalar_t, V> (&held)[kOnChipSlots<V>], const OnChipPlace& at, int length,
+                                     const scalar_t* x) {
+  for_each_slot<V>(at, length, [&](int i, int position) {
+    held[i] = load_if<V>(at.exists && position < length, x + unsigned(position));
+  });
+}
+
+template <class scalar_t, int V>
+__device__ __forceinline__ Accumulator<scalar_t> held_abs_sum(Packed<scalar_t, V> (&held)[kOnChipSlots<V>],
+                                                              const OnChipPlace& at, int length) {
+  using acc_t = Accumulator<scalar_t>;
+  acc_t sum = 0;
+  for_each_slot<V>(at, length, [&](int i, int) {
+    const Vector<scalar_t, V> mine = unpack(held[i]);
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum += magnitude_of(acc_t(widen(mine.value[j])));
+  });
+  return sum;
+}
+
+// Soft-thresholds the held row into its row of y and, where they are not null, adds the residual and writes the mask.
+template <class scalar_t, int V>
+__device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kOnChipSlots<V>], const OnChipPlace& at,
+                                            int length, Accumulator<scalar_t> tau, const void* residual_data,
+                                            void* y_data, uint8_t* mask_data) {
+  using acc_t = Accumulator<scalar_t>;
+  constexpr int kSlots = kOnChipSlots<V>;
+  const int64_t start = fixed(at.row * length + at.position);
+  const scalar_t* residual = static_cast<const scalar_t*>(residual_data) + start;
+  scalar_t* y = static_cast<scalar_t*>(y_data) + start;
+  const int plane_bytes = int(mask_bytes(length));
+  uint8_t* mask = mask_data + fixed(at.row * kShrinkPlanes * plane_bytes);
+#pragma unroll
+  for (int begin = 0; begin < kSlots; begin += kResidualsInFlight) {
+    if (begin * at.step >= length) break;
+    Packed<scalar_t, V> added[kResidualsInFlight];
+#pragma unroll
+    for (int i = 0; i < kResidualsInFlight; ++i) {
+      const int ahead = (begin + i) * at.step;
+      added[i] =
+          load_if<V>(residual_data != nullptr && at.exists && at.position + ahead < length, residual + unsigned(ahead));
+    }
+#pragma unroll
+    for (int i = 0; i < kResidualsInFlight; ++i) {
+      if ((begin + i) * at.step >= length) break;
+      const int position = at.position + (begin + i) * at.step;
+      const bool inside = at.exists && position < length;
+      const Vector<scalar_t, V> mine = unpack(held[begin + i]);
+      const Vector<scalar_t, V> plus = unpack(added[i]);
+      Vector<scalar_t, V> result;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const acc_t v = widen(mine.value[j]);
+        result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(plus.value[j])));
+      }
+      if (inside) store<V>(V, y + unsigned((begin + i) * at.step), result);
+      if (mask_data != nullptr) {
+        unsigned word = 0;
+#pragma unroll
+        for (int j = 0; j < V; ++j) word |= spread(element_mask(acc_t(widen(mine.value[j])), tau), j);
+        store_mask<V>(inside, mask, plane_bytes, kShrinkPlanes, unsigned(position), word);
+      }
+    }
+  }
+}
+
+// Loads the thread's row of a gradient, `grad`, and its segment of the mask.
+template <class scalar_t, int V>
+__device__ __forceinline__ void hold_gradient(Packed<scalar_t, V> (&held)[kOnChipSlots<V>],
+                                              unsigned (&word)[kOnChipSlots<V>], const OnChipPlace& at, int length,
+                                              const scalar_t* grad, const uint8_t* mask) {
+  const int64_t segment = at.row * kShrinkPlanes * mask_bytes(length);
+  const int plane_bytes = int(mask_bytes(length));
+  hold(held, at, length, grad);
+#pragma unroll
+  for (int begin = 0; begin < kOnChipSlots<V>; begin += kMasksInFlight) {
+    if (begin * at.step >= length) break;
+    MaskBytes bytes[kMasksInFlight];
+#pragma unroll
+    for (int i = 0; i < kMasksInFlight; ++i) {
+      const int position = at.position + (begin + i) * at.step;
+      bytes[i] =
+          load_mask(at.exists && position < length, mask, segment, plane_bytes, kShrinkPlanes, unsigned(position));
+    }
+#pragma unroll
+    for (int i = 0; i < kMasksInFlight; ++i) word[begin + i] = bytes[i].word(at.position + (begin + i) * at.step);
+  }
+}
+
+template <class scalar_t, int V>
+__device__ __forceinline__ Accumulator<scalar_t> held_active_sum(Packed<scalar_t, V> (&held)[kOnChipSlots<V>],
+                                                                 const unsigned (&word)[kOnChipSlots<V>],
+                                                                 const OnChipPlace& at, int length) {
+  using acc_t = Accumulator<scalar_t>;
+  acc_t sum = 0;
+  for_each_slot<V>(at, length, [&](int i, int) {
+    const Vector<scalar_t, V> mine = unpack(held[i]);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const acc_t g = widen(mine.value[j]);
+      const acc_t along = test(word[i], kNegative, j) ? -g : g;
+      sum += test(word[i], kActive, j) ? along : acc_t(0);
+    }
+  });
+  return sum;
+}
+
+// Writes the thread's row of dx; the row exists. Each element receives `share` along its sign.
+template <class scalar_t, int V>
+__device__ __forceinline__ void combine_held(const Packed<scalar_t, V> (&held)[kOnChipSlots<V>],
+                                             const unsigned (&word)[kOnChipSlots<V>], const OnChipPlace& at, int length,
+                                             Accumulator<scalar_t> share, scalar_t* dx) {
+  using acc_t = Accumulator<scalar_t>;
+  for_each_slot<V>(at, length, [&](int i, int position) {
+    const Vector<scalar_t, V> mine = unpack(held[i]);
+    Vector<scalar_t, V> result;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      result.value[j] = narrow<scalar_t>(drsn::combine(test(word[i], kNegative, j), test(word[i], kNonzero, j),
+                                                       test(word[i], kActive, j), acc_t(widen(mine.value[j])), share));
+    }
+    if (position < length) store<V>(V, dx + unsigned(position), result);
+  });
+}
+
+}  // namespace drsn::cuda

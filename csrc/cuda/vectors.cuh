@@ -1,0 +1,136 @@
+// Element types and 16-byte access to memory.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace drsn::cuda {
+
+// Complex numbers are float2 and double2.
+template <class scalar_t>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <>
+struct AccumulatorOf<double2> {
+  using type = double;
+};
+template <class scalar_t>
+using Accumulator = typename AccumulatorOf<scalar_t>::type;
+
+static __device__ __forceinline__ float widen(__half v) { return __half2float(v); }
+static __device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+static __device__ __forceinline__ float widen(float v) { return v; }
+static __device__ __forceinline__ double widen(double v) { return v; }
+
+template <class scalar_t>
+__device__ __forceinline__ scalar_t narrow(Accumulator<scalar_t> v) {
+  if constexpr (std::is_same_v<scalar_t, __half>) {
+    return __float2half_rn(v);
+  } else if constexpr (std::is_same_v<scalar_t, __nv_bfloat16>) {
+    return __float2bfloat16_rn(v);
+  } else {
+    return v;
+  }
+}
+
+template <class scalar_t, int V>
+struct alignas(sizeof(scalar_t) * V) Vector {
+  scalar_t value[V];
+};
+
+// A vector as it is loaded: 32-bit words. As elements, the compiler would split it when it arrives.
+template <class scalar_t, int V>
+struct Packed {
+  std::conditional_t<V == 1, scalar_t, uint4> bits;
+};
+
+// The elements. The empty asm hides where they come from: the compiler does not keep them, widened, for the next use.
+template <class scalar_t, int V>
+__device__ __forceinline__ Vector<scalar_t, V> unpack(const Packed<scalar_t, V>& packed) {
+  auto bits = packed.bits;
+  if constexpr (V > 1 && sizeof(scalar_t) == 2) asm("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
+  Vector<scalar_t, V> v;
+  memcpy(&v, &bits, sizeof(v));
+  return v;
+}
+
+// V elements in one access, zeros where not `inside`; p is aligned to the vector.
+template <int V, class scalar_t>
+__device__ __forceinline__ Packed<scalar_t, V> load_if(bool inside, const scalar_t* p) {
+  if constexpr (V == 1) {
+    return {inside ? *p : scalar_t{}};
+  } else {
+    static_assert(sizeof(scalar_t) * V == sizeof(uint4));
+    return {inside ? *reinterpret_cast<const uint4*>(p) : uint4{0, 0, 0, 0}};
+  }
+}
+
+// A cut-off vector is moved in integers of at most 32 bits, so that the whole one stays 32-bit words as well.
+template <class scalar_t>
+using Fraction = std::conditional_t<sizeof(scalar_t) == 2, uint16_t, uint32_t>;
+
+// V elements where the tensor may end inside the vector: `left` elements remain at p.
+template <int V, class index_t, class scalar_t>
+__device__ __forceinline__ Packed<scalar_t, V> load(index_t left, const scalar_t* p) {
+  Packed<scalar_t, V> v = load_if<V>(left >= V, p);
+  if constexpr (V > 1) {
+    if (left > 0 && left < V) {
+      using fraction_t = Fraction<scalar_t>;
+      constexpr int kOfWord = 4 / sizeof(fraction_t);
+      unsigned words[4] = {};
+#pragma unroll 1
+      for (int j = 0; j < int(left) * int(sizeof(scalar_t) / sizeof(fraction_t)); ++j) {
+        const unsigned bits = unsigned(reinterpret_cast<const fraction_t*>(p)[j])
+                              << 8 * sizeof(fraction_t) * (j % kOfWord);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) words[w] |= j / kOfWord == w ? bits : 0;
+      }
+      v.bits = {words[0], words[1], words[2], words[3]};
+    }
+  }
+  return v;
+}
+
+template <int V, class index_t, class scalar_t>
+__device__ __forceinline__ void store(index_t left, scalar_t* p, const Vector<scalar_t, V>& v) {
+  if (left >= V) {
+    if constexpr (V == 1) {
+      *p = v.value[0];
+    } else {
+      uint4 bits;
+      memcpy(&bits, &v, sizeof(v));
+      *reinterpret_cast<uint4*>(p) = bits;
+    }
+  } else if constexpr (V > 1) {
+    using fraction_t = Fraction<scalar_t>;
+    constexpr int kOfWord = 4 / sizeof(fraction_t);
+    uint4 bits;
+    memcpy(&bits, &v, sizeof(v));
+#pragma unroll 1
+    for (int j = 0; j < int(left) * int(sizeof(scalar_t) / sizeof(fraction_t)); ++j) {
+      const int w = j / kOfWord;
+      const unsigned word = w < 2 ? (w == 0 ? bits.x : bits.y) : (w == 2 ? bits.z : bits.w);
+      reinterpret_cast<fraction_t*>(p)[j] = fraction_t(word >> 8 * sizeof(fraction_t) * (j % kOfWord));
+    }
+  }
+}
+
+// Hides how an offset was computed: the compiler would otherwise compute it anew for every access.
+__device__ __forceinline__ int64_t fixed(int64_t offset) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(offset));
+#endif
+  return offset;
+}
+
+}  // namespace drsn::cuda
