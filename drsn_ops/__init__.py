@@ -6,7 +6,7 @@ from .analysis.inspection import inspect
 from .functional import abs_mean, batch_norm_shrink, gated_shrink, shrink, soft_threshold
 from .models.conversion import convert
 from .modules import RSBU, Shrinkage, SoftThreshold
-from .ops import gated_tracing, tracing  # noqa: F401  they register what torch.compile sees
+from .ops import fake_kernels  # noqa: F401  it registers them
 from .ops.decomposition import decompositions
 from .ops.library import build_info
 

@@ -1,9 +1,7 @@
-"""The functions that users call: arguments are checked here, before anything is computed or written."""
+"""The functions that users call. Arguments are checked before anything is computed or written."""
 
 from __future__ import annotations
 
-import math
-import sys
 from contextlib import nullcontext
 from typing import Any, Literal, overload
 
@@ -14,91 +12,39 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import reference
 from .ops import autograd, gated_autograd
-from .ops.plain_gate import _PLAIN_TENSORS, plain_batch_norm, plain_gate, uses_batch
-from .reference import REAL, STATISTICS, Statistic, accumulator, wrong_type
+from .ops.checks import (
+    check_batch,
+    check_companion,
+    check_module,
+    check_residual,
+    check_rows,
+    check_statistic,
+    check_x,
+    is_per_row,
+    is_sharded,
+)
+from .ops.plain_gate import plain_batch_norm, plain_gate
+from .reference import REAL, Statistic, accumulator
 
 _NUMBERS = (*REAL, torch.complex64, torch.complex128)
 
 
-def _is_sharded(x: Tensor) -> bool:
-    """Whether x is a DTensor, of which there is none before its module has been imported."""
-    if type(x) in _PLAIN_TENSORS:
-        return False
-    module: Any = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
-
-
 def _operators(x: Tensor) -> Any:
-    """What computes on x: `autograd`, or `sharding` with the same names."""
-    if not _is_sharded(x):
+    """The module that computes on x: `autograd`, or `sharding`, which has the same functions."""
+    if not is_sharded(x):
         return autograd
     from .ops import sharding
 
     return sharding
 
 
-def _check_x(x: Tensor, dtypes: tuple[torch.dtype, ...] = REAL, name: str = "x") -> None:
-    if not isinstance(x, Tensor):
-        raise wrong_type(name, x)
-    if x.dtype not in dtypes:
-        names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{name}: got a tensor of {x.dtype}, expected one of {names}")
-
-
-def _check_rows(x: Tensor, name: str = "x") -> None:
-    _check_x(x, name=name)
-    if not 2 <= x.dim() <= 5:
-        raise ValueError(
-            f"{name}: got shape {tuple(x.shape)}, expected (N, C, *spatial) with up to three spatial axes"
-        )
-
-
-def _check_statistic(statistic: str) -> None:
-    if statistic not in STATISTICS:
-        raise ValueError(f"statistic: got {statistic!r}, expected {' or '.join(map(repr, STATISTICS))}")
-
-
-def _is_per_row(t: Tensor, n: int, c: int) -> bool:
-    """Whether t is (n, c) or (n, 1). Sizes are compared one by one: the compiler makes no guard within a tuple."""
-    return t.dim() == 2 and t.shape[0] == n and (t.shape[1] == c or t.shape[1] == 1)
-
-
-def _check_companion(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
-    """A second tensor has a real floating type and lies on the device of x, which the caller may know as another."""
-    if t.dtype not in REAL:
-        raise TypeError(f"{name}: got a tensor of {t.dtype}, expected a real floating-point type")
-    if t.device != x.device:
-        raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of {of}")
-    if _is_sharded(t) or _is_sharded(x):
-        from .ops import sharding
-
-        sharding.check_companion(name, t, x, of)
-
-
-def _check_residual(residual: Tensor | None, x: Tensor, of: str = "x") -> None:
-    if residual is None:
-        return
-    if not isinstance(residual, Tensor):
-        raise wrong_type("residual", residual)
-    _check_companion("residual", residual, x, of)
-    if residual.shape != x.shape:
-        raise ValueError(
-            f"residual: got shape {tuple(residual.shape)}, expected {tuple(x.shape)}, that of {of}"
-        )
-
-
 def _add(y: Tensor, residual: Tensor, inplace: bool = False) -> Tensor:
-    """The sum with a residual of another type, which comes to the shards of y where there are any."""
-    if _is_sharded(y):
+    """The sum with a residual of another type, which is placed as y is if y is a DTensor."""
+    if is_sharded(y):
         from .ops import sharding
 
         residual = sharding.place_like(residual, y)
     return y.add_(residual) if inplace else y + residual
-
-
-def _check_module(name: str, module: nn.Module) -> None:
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module")
 
 
 def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> Tensor:
@@ -126,13 +72,14 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
         ValueError: a negative number, a tau that does not broadcast to x, or one on another device.
         RuntimeError: with ``inplace``, a tau that shares memory with x.
 
-    >>> x = torch.tensor([-2.0, -0.5, 0.5, 3.0])
-    >>> drsn_ops.soft_threshold(x, 1.0)
-    tensor([-1., -0.,  0.,  2.])
+    Examples:
+        >>> x = torch.tensor([-2.0, -0.5, 0.5, 3.0])
+        >>> drsn_ops.soft_threshold(x, 1.0)
+        tensor([-1., -0.,  0.,  2.])
     """
     if has_torch_function_variadic(x, tau):
         return handle_torch_function(soft_threshold, (x, tau), x, tau, inplace=inplace)
-    _check_x(x, _NUMBERS)
+    check_x(x, _NUMBERS)
     if not isinstance(tau, Tensor):
         reference.require_number("tau", tau)
         if tau < 0:
@@ -142,8 +89,8 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
         tau = reference.filled((), tau, accumulator(x.dtype), x.device)
     if tau.dim() == 0 and tau.device != x.device:
         tau = tau.to(x.device)
-    _check_companion("tau", tau, x)
-    # Ranks are compared before sizes: of a symbolic size every comparison is a guard.
+    check_companion("tau", tau, x)
+    # Ranks first: every comparison of a symbolic size makes a guard.
     if tau.dim() != x.dim() or tau.shape != x.shape:
         pairs = zip(reversed(tau.shape), reversed(x.shape), strict=False)
         if tau.dim() > x.dim() or any(t != 1 and t != s for t, s in pairs):
@@ -174,13 +121,14 @@ def abs_mean(x: Tensor, *, statistic: Statistic = "channel") -> Tensor:
         TypeError: x has another type.
         ValueError: x has fewer than two or more than five axes, or ``statistic`` is another word.
 
-    >>> drsn_ops.abs_mean(torch.tensor([[[1.0, -3.0], [0.0, 4.0]]]))
-    tensor([[2., 2.]])
+    Examples:
+        >>> drsn_ops.abs_mean(torch.tensor([[[1.0, -3.0], [0.0, 4.0]]]))
+        tensor([[2., 2.]])
     """
     if has_torch_function_variadic(x):
         return handle_torch_function(abs_mean, (x,), x, statistic=statistic)
-    _check_rows(x)
-    _check_statistic(statistic)
+    check_rows(x)
+    check_statistic(statistic)
     return _operators(x).abs_mean(x, statistic == "sample")
 
 
@@ -216,7 +164,7 @@ def shrink(
     r"""The shrinkage of a DRSN block in one operator: ``soft_threshold(x, alpha * abs_mean(x)) + residual``.
 
     Gradients flow to alpha, to residual, and to x through the band and through the mean. With g the gradient of the
-    result and ``active = |x| > tau``::
+    result and ``active = |x| > tau``:
 
         d_tau = -sum(g * sign(x) * active);  d_alpha = d_tau * mean;  d_mean = d_tau * alpha
         dx = g * active + sign(x) * d_mean / count
@@ -244,10 +192,11 @@ def shrink(
         ValueError: a shape, a device or ``statistic`` that does not fit.
         RuntimeError: with ``inplace``, a tensor that shares memory with x.
 
-    >>> x = torch.tensor([[[1.0, -3.0], [0.0, 4.0]]])
-    >>> drsn_ops.shrink(x, 0.5)
-    tensor([[[ 0., -2.],
-             [ 0.,  3.]]])
+    Examples:
+        >>> x = torch.tensor([[[1.0, -3.0], [0.0, 4.0]]])
+        >>> drsn_ops.shrink(x, 0.5)
+        tensor([[[ 0., -2.],
+                 [ 0.,  3.]]])
     """
     if has_torch_function_variadic(x, alpha, residual):
         return handle_torch_function(
@@ -260,22 +209,22 @@ def shrink(
             inplace=inplace,
             return_threshold=return_threshold,
         )
-    _check_rows(x)
-    _check_statistic(statistic)
+    check_rows(x)
+    check_statistic(statistic)
     wide = accumulator(x.dtype)
     n, c = x.shape[:2]
     if isinstance(alpha, Tensor):
-        _check_companion("alpha", alpha, x)
-        if not (_is_per_row(alpha, n, c) or (alpha.dim() == 1 and alpha.shape[0] == c)):
+        check_companion("alpha", alpha, x)
+        if not (is_per_row(alpha, n, c) or (alpha.dim() == 1 and alpha.shape[0] == c)):
             raise ValueError(
                 f"alpha: got shape {tuple(alpha.shape)}, expected ({n}, {c}), ({n}, 1) or ({c},)"
             )
     gate = reference.gate_values(alpha, wide, x.device)
     if inplace and return_threshold:
-        gate = gate.clone()  # it may lie in the memory of x
-    _check_residual(residual, x)
+        gate = gate.clone()  # it may share the memory of x
+    check_residual(residual, x)
     fused = residual if residual is not None and residual.dtype == x.dtype else None
-    # of another type, it may still lie in the memory of x
+    # a residual of another type may still share the memory of x
     addend = residual.clone() if inplace and residual is not None and fused is None else residual
     y, mean = _operators(x).shrink(x, gate, fused, statistic == "sample", inplace)
     if addend is not None and fused is None:
@@ -283,28 +232,9 @@ def shrink(
     return (y, (gate if isinstance(alpha, Tensor) else alpha) * mean) if return_threshold else y
 
 
-def _check_batch(gate: nn.Module, x: Tensor, name: str, batch_norm: nn.Module | None = None) -> None:
-    """Refuses what a BatchNorm would refuse, before it or anything else has written its statistics."""
-    if x.shape[0] != 1:
-        return
-    words = "In PyTorch's words: Expected more than 1 value per channel when training, got input size"
-    # In the gate of `Shrinkage` it sees one value a feature and sample; what it sees in another gate, nobody knows.
-    if type(gate) is nn.Sequential and len(gate) == 5 and uses_batch(gate[1]):
-        raise ValueError(
-            f"{name}: got a batch of 1, expected at least 2 samples for a gate that normalises over the batch, as "
-            "norm='batch' does in training; norm='layer', 'rms' or 'none' trains on one. "
-            f"{words} torch.Size([1, {gate[1].num_features}])"
-        )
-    if batch_norm is not None and uses_batch(batch_norm) and math.prod(x.shape[2:]) == 1:
-        raise ValueError(
-            f"{name}: got one value a channel, expected more for a batch_norm that normalises over the batch. "
-            f"{words} {x.shape}"
-        )
-
-
 @torch.fx.wrap
 def _into_gate(means: Tensor, weights: list[Tensor]) -> Tensor:
-    """The means in the type that the gate computes in, as `reference.gate_dtype` has it."""
+    """The means in the type of `reference.gate_dtype`."""
     return means.to(reference.first_real(weights, means.dtype))
 
 
@@ -318,7 +248,7 @@ def gated_shrink(
 ) -> Tensor:
     r"""The whole of a DRSN block's shrinkage: a gate makes the thresholds out of x, and they are applied to it.
 
-    With ``m`` the (N, C) matrix of channel-wise abs-means of x::
+    With ``m`` the (N, C) matrix of channel-wise abs-means of x:
 
         alpha = gate(m)
         tau   = alpha * abs_mean(x, statistic=statistic)
@@ -331,8 +261,8 @@ def gated_shrink(
     One operator computes all of it where the gate is that of `Shrinkage` with nothing attached:
     ``nn.Sequential(Linear(C, H), norm, ReLU(), Linear(H, C or 1), Sigmoid())`` with ``norm`` one of
     ``nn.BatchNorm1d``, ``nn.LayerNorm``, ``nn.RMSNorm`` and ``nn.Identity``. It computes the gate in float32 (float64
-    for a float64 x) whatever the parameters' type, under ``torch.autocast`` too, and brings a BatchNorm's running
-    statistics up to date. Any other gate, and one with a hook, a subclass, a parametrization or, on a module or its
+    for a float64 x) whatever the parameters' type, under ``torch.autocast`` too, and updates a BatchNorm's
+    running statistics. Any other gate, and one with a hook, a subclass, a parametrization or, on a module or its
     class, a replaced ``forward``, is called as it is, between `abs_mean` and `shrink`; autocast then applies to it. Its
     means have the type of its first real floating-point parameter; without one, float32 (float64 for a float64 x).
 
@@ -354,36 +284,37 @@ def gated_shrink(
             over the batch.
         RuntimeError: with ``inplace``, a tensor that shares memory with x.
 
-    >>> x = torch.tensor([[[4.0, -2.0], [1.0, 1.0]]])
-    >>> gate = drsn_ops.Shrinkage(2, norm="none").fc.requires_grad_(False)
-    >>> for parameter in gate.parameters():
-    ...     _ = parameter.zero_()  # so that alpha is 1/2
-    >>> drsn_ops.gated_shrink(x, gate)
-    tensor([[[ 2.5000, -0.5000],
-             [ 0.5000,  0.5000]]])
+    Examples:
+        >>> x = torch.tensor([[[4.0, -2.0], [1.0, 1.0]]])
+        >>> gate = drsn_ops.Shrinkage(2, norm="none").fc.requires_grad_(False)
+        >>> for parameter in gate.parameters():
+        ...     _ = parameter.zero_()  # so that alpha is 1/2
+        >>> drsn_ops.gated_shrink(x, gate)
+        tensor([[[ 2.5000, -0.5000],
+                 [ 0.5000,  0.5000]]])
     """
-    if isinstance(x, Proxy) or isinstance(residual, Proxy):  # no node takes a module
+    if isinstance(x, Proxy) or isinstance(residual, Proxy):  # a node of torch.fx takes no module
         weights: Any = [w for w in reference.gate_weights(gate) if isinstance(w, (Tensor, Proxy))]
         alpha = gate(_into_gate(abs_mean(x), weights))
         return shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace)
-    _check_rows(x)
-    _check_module("gate", gate)
-    _check_statistic(statistic)
-    _check_residual(residual, x)
-    _check_batch(gate, x, "x")
+    check_rows(x)
+    check_module("gate", gate)
+    check_statistic(statistic)
+    check_residual(residual, x)
+    check_batch(gate, x, "x")
     if residual is not None and residual.dtype != x.dtype:
-        addend = residual.clone() if inplace else residual  # it may lie in the memory of x
+        addend = residual.clone() if inplace else residual  # it may share the memory of x
         y = gated_shrink(x, gate, statistic=statistic, inplace=inplace)
         return _add(y, addend, inplace)
     plain = plain_gate(gate, x)
     if plain is not None and x.numel() > 0 and _operators(x).fuses(x, residual, *plain.parameters):
         return gated_autograd.gated_shrink(x, residual, plain, statistic == "sample", inplace)
     mean = abs_mean(x)
-    # one gate computes in one type, whether by the operator or by its modules
+    # without autocast: the modules of a plain gate compute in the type that the operator computes in
     with nullcontext() if plain is None else reference.no_autocast(x):
         alpha = gate(mean.to(reference.gate_dtype(gate, mean.dtype)))
     n, c = x.shape[:2]
-    if not isinstance(alpha, Tensor) or not _is_per_row(alpha, n, c):
+    if not isinstance(alpha, Tensor) or not is_per_row(alpha, n, c):
         made = f"shape {tuple(alpha.shape)}" if isinstance(alpha, Tensor) else type(alpha).__name__
         raise ValueError(f"gate: returned {made}, expected a tensor of shape ({n}, {c}) or ({n}, 1)")
     return shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace)
@@ -397,18 +328,19 @@ def batch_norm_shrink(
     statistic: Statistic = "channel",
     residual: Tensor | None = None,
 ) -> Tensor:
-    r"""A BatchNorm and the shrinkage behind it, ``gated_shrink(batch_norm(z), gate)``: for blocks in which a
-    normalisation follows the last convolution (post-activation), where it saves a pass over memory and the normalised
-    tensor::
+    r"""A BatchNorm and the shrinkage behind it, ``gated_shrink(batch_norm(z), gate)``.
+
+    For blocks in which a normalisation follows the last convolution (post-activation). It saves a pass over memory and
+    the normalised tensor:
 
         x = (z - mean) / sqrt(var + eps) * weight + bias
         y = gated_shrink(x, gate, statistic=statistic, residual=residual)
 
     One operator computes it where z is contiguous, the gate is as in `gated_shrink`, and ``batch_norm`` is an
     ``nn.BatchNorm1d``, ``2d`` or ``3d`` for z's axes with nothing attached; statistics are those of the batch or the
-    running ones, and these are brought up to date, as the modules themselves would. x is not rounded to z's type on
-    the way. The backward pass keeps z and some numbers a row. Elsewhere the modules are called.
-    Source of the gate: Zhao et al., IEEE TII 2020, DOI 10.1109/TII.2019.2943898.
+    running ones, which are updated as the modules would. x is not rounded to z's type on the way. The backward pass
+    keeps z and some numbers a row. Elsewhere the modules are called. Source of the gate: Zhao et al., IEEE TII 2020,
+    DOI 10.1109/TII.2019.2943898.
 
     Args:
         z: (N, C, \*spatial) with up to three spatial axes, float16, bfloat16, float32 or float64.
@@ -425,18 +357,19 @@ def batch_norm_shrink(
         ValueError: a shape, a device or ``statistic`` that does not fit, or a batch of one, or a single value a
             channel, for a normalisation over the batch.
 
-    >>> z = torch.randn(8, 16, 100)
-    >>> drsn_ops.batch_norm_shrink(z, torch.nn.BatchNorm1d(16), drsn_ops.Shrinkage(16).fc, residual=z).shape
-    torch.Size([8, 16, 100])
+    Examples:
+        >>> z = torch.randn(8, 16, 100)
+        >>> drsn_ops.batch_norm_shrink(z, torch.nn.BatchNorm1d(16), drsn_ops.Shrinkage(16).fc, residual=z).shape
+        torch.Size([8, 16, 100])
     """
     if isinstance(z, Proxy) or isinstance(residual, Proxy):
         return gated_shrink(batch_norm(z), gate, statistic=statistic, residual=residual)
-    _check_rows(z, "z")
-    _check_module("batch_norm", batch_norm)
-    _check_module("gate", gate)
-    _check_statistic(statistic)
-    _check_residual(residual, z, "z")
-    _check_batch(gate, z, "z", batch_norm)
+    check_rows(z, "z")
+    check_module("batch_norm", batch_norm)
+    check_module("gate", gate)
+    check_statistic(statistic)
+    check_residual(residual, z, "z")
+    check_batch(gate, z, "z", batch_norm)
     if residual is not None and residual.dtype != z.dtype:
         return _add(batch_norm_shrink(z, batch_norm, gate, statistic=statistic), residual)
     if z.is_contiguous() and z.numel() > 0:

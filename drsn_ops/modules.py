@@ -6,57 +6,36 @@ for Fault Diagnosis", IEEE Transactions on Industrial Informatics, 2020, DOI 10.
 
 # Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
-from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.node import has_side_effect
-from torch.nn.modules.conv import _ConvNd
 
 from . import functional, reference
 from .arguments import require_choice, require_positive
-from .ops.plain_gate import is_plain, watched
-from .reference import STATISTICS, Statistic, wrong_type
+from .layers import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    Layers,  # noqa: F401  pickles of networks name it here
+    along_channels,
+    conv3,
+    pad_same,
+    relu,
+    require_channels,
+    require_input,
+    returns_new,
+)
+from .ops.plain_gate import watched
+from .reference import STATISTICS, Statistic
 
 Thresholds = Literal["channel-wise", "channel-shared"]
 Norm = Literal["batch", "layer", "rms", "none"]
 THRESHOLDS: tuple[Thresholds, ...] = get_args(Thresholds)
 NORMS = dict(zip(get_args(Norm), (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm, nn.Identity), strict=True))
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
-
-# torch.fx traces without shapes. What asks for one is one node, by `torch.fx.wrap` in each file that calls it; a check,
-# whose result nobody takes, is no dead code.
-
-
-@torch.fx.wrap
-@has_side_effect
-def require_input(x: Tensor, channels: int, dim: int) -> None:
-    """Raise TypeError or ValueError unless ``x`` is a batch of ``channels`` channels with ``dim`` spatial axes."""
-    if not isinstance(x, Tensor):
-        raise wrong_type("x", x)
-    if x.dim() != dim + 2 or x.shape[1] != channels:
-        axes = "".join(f", L{i + 1}" for i in range(dim))
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, {channels}{axes})")
-
-
-@torch.fx.wrap
-@has_side_effect
-def require_channels(x: Tensor, channels: int, name: str) -> None:
-    """Raise TypeError or ValueError unless axis 1 of ``x`` has ``channels`` entries, called ``name``."""
-    if not isinstance(x, Tensor):
-        raise wrong_type("x", x)
-    if x.dim() < 2 or x.shape[1] != channels:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected {channels} {name} on axis 1")
-
-
-@torch.fx.wrap
-def along_channels(values: Tensor, x: Tensor) -> Tensor:
-    """Values of shape (C,), made to broadcast over x of shape (N, C, \\*spatial)."""
-    return values.reshape(-1, *(1,) * (x.dim() - 2))
+for _name in ("along_channels", "pad_same", "require_channels", "require_input"):
+    torch.fx.wrap(_name)  # see `layers`
 
 
 class SoftThreshold(nn.Module):
@@ -100,10 +79,11 @@ class SoftThreshold(nn.Module):
 
 
 @watched
+@returns_new
 class Shrinkage(nn.Module):
     """Soft thresholding by thresholds that a small gate derives from the input, plus an optional residual.
 
-    With ``m`` the (N, C) matrix of channel-wise abs-means of x::
+    With ``m`` the (N, C) matrix of channel-wise abs-means of x:
 
         alpha = gate(m)                     Linear(C, H) -> norm -> ReLU -> Linear(H, K) -> sigmoid
         tau   = alpha * abs_mean(x)         the abs-mean of each channel, or of each sample
@@ -187,64 +167,6 @@ class Shrinkage(nn.Module):
             f"{self.channels}, {self.thresholds!r}, statistic={self.statistic!r}, reduction={self.reduction}, "
             f"norm={self.norm!r}, inplace={self.inplace}"
         )
-
-
-# The modules that return a new tensor, which they do not keep.
-_MAKERS = (*BATCH_NORMS.values(), nn.SyncBatchNorm, Shrinkage)
-
-
-def unseen(y: Tensor, maker: nn.Module | None) -> bool:
-    """Whether y may be overwritten: a new tensor that ``maker`` returned, and no hook, wrapper or tracer has seen."""
-    return isinstance(y, Tensor) and type(maker) in _MAKERS and maker is not None and is_plain(maker)
-
-
-def relu(y: Tensor, maker: nn.Module) -> Tensor:
-    """The ReLU of what ``maker`` returned, in place where y is `unseen`."""
-    return F.relu(y, inplace=unseen(y, maker))
-
-
-def through(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """x through the layers, one after the other; a ReLU is applied in place where its input is `unseen`."""
-    maker = None
-    for layer in layers:
-        if type(layer) is nn.ReLU and is_plain(layer) and unseen(x, maker):
-            x = F.relu(x, inplace=True)
-        else:
-            x = layer(x)
-        maker = layer
-    return x
-
-
-@watched
-class Layers(nn.Sequential):
-    """A Sequential of which `through` is the forward: ``ReLU(inplace=True)`` would overwrite what a hook has kept."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return through(self, x)
-
-
-@torch.fx.wrap
-def pad_same(x: Tensor, stride: int) -> Tensor:
-    """x with the zeros that `conv3` of this stride needs to be what TensorFlow calls "same".
-
-    Of n positions it then keeps ceil(n / stride). Stride 1 needs nothing here: the convolution itself pads by one.
-    For stride 2 an even axis gets its one zero at the end, where ``padding=1`` would put it in front and so move
-    every window by one position.
-    """
-    if stride == 1:
-        return x
-    widths: list[int] = []
-    for size in reversed(x.shape[2:]):
-        total = 2 - (size - 1) % stride
-        if stride > 3:  # elsewhere a comparison would bind a traced network to sizes of one remainder
-            total = max(total, 0)
-        widths += [total // 2, total - total // 2]
-    return F.pad(x, widths)
-
-
-def conv3(dim: int, in_channels: int, out_channels: int, stride: int = 1) -> _ConvNd:
-    """A convolution of width 3 over ``dim`` spatial axes, to be given `pad_same` of its input."""
-    return CONVOLUTIONS[dim](in_channels, out_channels, 3, stride, padding=1 if stride == 1 else 0)
 
 
 class RSBU(nn.Module):

@@ -1,7 +1,7 @@
 """The operators in plain PyTorch: the definition that every kernel is compared with, written to be read.
 
-Everything here is differentiable to any order and runs on any device. In float64 it is the truth; it is also what runs
-under ``torch.func`` and forward-mode transforms, and on devices for which no kernel is built.
+Everything here is differentiable to any order and runs on any device. In float64 it is the truth. It also runs under
+``torch.func`` and forward-mode AD, in exports to ONNX, and on devices without kernels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def per_row(values: Tensor, x: Tensor) -> Tensor:
 
 
 def wrong_type(name: str, value: object, allowed: str = "a tensor") -> TypeError:
-    """The error of an argument that is not what was expected, with a hint where it is an array of numpy."""
+    """The error for an argument of a wrong type, with a hint if it is an array of numpy."""
     kind = type(value)
     full = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     hint = f"; torch.from_numpy({name}) is a tensor" if full == "numpy.ndarray" else ""
@@ -41,25 +41,25 @@ def wrong_type(name: str, value: object, allowed: str = "a tensor") -> TypeError
 
 def require_number(name: str, value: object) -> None:
     """Raise TypeError unless ``value`` is a real number, Python's or numpy's."""
-    # what is Real otherwise is found more slowly
+    # the common types first: the test for Real is slower
     if not isinstance(value, (float, int, torch.SymFloat, torch.SymInt, Real)) or isinstance(value, bool):
         raise wrong_type(name, value, "a number or a tensor")
 
 
 def varies(value: float) -> bool:
-    """Whether a compiler follows this number as one that changes from call to call."""
+    """True if a compiler treats this number as one that changes from call to call."""
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return True
     if not torch.compiler.is_compiling():
         return False
-    # here, since it would import sympy with the package
+    # not at the top: the package would then import sympy
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
     return not has_static_value(value)
 
 
 def filled(shape: Sequence[int], value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``torch.full``, which makes a constant of a number that changes under a compiler, where a sum does not."""
+    """``torch.full``, but a number that `varies` is added to zeros: torch.full would make it a constant."""
     if varies(value):
         return torch.zeros(shape, dtype=dtype, device=device) + value
     return torch.full(shape, value, dtype=dtype, device=device)
@@ -112,7 +112,7 @@ def shrink(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``soft_threshold(x, alpha * abs_mean(x)) + residual``."""
     if inplace and isinstance(alpha, Tensor):
-        alpha = alpha.clone()  # it may lie in the memory of x
+        alpha = alpha.clone()  # it may share the memory of x
     y, mean = shrink_and_mean(x, alpha, statistic, residual, inplace)
     return (y, gate_values(alpha, mean.dtype, x.device) * mean) if return_threshold else y
 
@@ -120,7 +120,7 @@ def shrink(
 def shrink_and_mean(
     x: Tensor, alpha: Tensor | float, statistic: Statistic, residual: Tensor | None, inplace: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`shrink` with the abs-mean that its threshold is made of, (N, C) or (N, 1)."""
+    """`shrink`, and the abs-mean in its threshold, (N, C) or (N, 1)."""
     for name, t in (("x", x), ("residual", x if residual is None else residual)):
         if not isinstance(t, Tensor):
             raise wrong_type(name, t)
@@ -135,20 +135,20 @@ def shrink_and_mean(
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which operators on the device of x compute in the types that they are given."""
+    """A context without autocast on the device of x."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def gate_weights(gate: torch.nn.Module) -> Iterator[object]:
-    """What may tell the type that a gate computes in."""
+    """The attributes of a gate among which are the weights that tell its type."""
     for module in gate.modules():
-        yield getattr(module, "weight", None)  # a replica has it as an attribute alone
+        yield getattr(module, "weight", None)  # in a replica it is no parameter
         yield from module._parameters.values()
 
 
 def first_real(weights: Iterable[object], otherwise: torch.dtype) -> torch.dtype:
-    """The type of the first tensor in one of `REAL`; others only store numbers."""
+    """The type of the first tensor that has one of `REAL`; tensors of other types are only storage."""
     return next((w.dtype for w in weights if isinstance(w, Tensor) and w.dtype in REAL), otherwise)
 
 

@@ -14,9 +14,10 @@ from checks import operators_of, randomise
 from torch import nn
 
 from drsn_ops import Shrinkage
+from drsn_ops.layers import BATCH_NORMS, CONVOLUTIONS
 from drsn_ops.models.conversion import Placement, convert
 from drsn_ops.models.rsnet import RSNetBlock
-from drsn_ops.modules import BATCH_NORMS, CONVOLUTIONS, RSBU
+from drsn_ops.modules import RSBU
 
 
 class BasicBlock(nn.Module):

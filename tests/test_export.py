@@ -9,9 +9,7 @@ import zipfile
 import pytest
 import torch
 from checks import NORMS, REAL, Operators, assert_close, lay_out, make_features, make_gate, randomise
-from functorch.compile import make_boxed_func
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
@@ -20,8 +18,8 @@ import drsn_ops
 from drsn_ops import RSBU, Shrinkage, SoftThreshold
 from drsn_ops.modules import THRESHOLDS
 from drsn_ops.ops.decomposition import decompositions
-from drsn_ops.ops.masks import is_channels_last
-from drsn_ops.ops.plain_gate import BATCH, RUNNING, plain_batch_norm, plain_gate
+from drsn_ops.ops.gate import BATCH, RUNNING
+from drsn_ops.ops.plain_gate import plain_batch_norm, plain_gate
 from drsn_ops.reference import accumulator
 
 ops = torch.ops.drsn_ops
@@ -56,42 +54,32 @@ def same(found, expected):
             assert torch.equal(a, b)
 
 
-def test_every_operator_is_in_the_table():
+def test_every_forward_operator_is_in_the_table():
     schemas = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("drsn_ops::") and s.arguments]
-    assert {op.name() for op in decompositions()} == {s.name for s in schemas}
+    forward = {s.name for s in schemas if not s.name.endswith(("_backward", "_"))}
+    assert {op.name() for op in decompositions()} == forward
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", REAL, ids=str)
 def test_soft_threshold(device, dtype, layout):
     x = lay_out(torch.randn(3, 5, 2, 7, device=device).to(dtype), layout)
-    grad = torch.randn_like(x)
     wide = accumulator(dtype)
-    last = is_channels_last(x)
     for shape, kind in (((), wide), ((5, 1, 1), dtype), ((3, 1, 2, 1), wide), (x.shape, wide)):
         tau = (torch.rand(shape, device=device) - 0.2).to(kind)  # some thresholds are negative
         check(ops.soft_threshold.default, x, tau, 0.0)
-        _, mask = check(ops.soft_threshold_with_mask.default, x, tau, 0.0)
-        check(ops.soft_threshold_backward.default, grad, mask, list(shape), kind, last, True)
+        check(ops.soft_threshold_with_mask.default, x, tau, 0.0)
     check(ops.soft_threshold.default, x, None, 0.5)
     check(ops.soft_threshold_with_mask.default, x, None, 0.5)
-    check(ops.soft_threshold_backward.default, grad, mask, [], None, last, True)
-    check(ops.soft_threshold_backward.default, grad, mask, [5, 1, 1], wide, last, False)
-    if layout != "transposed":
-        for with_mask in (False, True):
-            check(ops.soft_threshold_.default, x, tau, 0.0, with_mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 def test_complex_soft_threshold(device, dtype):
     x = torch.randn(3, 5, 7, dtype=dtype, device=device)
     x[0, 0] = 0
-    grad = torch.randn_like(x)
     tau = torch.rand(5, 1, dtype=accumulator(dtype), device=device) - 0.2
-    for given, value in ((tau, 0.0), (None, 0.5)):
-        check(ops.soft_threshold.default, x, given, value)
-        for need_x, need_tau in ((True, True), (True, False), (False, True)):
-            check(ops.complex_soft_threshold_backward.default, grad, x, given, value, need_x, need_tau)
+    check(ops.soft_threshold.default, x, tau, 0.0)
+    check(ops.soft_threshold.default, x, None, 0.5)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -100,30 +88,25 @@ def test_complex_soft_threshold(device, dtype):
 def test_shrink(device, dtype, layout, per_sample):
     x = lay_out(torch.randn(3, 5, 2, 7, device=device).to(dtype), layout)
     x.flatten()[0] = 0
-    grad = torch.randn_like(x)
-    last = is_channels_last(x)
     check(ops.abs_mean.default, x, per_sample)
-    _, two_planes = check(ops.abs_mean_with_mask.default, x, per_sample)
-    for shape, residual in (((3, 5), None), ((3, 1), grad), ((1, 5), None), ((1, 1), grad)):
+    check(ops.abs_mean_with_mask.default, x, per_sample)
+    for shape, residual in (((3, 5), None), ((3, 1), x.flip(0)), ((1, 5), None), ((1, 1), x.flip(0))):
         alpha = torch.rand(shape, dtype=accumulator(dtype), device=device) - 0.2
         check(ops.shrink.default, x, alpha, residual, per_sample)
-        _, mean, mask = check(ops.shrink_with_mask.default, x, alpha, residual, per_sample)
-        grad_mean = torch.randn_like(mean) if residual is None else None
-        backward = (grad, grad_mean, mask, alpha, mean, per_sample, last)
-        check(ops.shrink_backward.default, *backward, True, True)
-    check(ops.shrink_backward.default, *backward, False, True)
-    check(ops.shrink_backward.default, *backward, True, False)
-    grad_mean = torch.randn(3, 1 if per_sample else 5, dtype=accumulator(dtype), device=device)
-    check(ops.abs_mean_backward.default, grad_mean, two_planes, list(x.shape), dtype, last)
-    if layout != "transposed":
-        for with_mask in (False, True):
-            check(ops.shrink_.default, x, alpha, grad, per_sample, with_mask)
+        check(ops.shrink_with_mask.default, x, alpha, residual, per_sample)
 
 
 def make_inputs(dtype, layout, device):
-    """Features, a gradient, and what makes a gate or normalisation a random one of the accumulator's type."""
+    """Features and a residual."""
     x = lay_out(make_features((4, 5, 2, 7), device).to(dtype), layout)
     return x, torch.randn_like(x)
+
+
+def make_modules(dtype, train, norm, outputs, device, **options):
+    """A gate and a normalisation of the accumulator's type, without gradients."""
+    gate = make_gate(5, 6, outputs, norm, **options)
+    batch_norm = randomise(nn.BatchNorm2d(5, affine=outputs == 5))
+    return (m.to(device, accumulator(dtype)).train(train).requires_grad_(False) for m in (gate, batch_norm))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -136,77 +119,47 @@ def test_gated_shrink(device, dtype, train, norm):
         ("transposed", 1, False, True),
         ("contiguous", 5, True, False),
     ):
-        x, grad = make_inputs(dtype, layout, device)
-        made = make_gate(5, 6, outputs, norm, linear_bias=biased).to(device, accumulator(dtype)).train(train)
-        gate = plain_gate(made.requires_grad_(False), x)
+        x, residual = make_inputs(dtype, layout, device)
+        made, _ = make_modules(dtype, train, norm, outputs, device, linear_bias=biased)
+        gate = plain_gate(made, x)
         assert gate.kind != BATCH or train
-        options = (*gate.functional, per_sample)
-        check(ops.gated_shrink.default, x, grad, *options)
-        check(ops.gated_shrink.default, x, None, *options)
-        _, mean, state, mask = check(ops.gated_shrink_with_mask.default, x, grad, *options)
-        last = is_channels_last(x)
-        for grad_mean, need_x, need_gate in ((None, True, True), (mean, True, False), (mean, False, True)):
-            check(
-                ops.gated_shrink_backward.default,
-                *(grad, grad_mean, mask, mean, state, *gate.parameters),
-                *(gate.kind, gate.eps, per_sample, last, need_x, need_gate),
-            )
-        check(ops.gated_shrink_.default, x, grad, *gate, per_sample, False, True)
-        if layout != "transposed":
-            check(ops.gated_shrink_.default, x, None, *gate, per_sample, True, False)
+        check(ops.gated_shrink.default, x, residual, *gate.functional, per_sample)
+        check(ops.gated_shrink.default, x, None, *gate.functional, per_sample)
+        check(ops.gated_shrink_with_mask.default, x, residual, *gate.functional, per_sample)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_batch_norm_shrink(device, dtype, train, norm):
-    for per_sample, affine in ((False, True), (True, False)):
-        z, grad = make_inputs(dtype, "contiguous", device)
-        gate = make_gate(5, 6, 1 if per_sample else 5, norm).to(device, accumulator(dtype)).train(train)
-        batch_norm = randomise(nn.BatchNorm2d(5, affine=affine)).to(device, accumulator(dtype)).train(train)
-        before, gate = (
-            plain_batch_norm(batch_norm.requires_grad_(False), z),
-            plain_gate(gate.requires_grad_(False), z),
-        )
+    for per_sample, outputs in ((False, 5), (True, 1)):
+        z, residual = make_inputs(dtype, "contiguous", device)
+        made, batch_norm = make_modules(dtype, train, norm, outputs, device)
+        before, gate = plain_batch_norm(batch_norm, z), plain_gate(made, z)
         assert before.kind == (BATCH if train else RUNNING)
-        arguments = (z, grad, *before.functional, *gate.functional, per_sample)
-        _, mean, state, input_state = check(ops.batch_norm_shrink.default, *arguments)
-        for need_z, need_parameters in ((True, True), (True, False), (False, True)):
-            check(
-                ops.batch_norm_shrink_backward.default,
-                *(grad, z, *before[:2], before.kind, mean, state, input_state, *gate.parameters),
-                *(gate.kind, gate.eps, per_sample, need_z, need_parameters),
-            )
-        check(ops.batch_norm_shrink_.default, z, None, *before, *gate, per_sample)
+        arguments = (*before.functional, *gate.functional, per_sample)
+        check(ops.batch_norm_shrink.default, z, residual, *arguments)
+        check(ops.batch_norm_shrink.default, z, None, *arguments)
 
 
 def test_statistics_that_are_not_there(device):
-    """Running statistics that are None are 0 and 1; those over all batches have a factor of their own."""
+    """Running statistics that are None are 0 and 1."""
     x, _ = make_inputs(torch.float64, "contiguous", device)
-    made = make_gate(5, 6, 5, momentum=None).to(device).requires_grad_(False)
-    gate = plain_gate(made, x)
-    assert gate.momentum < 0
-    check(ops.gated_shrink_.default, x, None, *gate, False, False, False)
+    gate = plain_gate(make_gate(5, 6, 5).to(device).requires_grad_(False), x)
     none = gate._replace(running_mean=None, running_var=None, kind=RUNNING)
     check(ops.gated_shrink.default, x, None, *none.functional, False)
 
 
 def test_what_is_not_finite(device):
-    """NaN of x goes on, and of a gradient only what the operator passes."""
+    """NaN of x goes on."""
     x = torch.tensor([[[torch.nan, 0.1, -3.0, torch.inf, 2.0, 0.0]]], device=device)
-    grad = torch.tensor([[[torch.nan, torch.inf, 2.0, 3.0, 4.0, torch.nan]]], device=device)
     alpha = torch.full((1, 1), 0.5, device=device)
-
-    def check(operator, *args):
-        expected = operator(*args)
-        torch.testing.assert_close(decompositions()[operator](*args), expected, equal_nan=True)
-        return expected
-
-    _, mask = check(ops.soft_threshold_with_mask.default, x, alpha, 0.0)
-    check(ops.soft_threshold_backward.default, grad, mask, [1, 1], torch.float32, False, True)
-    check(ops.shrink_with_mask.default, x, alpha, None, False)
-    _, mean, mask = check(ops.shrink_with_mask.default, x.nan_to_num(0, 4), alpha, None, False)
-    check(ops.shrink_backward.default, grad, None, mask, alpha, mean, False, False, True, True)
+    for operator, *options in (
+        (ops.soft_threshold_with_mask.default, 0.0),
+        (ops.shrink_with_mask.default, None, False),
+    ):
+        expected = operator(x, alpha, *options)
+        torch.testing.assert_close(decompositions()[operator](x, alpha, *options), expected, equal_nan=True)
 
 
 class Functions(nn.Module):
@@ -335,53 +288,23 @@ def test_a_number_made_of_a_size_follows_it(strict):
     torch.testing.assert_close(traced(x), BySize()(x))
 
 
-# Modules whose training step is traced; a network adds nothing but plain operators.
-steps = pytest.mark.parametrize("name", ["functions", "Shrinkage", "batch_norm_shrink"])
-
-
-def gradients(module, parameters, x):
-    y = torch.func.functional_call(module, parameters, (x,))
-    return torch.autograd.grad(y.square().sum(), [*parameters.values()])
-
-
-@steps
-def test_training_step_by_make_fx(name):
-    module = make(name, train=True).double()
+def test_a_training_step_keeps_the_operators_of_its_backward():
+    """They read the masks that the decomposed operators wrote."""
+    module = make("functions", train=True).double()
     parameters = dict(module.named_parameters())
 
     def step(x):
-        return gradients(module, parameters, x)
+        y = torch.func.functional_call(module, parameters, (x,))
+        return torch.autograd.grad(y.square().sum(), [*parameters.values()])
 
+    x = make_input("functions", 3).double()
     graph = make_fx(
         step, decomposition_table=decompositions(), tracing_mode="symbolic", _allow_non_fake_inputs=True
-    )(make_input(name, 3).double())
-    assert not operators(graph)
-    for x in (make_input(name, 5).double(), make_input(name, 2, 31).double()):
+    )(x)
+    functions = ("soft_threshold", "abs_mean", "shrink")
+    assert operators(graph) == {f"drsn_ops.{name}_backward.default" for name in functions}
+    for x in (make_input("functions", 5).double(), make_input("functions", 2, 31).double()):
         torch.testing.assert_close(graph(x), step(x))
-
-
-@steps
-def test_training_step_by_aot_autograd(name, no_caches):
-    module = make(name, train=True).double()
-    graphs = []
-
-    def keep(graph, _):
-        graphs.append(graph)
-        return make_boxed_func(graph.forward)
-
-    table = decompositions()
-    compiled = torch.compile(
-        module,
-        fullgraph=True,
-        backend=aot_autograd(fw_compiler=keep, bw_compiler=keep, decompositions=table),
-    )
-    parameters = list(module.parameters())
-    for x in (make_input(name, 5).double(), make_input(name, 2, 40).double()):
-        for axis in (0, 2):
-            torch._dynamo.mark_dynamic(x, axis)
-        found = torch.autograd.grad(compiled(x).square().sum(), parameters)
-        torch.testing.assert_close(found, torch.autograd.grad(module(x).square().sum(), parameters))
-    assert graphs and not any(operators(graph) for graph in graphs)
 
 
 WITHOUT_DRSN_OPS = """
@@ -456,3 +379,6 @@ def test_without_gradients_no_mask_is_exported(strict):
             program = torch.export.export(network, (x,), dynamic_shapes=shapes, strict=strict)
         names = {node.target.__name__ for node in program.graph.nodes if "drsn_ops" in str(node.target)}
         assert names == {f"{operator}.default"}
+        plain = program.run_decompositions(decompositions())
+        assert not operators(plain)
+        agree(plain, network, x)

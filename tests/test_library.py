@@ -223,13 +223,13 @@ TRACED = {
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:DeprecationWarning")
 @pytest.mark.parametrize("name", TRACED)
 def test_jit_trace(name):
-    """One trace serves with and without gradients, which is what its own checker compares."""
+    """The plain formula is traced: with and without gradients, which is what its own checker compares."""
     function = TRACED[name]
     x = torch.randn(2, 3, 8, requires_grad=True)
     wanted = torch.autograd.grad(function(x).sin().sum(), x)
     for example in (x, x.detach()):
         traced = torch.jit.trace(function, example)
-        assert "drsn_ops::" in str(traced.graph)
+        assert "drsn_ops" not in str(traced.graph)
         torch.testing.assert_close(traced(x), function(x))
         torch.testing.assert_close(torch.autograd.grad(traced(x).sin().sum(), x), wanted)
 

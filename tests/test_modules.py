@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import drsn_ops
 from drsn_ops import RSBU, Shrinkage, SoftThreshold, reference
-from drsn_ops.modules import conv3, pad_same
+from drsn_ops.layers import conv3, pad_same
 
 SHAPES = [(3, 6), (3, 6, 49), (3, 6, 7, 9), (3, 6, 3, 4, 5)]
 CW, CS = "channel-wise", "channel-shared"

@@ -10,17 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import require_choice, require_positive
-from ..modules import (
-    BATCH_NORMS,
-    CONVOLUTIONS,
-    RSBU,
-    Norm,
-    Thresholds,
-    conv3,
-    pad_same,
-    relu,
-    require_input,
-)
+from ..layers import BATCH_NORMS, CONVOLUTIONS, conv3, pad_same, relu, require_input
+from ..modules import RSBU, Norm, Thresholds
 from .initialisation import as_tflearn, weighted_layers
 
 torch.fx.wrap("pad_same")

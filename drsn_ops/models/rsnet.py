@@ -16,18 +16,8 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..arguments import require_choice, require_positive
-from ..modules import (
-    BATCH_NORMS,
-    CONVOLUTIONS,
-    THRESHOLDS,
-    Layers,
-    Norm,
-    Shrinkage,
-    Thresholds,
-    relu,
-    require_input,
-    through,
-)
+from ..layers import BATCH_NORMS, CONVOLUTIONS, Layers, relu, require_input, through
+from ..modules import THRESHOLDS, Norm, Shrinkage, Thresholds
 from ..ops.plain_gate import is_plain
 from ..reference import STATISTICS, Statistic
 

@@ -1,4 +1,4 @@
-"""Loads the compiled operators and knows for which devices there are kernels."""
+"""Loads the compiled operators, and knows for which devices there are kernels."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ import torch
 
 from .. import _C
 
+NAMESPACE = "drsn_ops"  # of the registered operators, as csrc/ has it
+OPS = getattr(torch.ops, NAMESPACE)
+
 _FOLDER = Path(__file__).parents[1]
 _BUILD_ID_NOTE = struct.pack("<3I4s", 4, 20, 3, b"GNU\0")  # sizes of name and content, NT_GNU_BUILD_ID, name
 
 
 def _load() -> str | None:
-    """Loads the libraries once a process; returns why there are no CUDA kernels, None where there are."""
-    # A second library that defines the same operators would crash the process, so ask before loading.
-    if not hasattr(torch.ops.drsn_ops, "soft_threshold"):
+    """Loads the libraries, once a process; returns why there are no CUDA kernels, or None if there are."""
+    # Asked before loading: a second library that defines the same operators would crash the process.
+    if not hasattr(OPS, "soft_threshold"):
         torch.ops.load_library(str(_FOLDER / "_ops_cpu.so"))
     return _load_cuda(_FOLDER / "_ops_cuda.so")
 
@@ -31,19 +34,19 @@ def _load_cuda(library: Path) -> str | None:
         return f"built without CUDA: {left_out}" if left_out else f"{library} is missing; install it again"
     if torch.version.cuda is None:
         return f"drsn_ops has CUDA kernels, but PyTorch {torch.__version__} is built without CUDA"
-    # Kernels of other schemas would read arguments that are not there.
+    # Kernels built for other schemas would read arguments that are not there.
     if _build_id(library) != _build_id(_FOLDER / "_ops_cpu.so"):
         return f"{library} is left over from another version of drsn_ops; install drsn_ops again"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        why = error.__cause__ or error  # PyTorch wraps what the dynamic loader said
+        why = error.__cause__ or error  # PyTorch wraps the error of the dynamic loader
         return f"PyTorch {torch.__version__} cannot load the CUDA kernels ({why}); install drsn_ops again"
     return None
 
 
 def _build_id(library: Path) -> bytes:
-    """What setup.py lets the linker write into the ELF note: 20 bytes that stand for the schemas; empty without one."""
+    """The build id in the library's ELF note, 20 bytes that setup.py makes of the schemas; empty if there is none."""
     with library.open("rb") as file:
         return file.read(4096).partition(_BUILD_ID_NOTE)[2][:20]
 
@@ -53,11 +56,11 @@ _warned = False
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether kernels serve the device; if not, says why, once a process."""
+    """True if there are kernels for the device; if not, warns with the reason, once a process."""
     if device.type in ("cpu", "meta") or (device.type == "cuda" and cuda_reason is None):
         return True
     global _warned
-    if not _warned and not torch.compiler.is_compiling():  # which would break the graph at a warning
+    if not _warned and not torch.compiler.is_compiling():  # a warning would break the graph
         _warned = True
         reason = cuda_reason if device.type == "cuda" else "there are kernels for cpu and cuda alone"
         warnings.warn(
@@ -69,7 +72,7 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def _stack_level() -> int:
-    """The level, for a warning of the caller, of the first frame that is neither this package's nor PyTorch's."""
+    """The ``stacklevel`` of a warning by the caller that points outside this package and PyTorch."""
     inside = (f"{_FOLDER}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}")
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
@@ -78,14 +81,16 @@ def _stack_level() -> int:
 
 
 def build_info() -> dict[str, Any]:
-    """How the package was built and what it runs with, in plain values that print and go into JSON.
+    """How the package was built and what it runs with.
 
-    Keys: ``version``, ``compiler``, ``cuda`` (nvcc's version or None), ``cuda_arch``, ``cuda_reason`` (why there are no
-    CUDA kernels, or None), ``simd`` (the levels compiled in), ``simd_in_use`` and ``torch``.
+    Returns:
+        Plain values that print and go into JSON: ``version``, ``compiler``, ``cuda`` (nvcc's version or None),
+        ``cuda_arch``, ``cuda_reason`` (why there are no CUDA kernels, or None), ``simd`` (the levels compiled in),
+        ``simd_in_use`` and ``torch``.
     """
     return {
         **_C.build_info(),
         "cuda_reason": cuda_reason,
-        "simd_in_use": torch.ops.drsn_ops.cpu_simd(),
+        "simd_in_use": OPS.cpu_simd(),
         "torch": torch.__version__,
     }

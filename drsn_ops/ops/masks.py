@@ -1,4 +1,4 @@
-"""What a mask tells of each element, in plain PyTorch: for second derivatives, transforms and exporters.
+"""Packs and decodes masks in plain PyTorch, for second derivatives, transforms and exporters.
 
 The format and the formulas are those of csrc/shrinkage_math.h.
 """
@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference import accumulator, per_row
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether x lies in memory as (N, *spatial, C) and not as (N, C, *spatial)."""
+    """True if x lies in memory as (N, *spatial, C)."""
     return x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
 class Layout(NamedTuple):
-    """What of x a backward pass needs besides the mask."""
+    """What a backward pass needs to know of x besides the mask."""
 
     shape: Sequence[int]
     dtype: torch.dtype
@@ -38,15 +39,38 @@ class Layout(NamedTuple):
         memory = [self.shape[0], *self.shape[2:], self.shape[1]]
         return like.new_empty(memory, dtype=self.dtype).movedim(-1, 1)
 
+    def lay_out(self, t: Tensor) -> Tensor:
+        """The values of t, which has the shape of x, as the kernels write them."""
+        t = t.to(self.dtype)
+        return t.movedim(1, -1).contiguous().movedim(-1, 1) if self.channels_last else t.contiguous()
+
+    @property
+    def segments(self) -> tuple[int, int]:
+        """The number of segments of a mask of rows, and the elements of each: a row, or a channels_last sample."""
+        n, c, *spatial = self.shape
+        length = math.prod(spatial)
+        return (n, c * length) if self.channels_last else (n * c, length)
+
+    def pack(self, planes: Sequence[Tensor], segments: int, length: int) -> Tensor:
+        """The mask, (segments, planes, bytes), of planes that are booleans in the shape of x."""
+        memory = [plane.movedim(1, -1) if self.channels_last else plane for plane in planes]
+        bits = torch.stack([plane.reshape(segments, length) for plane in memory], 1).to(torch.uint8)
+        size = (length + 7) // 8
+        bits = F.pad(bits, [0, 8 * size - length]).reshape(segments, len(planes), size, 8)
+        return (bits << _bit_positions(bits)).sum(-1, dtype=torch.uint8)
+
     def planes(self, mask: Tensor) -> list[Tensor]:
         """The planes of a mask, as booleans in the shape of x."""
-        bits = (mask.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=mask.device)) & 1
-        bits = bits.flatten(-2) > 0
-        segments = mask.shape[0] if mask.dim() == 3 else 1  # soft_threshold's mask is one
+        bits = ((mask.unsqueeze(-1) >> _bit_positions(mask)) & 1).flatten(-2) > 0
+        segments = mask.shape[0] if mask.dim() == 3 else 1  # soft_threshold's mask is one segment
         length = math.prod(self.shape) // max(segments, 1)
         memory = [self.shape[0], *self.shape[2:], self.shape[1]] if self.channels_last else self.shape
         planes = [plane.reshape(memory) for plane in bits[..., :length].unbind(-2)]
         return [plane.movedim(-1, 1) for plane in planes] if self.channels_last else planes
+
+
+def _bit_positions(like: Tensor) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=like.device)
 
 
 def widened(x: Tensor) -> Tensor:
@@ -55,9 +79,9 @@ def widened(x: Tensor) -> Tensor:
 
 
 class Planes(NamedTuple):
-    """Where x has a sign, which, and where it is above its threshold.
+    """Where x is negative, where it is not 0, and where ``|x|`` is above the threshold.
 
-    What a mask leaves out is 0, not 0 times a number that may be infinite or NaN.
+    Elements outside a plane become 0; they are not multiplied by 0, since they may be infinite or NaN.
     """
 
     negative: Tensor
@@ -71,7 +95,7 @@ class Planes(NamedTuple):
 
     @classmethod
     def read(cls, mask: Tensor, layout: Layout) -> Planes:
-        """From a mask of shrink, or of abs_mean, in which nothing is active."""
+        """Decodes a mask of shrink, or of abs_mean, in which no element is active."""
         negative, nonzero, *rest = layout.planes(mask)
         return cls(negative, nonzero, rest[0] if rest else torch.zeros_like(nonzero))
 
@@ -79,29 +103,29 @@ class Planes(NamedTuple):
         """``sign(x) * t``."""
         return torch.where(self.nonzero, torch.where(self.negative, -t, t), 0)
 
-    def pass_active(self, t: Tensor) -> Tensor:
+    def where_active(self, t: Tensor) -> Tensor:
         return torch.where(self.active, t, 0)
 
     def combine(self, grad: Tensor, v: Tensor) -> Tensor:
-        """``active * grad + sign * v`` of the type of v, one v a row."""
-        return self.pass_active(grad.to(v.dtype)) + self.along_sign(per_row(v, self.active))
+        """``active * grad + sign * v`` in the type of v, which has one number a row."""
+        return self.where_active(grad.to(v.dtype)) + self.along_sign(per_row(v, self.active))
 
     def active_sums(self, grad: Tensor) -> Tensor:
-        """The sums over each row, (N, C), of ``active * sign * grad``."""
-        return self.pass_active(self.along_sign(widened(grad))).unsqueeze(-1).flatten(2).sum(-1)
+        """The sum over each row of ``active * sign * grad``, (N, C)."""
+        return self.where_active(self.along_sign(widened(grad))).unsqueeze(-1).flatten(2).sum(-1)
 
 
 def soft_threshold_gradients(grad: Tensor, mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """The gradients of x and, of the accumulator's type and each element, of tau."""
+    """The gradient of x, and that of tau for each element, in the accumulator's type."""
     negative, active = layout.planes(mask)
     dtau = -Planes(negative, active, active).along_sign(widened(grad))
-    return torch.where(negative | active, grad, 0), dtau  # negative alone: open
+    return torch.where(negative | active, grad, 0), dtau  # negative alone: tau < 0 acted as 0
 
 
 def shrink_gradients(
     planes: Planes, grad: Tensor, grad_mean: Tensor | None, alpha: Tensor, mean: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x, of the accumulator's type, and of alpha; ``count`` elements make a mean."""
+    """The gradients of x, in the accumulator's type, and of alpha; a mean is over ``count`` elements."""
     dtau = torch.where(alpha * mean < 0, 0, -planes.active_sums(grad))
     dmean = (dtau * alpha).sum_to_size(mean.shape)
     dmean = dmean if grad_mean is None else dmean + grad_mean

@@ -1,15 +1,15 @@
-"""Whether a gate is the plain network that the fused operators compute, and what it is made of if so.
+"""Recognises the gates and normalisations that a fused operator may compute in place of their modules.
 
-A fused operator calls none of the gate's modules. It may stand in for them only where calling them would run PyTorch's
-own code and nothing that a user attached: no hook, no subclass (a parametrization makes one), no replaced ``forward``,
-be it the module's or, for all modules, the class's.
+A fused operator calls no module. It may replace the modules only where calling them would run PyTorch's own code and
+nothing that a user attached: no hook, no subclass (a parametrization makes one), no replaced ``forward`` of the module
+or of its class.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +19,20 @@ from torch.nn.modules import module as _module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..reference import accumulator
-
-# NormKind of csrc/params.h
-NONE, LAYER, RMS, BATCH, RUNNING = range(5)
+from .gate import BATCH, LAYER, NONE, RMS, RUNNING, Gate, Norm
 
 _LAYERS = (nn.Linear, nn.ReLU, nn.Linear, nn.Sigmoid)
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-# The last two are what tracers put in place of a plain tensor.
-_PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
-
+# Tracers replace a plain tensor by one of the last two.
+PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
 
 
 def _unreplaced(kind: type[nn.Module], name: str) -> Callable[..., Any] | None:
-    """A method as the class was written with it, None where somebody has put another in its place.
+    """The method that the class was written with; None if another has replaced it.
 
-    That one may have taken over its names, as functools.wraps does, but not the globals of its module.
+    A replacement may copy the method's names, as functools.wraps does, but it has the globals of its own module.
     """
     owner = next(base for base in kind.__mro__ if name in vars(base))
     method: Any = vars(owner)[name]
@@ -44,13 +41,13 @@ def _unreplaced(kind: type[nn.Module], name: str) -> Callable[..., Any] | None:
     return method if names == (f"{owner.__qualname__}.{name}", vars(module) if module else None) else None
 
 
-# What calling a module runs before its forward; Module.__call__ is the first of them.
+# Calling a module runs these before its forward; the first is Module.__call__.
 _CALLS = _unreplaced(nn.Module, "_wrapped_call_impl"), _unreplaced(nn.Module, "_call_impl")
 _FORWARDS: dict[type[nn.Module], Callable[..., Any] | None] = {}
 
 
 def watched(kind: Kind) -> Kind:
-    """Lets `is_plain` see it when the ``forward`` of this class is replaced. A class decorator."""
+    """A class decorator: `is_plain` is False once the ``forward`` of this class is replaced."""
     _FORWARDS[kind] = _unreplaced(kind, "forward")
     return kind
 
@@ -59,58 +56,14 @@ for _kind in (*_LAYERS, *_BATCH_NORMS.values(), nn.LayerNorm, nn.RMSNorm, nn.Ide
     watched(_kind)
 
 
-class Norm(NamedTuple):
-    """A normalisation as the operators take it; a negative momentum averages over all batches."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    batches: Tensor | None
-    momentum: float
-    kind: int
-    eps: float
-
-    @property
-    def functional(self) -> tuple[Any, ...]:
-        """The arguments of an operator that writes no statistics."""
-        return *self[:4], *self[6:]
-
-
-class Gate(NamedTuple):
-    """``sigmoid(w2 relu(norm(w1 m + b1)) + b2)`` as the operators take it."""
-
-    w1: Tensor
-    b1: Tensor | None
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
-    w2: Tensor
-    b2: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    batches: Tensor | None
-    momentum: float
-    kind: int
-    eps: float
-
-    @property
-    def parameters(self) -> tuple[Tensor | None, ...]:
-        return self[:6]
-
-    @property
-    def functional(self) -> tuple[Any, ...]:
-        """The arguments of an operator that writes no statistics."""
-        return *self[:8], *self[10:]
-
-
 def _traces(method: Any) -> bool:
-    """Whether this is what torch.fx, and torch.export with it, puts around Module.__call__ while it traces."""
+    """True for the wrapper that torch.fx, and so torch.export, puts around Module.__call__ while it traces."""
     around = getattr(method, "__wrapped__", None) is _CALLS[0]
     return around and getattr(method, "__globals__", {}).get("__name__", "").startswith("torch.fx.")
 
 
 def is_plain(*modules: nn.Module) -> bool:
-    """Whether calling each module runs the ``forward`` that its class was written with and nothing else."""
+    """True if calling each module runs the ``forward`` of its class and nothing else."""
     call, call_impl = _CALLS
     for module in modules:
         kind, own = type(module), module.__dict__
@@ -137,20 +90,20 @@ def is_plain(*modules: nn.Module) -> bool:
 
 def _all_plain(tensors: tuple[Tensor | None, ...], device: torch.device) -> bool:
     for t in tensors:
-        if t is not None and (type(t) not in _PLAIN_TENSORS or t.device != device):
+        if t is not None and (type(t) not in PLAIN_TENSORS or t.device != device):
             return False
     return True
 
 
 def uses_batch(module: nn.Module) -> bool:
-    """Whether calling the module runs PyTorch's BatchNorm over the statistics of the batch, by the rule of its own."""
+    """True if calling the module runs PyTorch's BatchNorm with the statistics of the batch."""
     if not isinstance(module, _BatchNorm) or type(module).forward is not _FORWARDS[nn.BatchNorm1d]:
         return False
     return module.training or (module.running_mean is None and module.running_var is None)
 
 
 def _batch_norm(norm: _BatchNorm) -> Norm | None:
-    """What ``forward`` of PyTorch's BatchNorm would do; None for what the kernels do not."""
+    """PyTorch's BatchNorm as its ``forward`` would compute it; None if the kernels do not compute that."""
     buffers = norm._buffers
     mean, var, batches = buffers["running_mean"], buffers["running_var"], None
     momentum = 0.0
@@ -188,20 +141,20 @@ def _gate_norm(norm: Any, features: int, x: Tensor) -> Norm | None:
 
 
 def plain_batch_norm(norm: nn.Module, z: Tensor) -> Norm | None:
-    """What a fused operator needs to normalise z as this module would; None where the module has to be called."""
+    """This normalisation of z as a fused operator takes it; None if the module has to be called."""
     if type(norm) is not _BATCH_NORMS[z.dim()] or not is_plain(norm):
         return None
     try:
         found = _batch_norm(norm)
-    except KeyError:  # a parameter or buffer became something else
+    except KeyError:  # a parameter or buffer was replaced
         return None
     return found if found is not None and _all_plain(found[:5], z.device) else None
 
 
 def plain_gate(gate: nn.Module, x: Tensor) -> Gate | None:
-    """What a fused operator needs to compute this gate for x; None where its modules have to be called.
+    """This gate for x as a fused operator takes it; None if its modules have to be called.
 
-    What else has to fit, the operator checks: calling the modules would fail too.
+    The operator checks the rest, for which calling the modules would fail too.
     """
     if type(gate) is not nn.Sequential or len(gate._modules) != 5:
         return None
@@ -215,9 +168,9 @@ def plain_gate(gate: nn.Module, x: Tensor) -> Gate | None:
         hidden, channels = w1.shape
         outputs, _ = w2.shape
         found = _gate_norm(norm, hidden, x)
-    except (AttributeError, KeyError, ValueError):  # a parameter or buffer became something else
+    except (AttributeError, KeyError, ValueError):  # a parameter or buffer was replaced
         return None
-    # Of a size that a tracer follows, every comparison is a guard, but not one within a tuple.
+    # One comparison a size: a tracer makes a guard of each, but of none within a tuple.
     if found is None or hidden == 0 or channels != x.shape[1] or (outputs != 1 and outputs != channels):
         return None
     made = Gate(w1, b1, found.weight, found.bias, w2, b2, *found[2:])

@@ -1,9 +1,9 @@
-"""The operators on DTensors: every process computes on its own shard of x, which stays where it is.
+"""The operators on DTensors: every process computes on its own shard of x, which does not move.
 
-`functional` calls these functions where x is a DTensor, and those of `autograd` with the same arguments elsewhere. Only
-what is small moves between processes: tau and alpha, to the shards of x that need them, and the means of rows or
-samples that several shards hold parts of. A residual that is placed otherwise comes to x, and a reduction of x that is
-pending (Partial) is done first.
+`functional` calls these functions if x is a DTensor, and else those of `autograd` with the same arguments. Only small
+tensors move between processes: tau and alpha, to the shards of x that need them, and the means of rows or samples that
+are spread over several shards. A residual that is placed otherwise is placed as x is. A pending reduction of x
+(Partial) is done first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def fuses(x: Tensor, *others: Tensor | None) -> bool:
 
 
 def check_companion(name: str, t: Tensor, x: Tensor, of: str) -> None:
-    """Refuses a mix of DTensors and plain tensors, and of meshes; a single number is one that every process has."""
+    """Refuses a mix of DTensors and plain tensors, and of meshes; every process has a plain tensor of one number."""
     if isinstance(x, DTensor) and not isinstance(t, DTensor) and t.numel() == 1:
         return
     if not isinstance(t, DTensor) or not isinstance(x, DTensor):
@@ -38,12 +38,12 @@ def check_companion(name: str, t: Tensor, x: Tensor, of: str) -> None:
         raise ValueError(f"{name}: got a DTensor on {t.device_mesh}, expected {x.device_mesh}, that of {of}")
 
 
-# DTensor's own to_local, from_local and redistribute: of their second derivatives parts are lost in silence, more so
-# in older versions of PyTorch. What follows calls them and knows their derivatives of any order.
+# The second derivatives of DTensor's own to_local, from_local and redistribute silently lose terms, in older versions
+# of PyTorch more of them. The Functions below call the three and have derivatives of any order.
 
 
 class Spec(NamedTuple):
-    """What makes a DTensor of shards; ``gradient`` is how the gradient of these shards is placed."""
+    """How shards make a DTensor; ``gradient`` is the placement of the shards' gradient."""
 
     mesh: DeviceMesh
     placements: Sequence[Placement]
@@ -53,7 +53,7 @@ class Spec(NamedTuple):
 
     @property
     def of_gradient(self) -> Spec:
-        """The same of the gradient, whose own gradient is placed as the values are."""
+        """The same for the gradient, whose own gradient is placed as the values are."""
         return self._replace(placements=self.gradient, gradient=self.placements)
 
 
@@ -75,7 +75,7 @@ class ToLocal(autograd.FastFunction):
 
 
 class ToGlobal(autograd.FastFunction):
-    """The DTensor of these shards, which may differ in size."""
+    """The DTensor made of these shards, which may differ in size."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor, spec: Spec) -> DTensor:
@@ -106,7 +106,7 @@ def _done(placements: Sequence[Placement]) -> list[Placement]:
 
 
 def _shard(t: DTensor, gradient: Sequence[Placement] | None = None) -> Tensor:
-    """This process's shard of t; its gradient is placed as told, or as t."""
+    """This process's shard of t; its gradient is placed as ``gradient``, or as t."""
     gradient = t.placements if gradient is None else gradient
     if torch.compiler.is_compiling():
         return t.to_local(grad_placements=gradient)
@@ -121,7 +121,7 @@ def _from_local(local: Tensor, spec: Spec) -> DTensor:
 
 
 def _global(local: Tensor, spec: Spec) -> DTensor:
-    """The DTensor of these shards."""
+    """The DTensor made of these shards."""
     t: DTensor = _from_local(local, spec) if torch.compiler.is_compiling() else ToGlobal.call(local, spec)
     return t
 
@@ -136,13 +136,13 @@ def _place(t: DTensor, placements: Sequence[Placement]) -> DTensor:
 
 
 def place_like(t: Tensor, y: Tensor) -> Tensor:
-    """t, placed as y is: so that y stays where it is when t is added to it."""
+    """t, placed as y is, so that t is added to y without moving y."""
     assert isinstance(y, DTensor)
     return _place(_shared(t, y), y.placements)
 
 
 def _source(x: DTensor, inplace: bool = False) -> DTensor:
-    """What a result is computed from: all of x, and a copy if x is overwritten while a backward pass keeps it."""
+    """x after pending reductions; a copy, if x is to be overwritten and a backward pass keeps it."""
     for p in x.placements:
         if not (type(p) is Shard or p.is_replicate() or p.is_partial()):
             raise ValueError(f"x: got a placement {p}, expected Shard, Replicate or Partial")
@@ -152,7 +152,7 @@ def _source(x: DTensor, inplace: bool = False) -> DTensor:
 
 
 def _shared(t: Tensor, x: DTensor) -> DTensor:
-    """t, or the DTensor of a plain t, which every process has."""
+    """t as a DTensor; a plain t is the same on every process."""
     if isinstance(t, DTensor):
         return t
     everywhere = [Replicate()] * x.device_mesh.ndim
@@ -160,9 +160,9 @@ def _shared(t: Tensor, x: DTensor) -> DTensor:
 
 
 def _local(t: Tensor, x: DTensor, first: int = 0) -> Tensor:
-    """What this process's shard of x needs of t, whose axes broadcast to those of x from axis ``first`` on.
+    """The part of t for this process's shard of x; the axes of t broadcast to those of x from axis ``first`` on.
 
-    What several shards of x need the same part of t for, each makes a term of its gradient.
+    Where several shards of x need the same part, each makes a term of its gradient.
     """
     placements: list[Placement] = []
     gradient: list[Placement] = []
@@ -177,18 +177,18 @@ def _local(t: Tensor, x: DTensor, first: int = 0) -> Tensor:
 
 
 def _stride(x: DTensor) -> tuple[int, ...]:
-    """The strides of what the kernels compute from x."""
+    """The strides that the kernels give a result for x."""
     memory = torch.empty_strided(x.shape, x.stride(), device="meta")
     return Layout.of(memory).empty(memory).stride()
 
 
 def _result(local: Tensor, x: DTensor) -> DTensor:
-    """The DTensor of what was computed from x, shard by shard."""
+    """The DTensor made of the results for the shards of x."""
     return _global(local, Spec(x.device_mesh, x.placements, x.placements, x.shape, _stride(x)))
 
 
 def _overwrite(x: DTensor, y: Tensor) -> Tensor:
-    """``x.copy_``, which knows autograd's rules for writing into a tensor, but nothing of pending sums."""
+    """``x.copy_``, which knows autograd's rules for writing into a tensor; pending sums it would not refuse."""
     if any(p.is_partial() for p in x.placements):
         raise ValueError(
             f"inplace: got True, expected False for an x with a pending reduction, {x.placements}"
@@ -205,12 +205,12 @@ def soft_threshold(x: DTensor, tau: Tensor | None, value: float, inplace: bool) 
 
 
 def _spread(x: DTensor, per_sample: bool) -> list[bool]:
-    """For each dimension of the mesh, whether a row, or a sample, is spread over it."""
+    """For each dimension of the mesh, True if a row, or a sample, is spread over it."""
     return [isinstance(p, Shard) and p.dim >= (1 if per_sample else 2) for p in x.placements]
 
 
 def _mean(local: Tensor, x: DTensor, per_sample: bool) -> DTensor:
-    """The DTensor of these means; of a row or sample that is spread over shards, each has a term."""
+    """The DTensor made of these means; each shard has a term of the mean of a row or sample that is spread."""
     spread = _spread(x, per_sample)
     terms = [Partial() if over else p for p, over in zip(x.placements, spread, strict=True)]
     columns = 1 if per_sample else x.shape[1]

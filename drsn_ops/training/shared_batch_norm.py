@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..ops.gate import update_running_statistics
 from ..reference import accumulator, per_row
 
 
@@ -67,20 +68,14 @@ class SharedBatchNorm(_BatchNorm):
         centred = x - per_row(mean[None].to(x.dtype), x)
         var = all_reduce(centred.square().sum(axes, dtype=torch.float64)) / count
         if self.training and self.track_running_stats:
-            self.update_running(mean, var * (count / (count - 1)))
+            momentum = -1.0 if self.momentum is None else self.momentum
+            unbiased = var * (count / (count - 1))
+            update_running_statistics(
+                self.running_mean, self.running_var, self.num_batches_tracked, momentum, mean, unbiased
+            )
         scale = (var + self.eps).rsqrt().to(x.dtype)
         y = centred * per_row((scale if self.weight is None else scale * self.weight)[None], x)
         return (y if self.bias is None else y + per_row(self.bias[None], x)).to(input.dtype)
-
-    @torch.no_grad()
-    def update_running(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running statistics towards the batch's; without a momentum, to the mean over all batches."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        step = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        for running, new in ((self.running_mean, mean), (self.running_var, var)):
-            running.mul_(1 - step).add_(new.to(running.dtype), alpha=step)
 
 
 def share_batch_norms(network: nn.Module) -> None:

@@ -1,28 +1,26 @@
-"""What ``torch.compile`` and ``torch.export`` see of the operators: shapes, strides and derivatives without data."""
+"""The fake kernels, by which ``torch.compile`` and ``torch.export`` know the shapes and strides of results."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd
 
 from ..reference import accumulator
-from .autograd import AbsMean, Shrink, SoftThreshold
-from .masks import Layout, is_channels_last
+from .gate import BATCH, RUNNING
+from .library import NAMESPACE, OPS
+from .masks import Layout
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
 
 def register_fake(operator: str) -> Callable[[_Fake], _Fake]:
-    """``torch.library.register_fake`` for functions that say nothing of devices: a mix of them ends up here, as a call
-    with a meta tensor.
-    """
-    arguments = getattr(torch.ops.drsn_ops, operator).default._schema.arguments
+    """``torch.library.register_fake`` with a check of devices: PyTorch calls a fake kernel if any tensor is on meta."""
+    arguments = getattr(OPS, operator).default._schema.arguments
 
     def register(fake: _Fake) -> _Fake:
         @functools.wraps(fake)
@@ -36,16 +34,14 @@ def register_fake(operator: str) -> Callable[[_Fake], _Fake]:
                     )
             return fake(*values)
 
-        torch.library.register_fake(f"drsn_ops::{operator}", checked)
+        torch.library.register_fake(f"{NAMESPACE}::{operator}", checked)
         return fake
 
     return register
 
 
 def _mask_like(x: Tensor, planes: int) -> Tensor:
-    segments, length = (x.shape[0] * x.shape[1], math.prod(x.shape[2:]))
-    if is_channels_last(x):
-        segments, length = x.shape[0], x.shape[1] * length
+    segments, length = Layout.of(x).segments
     return x.new_empty([segments, planes, (length + 7) // 8], dtype=torch.uint8)
 
 
@@ -154,43 +150,66 @@ def _(
     return dx, mean.new_empty(alpha.shape if need_alpha else [0])
 
 
-def _save_soft_threshold(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, tau, _ = inputs
-    ctx.channels_last = is_channels_last(x)
-    ctx.tau = None if tau is None else (tau.shape, tau.dtype)
-    ctx.save_for_backward(output[1])
+_GATE = ("w1", "b1", "norm_weight", "norm_bias", "w2", "b2")
 
 
-def _soft_threshold_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    return SoftThreshold.backward(ctx, grad)[:3]
+def _register_by_names(operator: str) -> Callable[[Callable[[Any], Any]], None]:
+    """`register_fake` for a function of one object, whose attributes are the operator's arguments."""
+    names = [argument.name for argument in getattr(OPS, operator).default._schema.arguments]
+
+    def register(fake: Callable[[Any], Any]) -> None:
+        register_fake(operator)(
+            lambda *values: fake(SimpleNamespace(**dict(zip(names, values, strict=True))))
+        )
+
+    return register
 
 
-def _save_abs_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.layout = Layout.of(inputs[0])
-    ctx.per_sample = inputs[1]
-    ctx.save_for_backward(output[1])
+def _state_like(x: Tensor, a: Any) -> Tensor:
+    hidden, outputs = a.w1.shape[0], a.w2.shape[0]
+    statistics = 2 * hidden if a.gate_norm in (BATCH, RUNNING) else 0
+    return x.new_empty([x.shape[0] * (hidden + outputs) + statistics], dtype=accumulator(x.dtype))
 
 
-def _abs_mean_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    return AbsMean.backward(ctx, grad)
+def _gradients_like(a: Any, parameters: tuple[str, ...], needed: bool) -> list[Tensor]:
+    shapes = [t.shape if needed and t is not None else [0] for t in (getattr(a, name) for name in parameters)]
+    return [a.grad.new_empty(shape, dtype=accumulator(a.grad.dtype)) for shape in shapes]
 
 
-def _save_shrink(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, alpha, _, ctx.per_sample = inputs
-    _, mean, mask = output
-    ctx.layout = Layout.of(x)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(mask, alpha, mean)
+@_register_by_names("gated_shrink")
+def _(a: Any) -> Tensor:
+    return Layout.of(a.x).empty(a.x)
 
 
-def _shrink_backward(
-    ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, _: Any
-) -> tuple[Tensor | None, ...]:
-    return Shrink.backward(ctx, grad, grad_mean)[:4]
+@_register_by_names("gated_shrink_with_mask")
+def _(a: Any) -> tuple[Tensor, ...]:
+    return Layout.of(a.x).empty(a.x), _mean_like(a.x, False), _state_like(a.x, a), _mask_like(a.x, 3)
 
 
-register_autograd(
-    "drsn_ops::soft_threshold_with_mask", _soft_threshold_backward, setup_context=_save_soft_threshold
-)
-register_autograd("drsn_ops::abs_mean_with_mask", _abs_mean_backward, setup_context=_save_abs_mean)
-register_autograd("drsn_ops::shrink_with_mask", _shrink_backward, setup_context=_save_shrink)
+@_register_by_names("gated_shrink_")
+def _(a: Any) -> tuple[Tensor, ...]:
+    y = a.x.new_empty([0]) if a.inplace else Layout.of(a.x).empty(a.x)
+    mask = _mask_like(a.x, 3) if a.with_mask else a.x.new_empty([0], dtype=torch.uint8)
+    return y, _mean_like(a.x, False), _state_like(a.x, a), mask
+
+
+@_register_by_names("gated_shrink_backward")
+def _(a: Any) -> tuple[Tensor, ...]:
+    layout = Layout(list(a.grad.shape), a.grad.dtype, a.channels_last)
+    dx = layout.empty(a.grad) if a.need_x else a.grad.new_empty([0])
+    return dx, *_gradients_like(a, _GATE, a.need_gate)
+
+
+def _batch_norm_shrink_like(a: Any) -> tuple[Tensor, ...]:
+    state = _state_like(a.z, a)
+    return a.z.new_empty(a.z.shape), _mean_like(a.z, False), state, state.new_empty([2, a.z.shape[1]])
+
+
+_register_by_names("batch_norm_shrink")(_batch_norm_shrink_like)
+_register_by_names("batch_norm_shrink_")(_batch_norm_shrink_like)
+
+
+@_register_by_names("batch_norm_shrink_backward")
+def _(a: Any) -> tuple[Tensor, ...]:
+    dz = a.grad.new_empty(a.grad.shape if a.need_z else [0])
+    return dz, *_gradients_like(a, ("weight", "bias", *_GATE), a.need_parameters)

@@ -1,0 +1,95 @@
+"""Checks the arguments of the functions that users call; an error names the argument, what came and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..reference import REAL, STATISTICS, wrong_type
+from .plain_gate import PLAIN_TENSORS, uses_batch
+
+
+def is_sharded(x: Tensor) -> bool:
+    """True for a DTensor; before its module has been imported there is none."""
+    if type(x) in PLAIN_TENSORS:
+        return False
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def check_x(x: Tensor, dtypes: tuple[torch.dtype, ...] = REAL, name: str = "x") -> None:
+    if not isinstance(x, Tensor):
+        raise wrong_type(name, x)
+    if x.dtype not in dtypes:
+        names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name}: got a tensor of {x.dtype}, expected one of {names}")
+
+
+def check_rows(x: Tensor, name: str = "x") -> None:
+    check_x(x, name=name)
+    if not 2 <= x.dim() <= 5:
+        raise ValueError(
+            f"{name}: got shape {tuple(x.shape)}, expected (N, C, *spatial) with up to three spatial axes"
+        )
+
+
+def check_statistic(statistic: str) -> None:
+    if statistic not in STATISTICS:
+        raise ValueError(f"statistic: got {statistic!r}, expected {' or '.join(map(repr, STATISTICS))}")
+
+
+def is_per_row(t: Tensor, n: int, c: int) -> bool:
+    """True for shape (n, c) or (n, 1). One comparison a size: the compiler makes a guard of none within a tuple."""
+    return t.dim() == 2 and t.shape[0] == n and (t.shape[1] == c or t.shape[1] == 1)
+
+
+def check_companion(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
+    """A second tensor is real and floating-point, on the device of x; ``of`` is what the caller calls x."""
+    if t.dtype not in REAL:
+        raise TypeError(f"{name}: got a tensor of {t.dtype}, expected a real floating-point type")
+    if t.device != x.device:
+        raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of {of}")
+    if is_sharded(t) or is_sharded(x):
+        from . import sharding
+
+        sharding.check_companion(name, t, x, of)
+
+
+def check_residual(residual: Tensor | None, x: Tensor, of: str = "x") -> None:
+    if residual is None:
+        return
+    if not isinstance(residual, Tensor):
+        raise wrong_type("residual", residual)
+    check_companion("residual", residual, x, of)
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"residual: got shape {tuple(residual.shape)}, expected {tuple(x.shape)}, that of {of}"
+        )
+
+
+def check_module(name: str, module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module")
+
+
+def check_batch(gate: nn.Module, x: Tensor, name: str, batch_norm: nn.Module | None = None) -> None:
+    """Refuses what a BatchNorm would refuse, before anything has written running statistics."""
+    if x.shape[0] != 1:
+        return
+    words = "In PyTorch's words: Expected more than 1 value per channel when training, got input size"
+    # The BatchNorm of a `Shrinkage` sees one value a feature and sample; of another gate this is not known.
+    if type(gate) is nn.Sequential and len(gate) == 5 and uses_batch(gate[1]):
+        raise ValueError(
+            f"{name}: got a batch of 1, expected at least 2 samples for a gate that normalises over the batch, as "
+            "norm='batch' does in training; norm='layer', 'rms' or 'none' trains on one. "
+            f"{words} torch.Size([1, {gate[1].num_features}])"
+        )
+    if batch_norm is not None and uses_batch(batch_norm) and math.prod(x.shape[2:]) == 1:
+        raise ValueError(
+            f"{name}: got one value a channel, expected more for a batch_norm that normalises over the batch. "
+            f"{words} {x.shape}"
+        )

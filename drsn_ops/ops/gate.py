@@ -1,0 +1,127 @@
+"""A gate and a normalisation as the operators take them, and what they compute, in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..reference import per_row
+
+# NormKind of csrc/params.h
+NONE, LAYER, RMS, BATCH, RUNNING = range(5)
+
+
+class Norm(NamedTuple):
+    """A normalisation; a negative momentum averages over all batches."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    batches: Tensor | None
+    momentum: float
+    kind: int
+    eps: float
+
+    @property
+    def functional(self) -> tuple[Any, ...]:
+        """The arguments of an operator that writes no statistics."""
+        return *self[:4], *self[6:]
+
+
+class Gate(NamedTuple):
+    """``sigmoid(w2 relu(norm(w1 m + b1)) + b2)``."""
+
+    w1: Tensor
+    b1: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    w2: Tensor
+    b2: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    batches: Tensor | None
+    momentum: float
+    kind: int
+    eps: float
+
+    @property
+    def parameters(self) -> tuple[Tensor | None, ...]:
+        return self[:6]
+
+    @property
+    def functional(self) -> tuple[Any, ...]:
+        """The arguments of an operator that writes no statistics."""
+        return *self[:8], *self[10:]
+
+
+def gate_formula(
+    mean: Tensor, parameters: Sequence[Tensor | None], kind: int, eps: float, statistics: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """alpha, (N, C) or (N, 1); the (N, H) numbers before the normalisation; the statistics that normalised them.
+
+    ``statistics`` are the running ones for `RUNNING`; those of `BATCH` are made here, and other kinds have none.
+    """
+    w1, b1, weight, bias, w2, b2 = (None if t is None else t.to(mean.dtype) for t in parameters)
+    h = hidden = F.linear(mean, w1, b1)  # type: ignore[arg-type]
+    if kind == LAYER:
+        h = F.layer_norm(h, h.shape[1:], weight, bias, eps)
+    elif kind == RMS:
+        h = F.rms_norm(h, h.shape[1:], weight, eps)
+    elif kind != NONE:
+        statistics = batch_statistics(h, eps) if kind == BATCH else statistics
+        h = normalised(h, statistics, weight, bias)  # type: ignore[arg-type]
+    return F.linear(h.relu(), w2, b2).sigmoid(), hidden, statistics  # type: ignore[arg-type]
+
+
+def batch_statistics(h: Tensor, eps: float) -> Tensor:
+    """The mean and ``1 / sqrt(variance + eps)`` of each feature, (2, C), over all other axes of h."""
+    var, mean = torch.var_mean(h, [0, *range(2, h.dim())], correction=0)
+    return torch.stack([mean, torch.rsqrt(var + eps)])
+
+
+def running_statistics(
+    mean: Tensor | None, var: Tensor | None, features: int, eps: float, like: Tensor
+) -> Tensor:
+    """The same of running statistics, in the type of ``like``; a mean or variance that is None is 0 or 1."""
+    mean = like.new_zeros(features) if mean is None else mean.to(like.dtype)
+    var = like.new_ones(features) if var is None else var.to(like.dtype)
+    return torch.stack([mean, torch.rsqrt(var + eps)])
+
+
+def normalised(h: Tensor, statistics: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """``(h - mean) * rstd * weight + bias``; mean and rstd are the rows of ``statistics``."""
+
+    def per_feature(values: Tensor) -> Tensor:
+        return per_row(values[None], h)
+
+    mean, rstd = statistics
+    h = (h - per_feature(mean)) * per_feature(rstd)
+    h = h if weight is None else h * per_feature(weight)
+    return h if bias is None else h + per_feature(bias)
+
+
+@torch.no_grad()
+def update_running_statistics(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
+    momentum: float,
+    mean: Tensor,
+    var: Tensor,
+) -> None:
+    """Counts a batch, and moves the running statistics towards its mean and its unbiased variance.
+
+    ``running = (1 - momentum) * running + momentum * new``; a negative momentum averages over all batches.
+    """
+    if batches is not None:
+        batches.add_(1)
+    if running_mean is None or running_var is None:
+        return
+    factor: Any = momentum if momentum >= 0 or batches is None else 1 / batches.double()
+    for running, new in ((running_mean, mean), (running_var, var)):
+        running.copy_((1 - factor) * running + factor * new)
