@@ -6,7 +6,7 @@ import torch
 from drsn_ops import models
 from drsn_ops.data import Dataset, Split
 from drsn_ops.experiment import cell
-from drsn_ops.modules import pad_same
+from drsn_ops.layers import pad_same
 from drsn_ops.training.recipes import Settings
 from drsn_ops.training.run import Run, evaluation_batch
 
