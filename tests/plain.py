@@ -96,7 +96,7 @@ def gated_shrink_backward(grad, grad_mean, mask, mean, state, *rest):
         needs_input_grad=(need_x, False, *[need_gate] * 6),
     )
     dx, _, *found = gated_autograd.GatedShrink.backward(context, grad, grad_mean)[:8]
-    return dx, *found
+    return dx, *(t if t is None else t.to(mean.dtype) for t in found)
 
 
 def batch_norm_shrink_backward(grad, z, weight, bias, input_norm, mean, state, input_state, *rest):
@@ -111,7 +111,7 @@ def batch_norm_shrink_backward(grad, z, weight, bias, input_norm, mean, state, i
     )
     needs = (need_z, False, *[need_parameters] * 8)
     dz, _, *found = gated_autograd.BatchNormShrink.gradients(context, grad, needs)
-    return dz, *found
+    return dz, *(t if t is None else t.to(mean.dtype) for t in found)
 
 
 def plain(operator, *arguments):

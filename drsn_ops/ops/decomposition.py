@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from .. import reference
 from ..reference import per_row
 from .autograd import scope
-from .gate import BATCH, RUNNING, batch_statistics, gate_formula, normalised, running_statistics
+from .gate import BATCH, RUNNING, affine, batch_statistics, gate_formula, normalised, running_statistics
 from .library import OPS
 from .masks import Layout, Planes, widened
 
@@ -166,6 +166,6 @@ def _batch_norm_shrink(
         statistics = batch_statistics(wide, eps)
     else:
         statistics = running_statistics(running_mean, running_var, z.shape[1], eps, wide)
-    x = normalised(wide, statistics, weight, bias)
+    x = affine(normalised(wide, statistics), weight, bias)
     mean, state, tau = _gate(x, rest)
     return _shrink_by(x, tau, residual, Layout(z.shape, z.dtype, False)), mean, state, statistics

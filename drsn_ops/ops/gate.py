@@ -69,13 +69,14 @@ def gate_formula(
     w1, b1, weight, bias, w2, b2 = (None if t is None else t.to(mean.dtype) for t in parameters)
     h = hidden = F.linear(mean, w1, b1)  # type: ignore[arg-type]
     if kind == LAYER:
-        h = F.layer_norm(h, h.shape[1:], weight, bias, eps)
+        h = F.layer_norm(h, h.shape[1:], eps=eps)
     elif kind == RMS:
-        h = F.rms_norm(h, h.shape[1:], weight, eps)
+        h = F.rms_norm(h, h.shape[1:], eps=eps)
     elif kind != NONE:
         statistics = batch_statistics(h, eps) if kind == BATCH else statistics
-        h = normalised(h, statistics, weight, bias)  # type: ignore[arg-type]
-    return F.linear(h.relu(), w2, b2).sigmoid(), hidden, statistics  # type: ignore[arg-type]
+        h = normalised(h, statistics)  # type: ignore[arg-type]
+    h = affine(h, weight, bias).relu()
+    return F.linear(h, w2, b2).sigmoid(), hidden, statistics  # type: ignore[arg-type]
 
 
 def batch_statistics(h: Tensor, eps: float) -> Tensor:
@@ -93,16 +94,16 @@ def running_statistics(
     return torch.stack([mean, torch.rsqrt(var + eps)])
 
 
-def normalised(h: Tensor, statistics: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """``(h - mean) * rstd * weight + bias``; mean and rstd are the rows of ``statistics``."""
-
-    def per_feature(values: Tensor) -> Tensor:
-        return per_row(values[None], h)
-
+def normalised(h: Tensor, statistics: Tensor) -> Tensor:
+    """``(h - mean) * rstd``; mean and rstd are the rows of ``statistics``."""
     mean, rstd = statistics
-    h = (h - per_feature(mean)) * per_feature(rstd)
-    h = h if weight is None else h * per_feature(weight)
-    return h if bias is None else h + per_feature(bias)
+    return (h - per_row(mean[None], h)) * per_row(rstd[None], h)
+
+
+def affine(h: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """``h * weight + bias``, each with one number a feature."""
+    h = h if weight is None else h * per_row(weight[None], h)
+    return h if bias is None else h + per_row(bias[None], h)
 
 
 @torch.no_grad()

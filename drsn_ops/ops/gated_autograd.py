@@ -29,6 +29,7 @@ from .gate import (
     RUNNING,
     Gate,
     Norm,
+    affine,
     batch_statistics,
     gate_formula,
     normalised,
@@ -269,7 +270,7 @@ def _batch_norm_shrink_gradients(
         wide: Any = (None if t is None else t.to(state.dtype) for t in tensors[:3])
         source, weight, bias = wide
         statistics = batch_statistics(source, ctx.input_eps) if ctx.input_kind == BATCH else input_state
-        x = normalised(source, statistics, weight, bias)
+        x = affine(normalised(source, statistics), weight, bias)
         alpha = _alpha(reference.abs_mean(x), tensors[3:], ctx.kind, ctx.eps, state)
         y = reference.shrink_and_mean(x, alpha, scope(ctx.per_sample), None)[0].to(z.dtype)
     return _gradients(y, tensors, grad, create_graph)
