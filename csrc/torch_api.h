@@ -120,11 +120,11 @@ inline int memory_axis(int64_t position, int64_t axes, bool channels_last) {
 inline Shape strides_for(const Shape& shape, bool channels_last) {
   const auto axes = int64_t(shape.size());
   Shape strides(shape.size());
-  int64_t stride = 1;
+  uint64_t stride = 1;  // wraps if a caller's shape is too large: PyTorch refuses to allocate it
   for (int64_t p = axes - 1; p >= 0; --p) {
     const int axis = memory_axis(p, axes, channels_last);
-    strides[axis] = stride;
-    stride *= shape[axis] > 0 ? shape[axis] : 1;
+    strides[axis] = int64_t(stride);
+    stride *= shape[axis] > 0 ? uint64_t(shape[axis]) : 1;
   }
   return strides;
 }
