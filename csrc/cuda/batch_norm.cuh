@@ -48,24 +48,31 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   const int64_t begin = at.c * pieces.length;
   const int length = int(min(pieces.length, pieces.row_length - begin));
   Packed<scalar_t, V> held[kOnChipSlots<V>];
-  const int longest = int(pieces.length);  // pieces of a block may differ in length
-  for_each_slot<V>(at, longest, [&](int i, int position) {
+  // Pieces of a block may differ in length: the loops' bound is that of the longest.
+#pragma unroll
+  for (int i = 0; i < kOnChipSlots<V>; ++i) {
+    if (i * at.step >= pieces.length) break;
+    const int position = at.position + i * at.step;
     held[i] = load_if<V>(at.exists && position < length, z + at.n * pieces.row_length + begin + position);
-  });
+  }
   acc_t sum = 0, squares = 0;
-  for_each_slot<V>(at, longest, [&](int i, int) {
+#pragma unroll
+  for (int i = 0; i < kOnChipSlots<V>; ++i) {
+    if (i * at.step >= pieces.length) break;
 #pragma unroll
     for (int j = 0; j < V; ++j) sum += acc_t(widen(unpack(held[i]).value[j]));
-  });
+  }
   const acc_t mean = group_sum(sum, 1 << plan.lane_bits) / acc_t(length);
-  for_each_slot<V>(at, longest, [&](int i, int position) {
-    const bool inside = at.exists && position < length;
+#pragma unroll
+  for (int i = 0; i < kOnChipSlots<V>; ++i) {
+    if (i * at.step >= pieces.length) break;
+    const bool inside = at.exists && at.position + i * at.step < length;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const acc_t distance = acc_t(widen(unpack(held[i]).value[j])) - mean;
       squares += inside ? distance * distance : acc_t(0);
     }
-  });
+  }
   squares = group_sum(squares, 1 << plan.lane_bits);
   if (!at.first) return;
   acc_t* out = static_cast<acc_t*>(statistics);

@@ -31,23 +31,16 @@ struct OnChipPlace {
   }
 };
 
-// use(i, position) for each of the thread's vectors; the loop's bound is the same for the whole block.
-template <int V, class Use>
-__device__ __forceinline__ void for_each_slot(const OnChipPlace& at, int length, Use use) {
-#pragma unroll
-  for (int i = 0; i < kOnChipSlots<V>; ++i) {
-    if (i * at.step >= length) break;
-    use(i, at.position + i * at.step);
-  }
-}
-
-// Loads the thread's row, `x`.
+// Loads the thread's row, `x`. Every loop over slots has the same bound for the whole block.
 template <class scalar_t, int V>
 __device__ __forceinline__ void hold(Packed<scalar_t, V> (&held)[kOnChipSlots<V>], const OnChipPlace& at, int length,
                                      const scalar_t* x) {
-  for_each_slot<V>(at, length, [&](int i, int position) {
+#pragma unroll
+  for (int i = 0; i < kOnChipSlots<V>; ++i) {
+    if (i * at.step >= length) break;
+    const int position = at.position + i * at.step;
     held[i] = load_if<V>(at.exists && position < length, x + unsigned(position));
-  });
+  }
 }
 
 template <class scalar_t, int V>
@@ -55,11 +48,13 @@ __device__ __forceinline__ Accumulator<scalar_t> held_abs_sum(Packed<scalar_t, V
                                                               const OnChipPlace& at, int length) {
   using acc_t = Accumulator<scalar_t>;
   acc_t sum = 0;
-  for_each_slot<V>(at, length, [&](int i, int) {
+#pragma unroll
+  for (int i = 0; i < kOnChipSlots<V>; ++i) {
+    if (i * at.step >= length) break;
     const Vector<scalar_t, V> mine = unpack(held[i]);
 #pragma unroll
     for (int j = 0; j < V; ++j) sum += magnitude_of(acc_t(widen(mine.value[j])));
-  });
+  }
   return sum;
 }
 
@@ -138,7 +133,9 @@ __device__ __forceinline__ Accumulator<scalar_t> held_active_sum(Packed<scalar_t
                                                                  const OnChipPlace& at, int length) {
   using acc_t = Accumulator<scalar_t>;
   acc_t sum = 0;
-  for_each_slot<V>(at, length, [&](int i, int) {
+#pragma unroll
+  for (int i = 0; i < kOnChipSlots<V>; ++i) {
+    if (i * at.step >= length) break;
     const Vector<scalar_t, V> mine = unpack(held[i]);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
@@ -146,7 +143,7 @@ __device__ __forceinline__ Accumulator<scalar_t> held_active_sum(Packed<scalar_t
       const acc_t along = test(word[i], kNegative, j) ? -g : g;
       sum += test(word[i], kActive, j) ? along : acc_t(0);
     }
-  });
+  }
   return sum;
 }
 
@@ -156,7 +153,10 @@ __device__ __forceinline__ void combine_held(const Packed<scalar_t, V> (&held)[k
                                              const unsigned (&word)[kOnChipSlots<V>], const OnChipPlace& at, int length,
                                              Accumulator<scalar_t> share, scalar_t* dx) {
   using acc_t = Accumulator<scalar_t>;
-  for_each_slot<V>(at, length, [&](int i, int position) {
+#pragma unroll
+  for (int i = 0; i < kOnChipSlots<V>; ++i) {
+    if (i * at.step >= length) break;
+    const int position = at.position + i * at.step;
     const Vector<scalar_t, V> mine = unpack(held[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
@@ -165,7 +165,7 @@ __device__ __forceinline__ void combine_held(const Packed<scalar_t, V> (&held)[k
                                                        test(word[i], kActive, j), acc_t(widen(mine.value[j])), share));
     }
     if (position < length) store<V>(V, dx + unsigned(position), result);
-  });
+  }
 }
 
 }  // namespace drsn::cuda
