@@ -219,17 +219,17 @@ def shrink(
             raise ValueError(
                 f"alpha: got shape {tuple(alpha.shape)}, expected ({n}, {c}), ({n}, 1) or ({c},)"
             )
-    gate = reference.gate_values(alpha, wide, x.device)
+    values = reference.gate_values(alpha, wide, x.device)
     if inplace and return_threshold:
-        gate = gate.clone()  # it may share the memory of x
+        values = values.clone()  # it may share the memory of x
     check_residual(residual, x)
     fused = residual if residual is not None and residual.dtype == x.dtype else None
     # a residual of another type may still share the memory of x
     addend = residual.clone() if inplace and residual is not None and fused is None else residual
-    y, mean = _operators(x).shrink(x, gate, fused, statistic == "sample", inplace)
+    y, mean = _operators(x).shrink(x, values, fused, statistic == "sample", inplace)
     if addend is not None and fused is None:
         y = _add(y, addend, inplace)
-    return (y, (gate if isinstance(alpha, Tensor) else alpha) * mean) if return_threshold else y
+    return (y, (values if isinstance(alpha, Tensor) else alpha) * mean) if return_threshold else y
 
 
 @torch.fx.wrap

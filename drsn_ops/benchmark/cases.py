@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..arguments import require_choice
 from ..reference import accumulator
 
 OPERATORS = ("soft_threshold", "abs_mean", "shrink", "shrink+residual")
@@ -23,6 +24,10 @@ class Case:
     layout: str = "contiguous"
     device: str = "cpu"
     timer: str = "host"  # on CUDA "graph", the device's time alone, or "events", with the wait for the host
+
+    def __post_init__(self) -> None:
+        require_choice("operator", self.operator, OPERATORS)
+        require_choice("direction", self.direction, DIRECTIONS)
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
