@@ -1,5 +1,8 @@
 """Soft thresholding and Deep Residual Shrinkage Networks as fused operators for PyTorch."""
 
+import importlib
+from types import ModuleType
+
 from . import models, noise, reference
 from .analysis.checking import check_shrinkage
 from .analysis.inspection import inspect
@@ -30,6 +33,12 @@ __all__ = [
     "shrink",
     "soft_threshold",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "vibration":  # when it is asked for, since it needs NumPy
+        return importlib.import_module("drsn_ops.vibration")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

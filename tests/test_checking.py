@@ -696,3 +696,9 @@ def test_a_module_that_cannot_be_copied():
     block.made = torch.ones(2, requires_grad=True) * 2
     with pytest.raises(ValueError, match="module: got one that cannot be copied"):
         check_shrinkage(block, C)
+
+
+def test_a_whole_block_is_told_to_give_its_shrinkage_alone():
+    block = torch.nn.Sequential(torch.nn.Conv1d(4, 4, 3, padding=1), Shrinkage(4))
+    assert "give its shrinkage alone" in str(check_shrinkage(block, 4))
+    assert "give its shrinkage alone" not in str(check_shrinkage(torch.nn.ReLU(), 4))

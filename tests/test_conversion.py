@@ -15,6 +15,7 @@ from torch import nn
 
 from drsn_ops import Shrinkage
 from drsn_ops.layers import BATCH_NORMS, CONVOLUTIONS
+from drsn_ops.models import rsnet18
 from drsn_ops.models.conversion import Placement, convert
 from drsn_ops.models.rsnet import RSNetBlock
 from drsn_ops.modules import RSBU
@@ -786,3 +787,14 @@ def check_library(model, count, kind):
     expected = shrunk_by_hooks(expected, model)
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model.eval()(x), expected.eval()(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("old", ["rsnet", "conversion"])
+def test_pickles_that_name_a_former_module_load(old):
+    network = rsnet18(3, 4) if old == "rsnet" else nn.Sequential(BasicBlock(4, 4))
+    if old == "conversion":
+        convert(network)
+    content = pickle.dumps(network, 2)
+    renamed = content.replace(f"cdrsn_ops.models.{old}\n".encode(), f"cdrsn_ops.{old}\n".encode())
+    assert renamed != content
+    assert [type(m) for m in pickle.loads(renamed).modules()] == [type(m) for m in network.modules()]

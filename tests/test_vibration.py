@@ -2,11 +2,14 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+import drsn_ops
 import drsn_ops.data.vibration as module
 from drsn_ops.data.vibration import (
     CLASSES,
@@ -324,3 +327,10 @@ def test_ring():
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         vibration(**{"signals": 1, **options})
+
+
+def test_the_door_leads_to_the_machine():
+    script = "import drsn_ops\nassert 'vibration' not in vars(drsn_ops)\ndrsn_ops.vibration.SKF_6205"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with pytest.raises(AttributeError, match="module 'drsn_ops' has no attribute 'vibrations'"):
+        drsn_ops.vibrations()

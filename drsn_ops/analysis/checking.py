@@ -8,15 +8,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..arguments import require_choice, require_positive
 from ..modules import THRESHOLDS, Thresholds
 from ..reference import STATISTICS, Statistic
 from .gradients import check_gradients
-from .mistakes import CONFUSED, Check, Wrong
+from .mistakes import CONFUSED, UNKNOWN, Check, Wrong
 from .probes import SAMPLES, Block, Rows
 from .values import check_values, find_kind
 
@@ -68,6 +70,15 @@ def _prepared(
     own = own.to(dtype).train(training)
     device = next((t.device for t in (*own.parameters(), *own.buffers())), torch.device("cpu"))
     return own, torch.empty(0, dtype=dtype, device=device)
+
+
+def _with_hint(check: Check, module: object) -> Check:
+    """The check; where a whole residual block may have been given, with what to give instead."""
+    if check.statement == UNKNOWN and isinstance(module, nn.Module):
+        if any(isinstance(layer, _ConvNd) for layer in module.modules()):
+            hint = "the module has convolutions: give its shrinkage alone, such as block.shrinkage"
+            return replace(check, evidence=(*check.evidence, hint))
+    return check
 
 
 def check_shrinkage(
@@ -154,7 +165,7 @@ def check_shrinkage(
                 rows = Rows(channels, math.prod(sizes), like.device)
                 return _examine(block, rows, expected, statistic)
         except Wrong as wrong:
-            return wrong.check
+            return _with_hint(wrong.check, module)
         except Exception as error:
             message = str(error).partition("\n")[0]
             called = f"it was called with x of shape {(SAMPLES, channels, *sizes)}; dim says how many axes are spatial"

@@ -1,8 +1,14 @@
 """The networks: the paper's, the two programs that DRSN was published with, and RSNet-18 and RSNet-34."""
 
+import sys
+
+from . import conversion, rsnet
 from .paper import ConvolutionalUnit, ShrinkageNetwork, convnet, drsn
 from .programs import drsn_cifar10, drsn_mnist
 from .rsnet import RSNet, RSNetBlock, rsnet18, rsnet34
+
+# Pickles of whole networks name the modules that these were before this folder.
+sys.modules.update({"drsn_ops.conversion": conversion, "drsn_ops.rsnet": rsnet})
 
 __all__ = [
     "ConvolutionalUnit",

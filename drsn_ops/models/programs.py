@@ -1,7 +1,5 @@
 """The two programs that DRSN was published with, in Keras for MNIST and in TFLearn for CIFAR-10, layer for layer."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from ..modules import RSBU, Norm, Thresholds
