@@ -1,5 +1,5 @@
 // The host side of the operators, once for every backend: checks, layouts, allocation, parameters. A Backend has a
-// static function for each struct of params.h, and `Guard`, which makes a tensor's device current.
+// static function for each operator's struct of params.h, and `Guard`, which makes a tensor's device current.
 #pragma once
 
 #include "overlap.h"
@@ -18,7 +18,7 @@ inline Rows rows_of(const char* name, const Shape& shape, bool channels_last) {
   return {shape[0], shape[1], length, channels_last};
 }
 
-// One number a row from a matrix of (N or 1, C or 1).
+// One number per row, from a matrix of (N or 1, C or 1).
 inline RowValues row_values(const Tensor& matrix) {
   return {data(matrix), matrix.size(0) == 1 ? 0 : matrix.stride(0), matrix.size(1) == 1 ? 0 : matrix.stride(1)};
 }

@@ -32,7 +32,7 @@ struct SoftThreshold {
   Broadcast over;
 };
 
-// dtau has no repeated axes: over.stride is that of a contiguous tau, 0 only where tau repeats over x.
+// over.stride is that of dtau, which is dense: 0 only where tau repeats over x.
 struct SoftThresholdBackward {
   DType dtype;  // of grad and dx
   const void* grad;
@@ -49,6 +49,7 @@ struct SoftThresholdBackward {
 };
 
 // x of shape (samples, channels, length), or (samples, length, channels) in memory where channels_last.
+// A line is contiguous in memory and has one segment of the mask: a row, or a sample where channels_last.
 struct Rows {
   int64_t samples, channels, length;
   bool channels_last;
@@ -57,7 +58,7 @@ struct Rows {
   int64_t segment_length() const { return channels_last ? channels * length : length; }
 };
 
-// One number a row, of the accumulator's type, at data[n * sample_stride + c * channel_stride].
+// One number per row, of the accumulator's type, at data[n * sample_stride + c * channel_stride].
 struct RowValues {
   const void* data;
   int64_t sample_stride, channel_stride;
@@ -70,10 +71,12 @@ struct AbsMean {
   uint8_t* mask;  // or null
   Rows rows;
   bool per_sample;
-  bool masked;  // a caller may ask for a mask: with it and without it, sums then run in the order of its segments
+  // The sums run in the order of the mask's segments even where none is written, so that the mean has the same bits
+  // either way.
+  bool masked;
 };
 
-// dx = sign * grad, the gradient of the mean divided by its count.
+// dx = sign * grad, where grad is the gradient of the mean, already divided by the count.
 struct AbsMeanBackward {
   DType dtype;
   RowValues grad;
@@ -112,7 +115,7 @@ struct ShrinkBackward {
 };
 
 // A normalisation of some features of each sample. Every pointer is of the accumulator's type; null weights are 1, null
-// biases 0. With n numbers a feature, variances are biased where they divide and unbiased in the running one:
+// biases 0. With n numbers per feature, variances are biased where they divide and unbiased in the running one:
 //   kBatch    over the batch's own statistics, which then enter the running ones where there are any:
 //             running = (1 - f) * running + f * statistic, f = momentum, or 1 / batches where momentum is negative
 //   kRunning  over the running statistics, or 0 and 1 where there are none
@@ -166,8 +169,8 @@ struct GatedShrink {
   bool per_sample;
 };
 
-// The same of norm(z), which is never in memory: x points to z, y may not be z, and mask is null, since z tells it
-// again.
+// The same of norm(z), which is never in memory: x points to z, y may not be z, and mask is null: the backward
+// recomputes it from z.
 struct BatchNormShrink : GatedShrink {
   Norm input;         // of the channels, over batch and length: kBatch or kRunning
   void* input_state;  // (2, channels), written: mean and rstd

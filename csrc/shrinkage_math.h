@@ -13,11 +13,11 @@
 namespace drsn {
 
 // The mask is what a backward pass keeps instead of x: a list of segments. A segment of `length` elements holds planes
-// of mask_bytes(length) bytes one behind the other. Bit e % 8 of byte e / 8 of a plane belongs to element e; the bits
-// past the end are 0.
-//   soft_threshold  planes kNegative, kActive          one segment: all of x in memory order
-//   abs_mean        planes kNegative, kNonzero         a segment a row, or a sample where x is channels_last
-//   shrink          planes kNegative, kNonzero, kActive   likewise
+// of mask_bytes(length) bytes one after another. Bit e % 8 of byte e / 8 of a plane belongs to element e; the bits past
+// the end are 0.
+//   soft_threshold  planes kNegative, kActive            a single segment for all of x, in memory order
+//   abs_mean        planes kNegative, kNonzero           a segment per row, or per sample where x is channels_last
+//   shrink          planes kNegative, kNonzero, kActive  as abs_mean
 // kActive: |x| > tau. kNonzero: x > 0 or x < 0. kNegative: the sign bit of x where another plane is set, else 0.
 // Only in the mask of soft_threshold, kNegative without kActive marks an open element: tau < 0 acted as 0, so that the
 // gradient passes to x and none reaches tau.
@@ -62,7 +62,7 @@ DRSN_INLINE unsigned element_mask(A x, A tau) {
          unsigned(magnitude > tau) << kActive;
 }
 
-// The gradient of x: g where active, plus v, the row's share of the mean's gradient, along sign(x).
+// The gradient of x: g where active, plus the row's share of the mean's gradient, along sign(x).
 template <class A>
 DRSN_INLINE A combine(bool negative, bool nonzero, bool active, A g, A v) {
   return (active ? g : A(0)) + (nonzero ? (negative ? -v : v) : A(0));

@@ -5,8 +5,8 @@
 
 namespace drsn::cpu {
 
-// Lines in groups of a sample. A gate takes as long for sixteen samples as for one: where that is more than the samples
-// themselves take, a thread takes sixteen.
+// Lines in groups of a sample. A product for sixteen samples costs about as much as for one. Where the gate costs more
+// than the samples' elements, a thread takes sixteen samples at a time.
 Lines lines_of_samples(const Rows& rows, const Gate& gate);
 
 // mean and 1 / sqrt(variance + eps) of the running statistics.

@@ -10,8 +10,8 @@ namespace drsn::cpu {
 constexpr int64_t kBuffer = 1024;  // elements of a buffer that stays in the first-level cache
 
 // Adds up numbers that belong to `width` columns in turn: add(i, n, columns) adds those of n elements from i on to
-// columns[0, n), with i and n multiples of the width. Columns repeat up to a buffer's length, which keeps few columns
-// as fast as many.
+// columns[0, n), with i and n multiples of the width. Columns repeat up to a buffer's length, so that few are as fast
+// as many. Where that length is no multiple of 8, the bits of a mask are read with a shift.
 template <class A, class Add>
 void sum_columns(int64_t n, int64_t width, double* sums, const Add& add) {
   const int64_t step = width < kBuffer ? kBuffer / width * width : width;
@@ -89,7 +89,7 @@ void add_magnitudes(const Lines& lines, const Range& at, const T* x, double* sum
   }
 }
 
-// The mask of x: a segment a line.
+// The mask of x: a segment per line.
 class Segments {
  public:
   Segments(const uint8_t* mask, const Lines& lines, int planes)
@@ -127,7 +127,7 @@ void add_signed(const Lines& lines, const Range& at, const T* g, const Segments&
   }
 }
 
-// y = soft_threshold(x, tau) + residual and its mask, with one tau a row.
+// y = soft_threshold(x, tau) + residual and its mask, with one tau per row.
 template <class T>
 void shrink_lines(const Lines& lines, const Range& at, const T* x, const accumulator_t<T>* tau, const T* residual, T* y,
                   const Segments& mask) {
@@ -147,7 +147,7 @@ void shrink_lines(const Lines& lines, const Range& at, const T* x, const accumul
   }
 }
 
-// dx = active * g + sign * share, with one share a row; without g sign * share alone.
+// dx = active * g + sign * share, with one share per row; without g sign * share alone.
 template <class T>
 void spread_lines(const Lines& lines, const Range& at, const T* g, const Segments& mask, const accumulator_t<T>* share,
                   T* dx) {

@@ -1,4 +1,5 @@
-// The inner loops over rows: compiled for each instruction set, chosen when the library is first used.
+// The inner loops, over rows or over the elements of a line: compiled for each instruction set, chosen when the library
+// is first used.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,8 @@ struct BFloat16 {
 template <class T>
 using accumulator_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Planes of the mask to write, from a whole byte on; null where a plane is absent. The next row's are `stride` bytes
-// on.
+// Planes of the mask to write, from a whole byte on; null where a plane is absent. The planes of the next row start
+// `stride` bytes later.
 struct Planes {
   uint8_t* negative = nullptr;
   uint8_t* nonzero = nullptr;
@@ -52,7 +53,7 @@ struct Values {
   bool vary = false;
 };
 
-// x = (z - center) * scale + bias with one of each a row; null: x itself is in memory.
+// x = (z - center) * scale + bias with one of each per row; null: x itself is in memory.
 template <class A>
 struct Affine {
   const A* center = nullptr;
@@ -60,15 +61,15 @@ struct Affine {
   const A* bias = nullptr;
 };
 
-// One number a row each: x = norm(z) with its threshold, the share of its elements (see spread), and
-// dz = scale * dx + at_center + slope * (z - center).
+// One of each per row: x = norm(z) with its threshold, the share of its elements (see spread), and dz = scale * dx +
+// at_center + slope * (z - center).
 template <class A>
 struct BatchNormRows {
   Affine<A> affine;
   const A *tau, *share, *at_center, *slope;
 };
 
-// `rows` rows of n elements lie one behind the other. sums[row] is added to. sign is that of x, or 0.
+// `rows` rows of n elements lie one after another. sums[row] is added to. sign is that of x, or 0.
 template <class T>
 struct Loops {
   using A = accumulator_t<T>;

@@ -1,6 +1,6 @@
 // The loops. Each instruction set's .cpp file includes this once, after it has set DRSN_SIMD (the namespace) and
-// target. A sum is 32 partial sums over pieces of one length, whatever the length of a vector: every set gives the same
-// bits.
+// target. A sum goes in blocks of 4096 numbers, each in 32 interleaved partial sums, whatever the length of a vector:
+// every set gives the same bits.
 
 #include <cstring>
 
@@ -13,7 +13,7 @@ namespace drsn::cpu::DRSN_SIMD {
 namespace {
 
 constexpr int kPartialSums = 32;
-constexpr int64_t kPiece = 4096;  // numbers added in the accumulator's type; pieces are added in double
+constexpr int64_t kPiece = 4096;  // numbers added in the accumulator's type; blocks are added in double
 
 #if defined(DRSN_SIMD_AVX512)
 #include "vectors_avx512.h"
@@ -65,8 +65,8 @@ DRSN_INLINE void for_each_vector(int64_t n, const Body& body) {
   if (i < n) body(i, n - i);
 }
 
-// Writes the bits of a vector to a plane; i is a multiple of 8. Shifts: a signed division costs three more
-// instructions.
+// Writes the bits of a vector to a plane; i is a multiple of 8. `i >> 3`, not `i / 8`: a signed division costs three
+// more instructions.
 template <class T>
 DRSN_INLINE void write_bits(uint8_t* plane, int64_t i, bits_t<T> bits, int64_t count) {
   if (sizeof(bits) == 1 || count <= 8) {

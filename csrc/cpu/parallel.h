@@ -63,11 +63,12 @@ struct Range {
 };
 
 // How x is walked. A line is contiguous in memory and has one segment of the mask: a row, of width 1, or, in
-// channels_last, a sample, whose elements belong to `width` channels in turn. A group is the lines of one statistic.
+// channels_last, a sample, whose elements belong to `width` channels in turn. A group is the lines that are summed
+// before any of them is written: one, or the rows of a sample where per_sample.
 struct Lines {
   int64_t count, length, width;
   int64_t per_group;
-  int64_t sums;              // numbers that a line adds up
+  int64_t sums;              // sums of a line: its width, or 5 in batch_norm_shrink's backward
   int64_t piece;             // elements of a partial sum: whole bytes of the mask, and whole positions of the channels
   int64_t cached = kCached;  // elements of the groups that a thread takes through both passes at a time
 
@@ -99,10 +100,10 @@ void for_each_piece(const Lines& lines, const Run& run) {
   });
 }
 
-// sum(range, sums) adds to lines.sums numbers a line; finish(group, count, sums) gets those of `count` groups, one line
-// behind the other; apply(range) comes after. A thread takes some groups through all three while they are in its cache.
-// Where there are fewer groups than threads, or where `together` wants one finish for all groups, every line is summed
-// before the first apply. Both ways add the same sums in the same order.
+// sum(range, sums) adds to the lines.sums sums of each line; finish(group, count, sums) gets those of `count` groups,
+// one line after another; apply(range) comes after. A thread takes some groups through all three while they are in its
+// cache. Where there are fewer groups than threads and a group is large, or where `together` wants one finish for all
+// groups, every line is summed before the first apply. Both ways add the same sums in the same order.
 template <class Sum, class Finish, class Apply>
 void two_passes(const Lines& lines, bool together, const Sum& sum, const Finish& finish, const Apply& apply) {
   const int64_t pieces = lines.pieces(), width = lines.sums;

@@ -1,4 +1,5 @@
-// tau = alpha * mean|x|, soft threshold and residual. A group is summed and shrunk while it is in the cache.
+// tau = alpha * mean|x|, soft threshold and residual. A group, a row or a sample (per_sample, channels_last), goes
+// through both passes at once, in the cache if it fits.
 #include "backend.h"
 #include "lines.h"
 

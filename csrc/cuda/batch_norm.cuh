@@ -7,7 +7,7 @@
 
 namespace drsn::cuda {
 
-// One arithmetic for every kernel, so that all see the same x. The mean goes first: a large one costs x no digits.
+// Every kernel computes x the same way. The mean is subtracted first, so that a large mean costs no precision.
 template <class acc_t>
 struct InputNorm {
   const acc_t *mean, *rstd, *weight, *bias;  // of the channels; the last two may be null
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   out[rows.samples * rows.channels + at.row] = squares;
 }
 
-// mean and rstd of each channel, a block each: from its pieces, or the running statistics.
+// mean and rstd of each channel, a block per channel: from its pieces, or the running statistics.
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     channel_statistics(const __grid_constant__ Norm norm, const __grid_constant__ Rows rows,
@@ -125,7 +125,7 @@ inline int64_t input_statistics_workspace(const Norm& norm, const Rows& rows) {
   return norm.kind == NormKind::kBatch ? 2 * rows.samples * rows.channels * RowPieces(rows.length).count : 0;
 }
 
-// Writes input_state. Every block reads the counter of batches: a later kernel has to count this one.
+// Writes input_state. Every block reads the counter of batches: a later kernel counts this batch.
 template <class scalar_t, int V>
 cudaError_t input_statistics(const Norm& norm, const Rows& rows, const void* z, void* input_state, void* workspace,
                              cudaStream_t stream) {

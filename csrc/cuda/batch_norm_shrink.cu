@@ -141,7 +141,8 @@ struct NormRowSums {
   }
 };
 
-// The gradients of each channel's weight and bias, a block each; in `means` both divided by the channel's elements.
+// The gradients of each channel's weight and bias, a block per channel; in `means` both divided by the channel's
+// elements.
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     input_gradients(const __grid_constant__ Rows rows, const acc_t* row_sums, const acc_t* share, acc_t* dweight,

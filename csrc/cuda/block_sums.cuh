@@ -1,4 +1,4 @@
-// Sums over the threads of a warp, of a group or of a block, in a fixed order; every thread gets the sum.
+// Sums over the threads of a warp, of a row or of a block, in a fixed order; every thread gets the sum.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,7 +14,7 @@ __device__ __forceinline__ acc_t warp_sum(acc_t v) {
   return v;
 }
 
-// Groups of `threads` threads, a power of two. By the whole block.
+// Over the `lanes` threads of a row, a power of two. The whole block must call it.
 template <class acc_t>
 __device__ __forceinline__ acc_t group_sum(acc_t v, int threads) {
   __shared__ acc_t warps[kOnChipThreads / kWarp];

@@ -43,7 +43,7 @@ struct GateBackward : GatedShrinkBackward {
   // over pieces of the features for a norm over each sample, n = samples; none for the rest.
   void* piece_sums;
   int64_t pieces;
-  void* piece_gradients;  // the parameters' gradients, one behind the other, for each of the WeightPieces
+  void* piece_gradients;  // the parameters' gradients, one after another, for each of the WeightPieces
 
   GateBackward(const GatedShrinkBackward& op, Carve& carve);
 

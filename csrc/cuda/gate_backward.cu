@@ -1,5 +1,5 @@
 // The gate over a whole batch, backward: two kernels of tiles, and a third for a very long batch.
-//   gate_backward_hidden           dz2; dh = [h > 0] w2^T dz2, and the sums over it that the norm's gradient takes
+//   gate_backward_hidden           dz2; dh = [h > 0] w2^T dz2, and the sums over it that the norm's gradient needs
 //   gate_backward_products_kernel  w1^T dz1 for the share of each row; dz1^T m and dz2^T a for the parameters'
 //                                  gradients; dz1, the gradient before the norm, is made on the way
 //   add_pieces                     adds up the parameters' gradients of pieces of the batch
@@ -14,7 +14,7 @@ __device__ __forceinline__ acc_t alpha_of(const GateBackward& op, int64_t n, int
   const acc_t* alpha = static_cast<const acc_t*>(op.state) + op.at.alpha;
   return alpha[n * op.gate.outputs + (op.gate.outputs == 1 ? 0 : c)];
 }
-// A row's gradient of tau. alpha and the statistic are never negative, so tau never acts as 0.
+// A row's gradient of tau. alpha and the statistic are never negative, so tau is never clamped.
 template <class acc_t>
 __device__ __forceinline__ acc_t dtau_of(const GateBackward& op, int64_t n, int64_t c) {
   return -static_cast<const acc_t*>(op.active_sum)[n * op.rows.channels + c];
@@ -53,8 +53,8 @@ struct AlphaGradient {
   }
 };
 
-// A sample's statistic where per_sample, and its sums over channels: d_alpha of the one output and d_statistic. By one
-// warp.
+// A sample's statistic where per_sample, and its sums over channels: d_alpha of the one output and d_statistic. One
+// whole warp must call it.
 template <class acc_t>
 __device__ __forceinline__ void sample_sums(const GateBackward& op, int64_t n, acc_t (&sums)[3]) {
   const int64_t channels = op.rows.channels;
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// All that the norm's gradient takes, for kTile features from h0 or, where the norm is over each sample, for kTile
+// All that the norm's gradient needs, for kTile features from h0 or, where the norm is over each sample, for kTile
 // samples from n0.
 template <class acc_t>
 __device__ __forceinline__ void prepare_norm(const GateBackward& op, Tiles<acc_t>& tiles, int64_t n0, int64_t h0) {
@@ -263,7 +263,7 @@ struct ActivationByFeature {
   }
 };
 
-// The parameters' gradients, one behind the other.
+// The parameters' gradients, one after another.
 struct Gradients {
   static constexpr int kCount = 6;
   void* data[kCount];

@@ -93,7 +93,7 @@ __device__ __forceinline__ void count_batch(const Norm& norm) {
   if (blockIdx.x == 0 && threadIdx.x == 0 && norm.kind == NormKind::kBatch && norm.batches != nullptr) ++*norm.batches;
 }
 
-// The mean of a sample's `channels` means, by a warp: the statistic where per_sample.
+// The mean of a sample's `channels` means: the statistic where per_sample. The whole warp must call it.
 template <class acc_t>
 __device__ __forceinline__ acc_t sample_statistic(const acc_t* means, int64_t channels) {
   acc_t sum = 0;

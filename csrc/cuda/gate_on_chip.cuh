@@ -9,9 +9,9 @@ namespace drsn::cuda {
 // The shared memory of a block.
 template <class acc_t>
 struct OnChipGate {
-  acc_t channel[kOnChipThreads];  // m; backwards d_m
+  acc_t channel[kOnChipThreads];  // m; in the backward pass d_m
   acc_t hidden[kOnChipHidden];
-  acc_t output[kOnChipThreads];  // alpha; backwards dz2
+  acc_t output[kOnChipThreads];  // alpha; in the backward pass dz2
   acc_t partial[kOnChipThreads];
 };
 
@@ -49,7 +49,8 @@ __device__ __forceinline__ void multiply_transposed(const void* data, int rows, 
   }
 }
 
-// From the means of sample n in gate.channel to its alpha in gate.output; writes the state. By the whole block.
+// From the means of sample n in gate.channel to its alpha in gate.output; writes the state. The whole block must call
+// it.
 template <class acc_t>
 __device__ __forceinline__ void gate_forward_on_chip(OnChipGate<acc_t>& gate, const GatedShrink& op,
                                                      const StateOffsets& in_state, int64_t n) {
@@ -85,7 +86,7 @@ __device__ __forceinline__ void gate_forward_on_chip(OnChipGate<acc_t>& gate, co
 }
 
 // From the dz2 of sample n in gate.output to the gate's part of its d_m in gate.channel, where dx is wanted; writes dh,
-// and the numbers of a norm over the sample. By the whole block.
+// and the numbers of a norm over the sample. The whole block must call it.
 template <class acc_t>
 __device__ __forceinline__ void gate_backward_on_chip(OnChipGate<acc_t>& gate, const GateBackward& op, int64_t n) {
   const int hidden = int(op.gate.hidden), outputs = int(op.gate.outputs);

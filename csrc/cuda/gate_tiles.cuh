@@ -14,7 +14,7 @@ static_assert(kTile == kWarp && kGroups * kColumns == kTile);
 // The shared memory of a block.
 template <class acc_t>
 struct Tiles {
-  // A row of a tile is a k; the padding keeps 4 neighbours aligned and spreads the banks.
+  // left[k] and right[k] are rows; the padding keeps 4 neighbours aligned and spreads the banks.
   alignas(32) acc_t left[kTile][kTile + 4];
   alignas(32) acc_t right[kTile][kTile + 4];
   acc_t groups[kGroups][kTile];

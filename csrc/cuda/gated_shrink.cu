@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   combine_held(held, word, at, length, gate.channel[at.c], static_cast<scalar_t*>(op.dx) + at.row * length);
 }
 
-// If V = 1 fits in registers, every V does. The workspace asks this: it knows no alignment.
+// If V = 1 fits in registers, every V does. Used to size the workspace, when alignment is not known yet.
 bool always_on_chip(const Rows& rows, const Gate& gate) { return plan_gated_on_chip(rows, gate, 1).fits; }
 
 AbsMean mean_of(const GatedShrink& op) { return {op.dtype, op.x, op.mean, nullptr, op.rows, false}; }

@@ -112,12 +112,12 @@ __device__ __forceinline__ int64_t offset_of(const RowValues& values, int64_t n,
   return n * values.sample_stride + c * values.channel_stride;
 }
 
-// The elements of x for an elementwise kernel, V a thread. A segment of the mask starts with a new byte and a new
+// The elements of x for an elementwise kernel, V per thread. Each line starts at a new byte of the mask and with a new
 // thread.
 struct RowWalk {
-  Divisor lanes;  // threads of a segment, 8 / V a byte
+  Divisor lanes;  // threads of a line, 8 / V per byte of the mask
   Divisor channels;
-  int64_t length;  // of a segment
+  int64_t length;  // of a line
   int64_t plane_bytes;
   int64_t total;  // threads in all
   bool channels_last;

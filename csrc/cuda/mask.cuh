@@ -1,4 +1,4 @@
-// Reads and writes the packed mask, the bits of V elements a thread.
+// Reads and writes the packed mask, the bits of V elements per thread.
 #pragma once
 
 #include <cuda_runtime.h>

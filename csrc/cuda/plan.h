@@ -2,13 +2,15 @@
 //
 // V is the number of elements that a thread moves at once: 16 bytes, or 1 where a pointer or a length forbids it.
 //
-//   sums, reduced axis innermost    reduce_rows     1 to 256 threads a sum, or a block a piece
-//   sums, kept axis innermost       reduce_columns  a thread for V sums; several levels of threads share the axis
-//   shrink, contiguous, fits        on chip         1 to 512 threads hold a row in registers; a block a sample where
-//                                                   per_sample
-//   shrink, the rest                sums, then an elementwise kernel that reads x again, from its end
-//   everything else                 elementwise     V elements a thread and step, in memory order
-//   gate                            tiles           32 samples x 32 features or outputs a block
+//   sums, reduced axis innermost    reduce_rows     1 to 256 threads per sum, or a block per piece
+//   sums, another axis innermost    reduce_columns  a thread for V sums; several levels of threads share the axis
+//     (rows in channels_last)
+//   shrink and its backward,        on chip         1 to 512 threads hold a row in registers; a block per sample where
+//     contiguous, fits                              per_sample
+//   shrink and its backward, the    sums, then an elementwise kernel that reads x, or the gradient, again, from its end
+//     rest (channels_last, long rows)
+//   everything else                 elementwise     V elements per thread and step, in memory order
+//   gate                            tiles           32 samples x 32 features or outputs per block
 //   gated shrink, contiguous, fits  on chip         a sample and its gate in a block; not where the gate's norm is
 //                                                   kBatch, nor where reading the weights again for every sample would
 //                                                   cost more than reading x again
@@ -50,9 +52,9 @@ inline int power_of_two_at_least(int64_t n) {
   return power;
 }
 
-// Threads for a row of `vectors` vectors. Within a warp a thread has about eight: they are in flight together and share
-// the work done once a row. Beyond a warp it has `slots`. Never fewer threads than share a byte of mask, nor fewer than
-// two: their vectors fill a sector of memory.
+// The lanes, which are the threads of one row, for `vectors` vectors. Within a warp a thread has about eight: they are
+// in flight together and share the work done once per row. Beyond a warp it has `slots`. Never fewer threads than share
+// a byte of mask, nor fewer than two: their vectors fill a sector of memory.
 inline int64_t row_lanes(int64_t vectors, int V, int slots) {
   int64_t lanes;
   if (vectors > int64_t(kWarp) * slots) {
@@ -65,7 +67,7 @@ inline int64_t row_lanes(int64_t vectors, int V, int slots) {
   return std::max<int64_t>(lanes, 8 / V);
 }
 
-// An on-chip launch: `rows` rows a block, 1 << lane_bits threads a row.
+// An on-chip launch: `rows` rows per block, 1 << lane_bits lanes per row.
 struct OnChip {
   bool fits;
   int lane_bits;
@@ -185,7 +187,7 @@ struct Reduction {
 // The launch of the first step.
 struct ReduceShape {
   int64_t outer, reduced, inner, piece_length, pieces;
-  int lane_bits;               // reduce_rows: 1 << lane_bits threads a sum
+  int lane_bits;               // reduce_rows: 1 << lane_bits threads per sum
   int columns, depth, outers;  // reduce_columns: threads of a block across `inner`, along the axis, and outer indices
   int64_t tiles;               // blocks across `inner`
   int threads;
@@ -215,7 +217,7 @@ inline ReduceShape plan_reduce(const Reduction& r, int V) {
   return s;
 }
 
-// One number a row of x, or a sample where per_sample.
+// One number per row of x, or per sample where per_sample.
 inline Broadcast row_axes(const Rows& rows, bool per_sample) {
   const int64_t sample_stride = per_sample ? 1 : rows.channels;
   const int64_t channel_stride = per_sample ? 0 : 1;
@@ -225,7 +227,7 @@ inline Broadcast row_axes(const Rows& rows, bool per_sample) {
   return {3, {rows.samples, rows.channels, rows.length}, {sample_stride, channel_stride, 0}};
 }
 
-// One number a sample, whatever the layout.
+// One number per sample, whatever the layout.
 inline Broadcast sample_axes(const Rows& rows) { return {2, {rows.samples, rows.channels * rows.length}, {1, 0}}; }
 
 }  // namespace drsn::cuda

@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   }
 }
 
-// Adds up the partial sums of `reduction`. They are in `workspace`, and behind them is room for those of the fold.
+// Adds up the partial sums of `reduction`. They are in `workspace`, and after them is room for those of the fold.
 cudaError_t fold(DType dtype, const Reduction& reduction, void* workspace, const Target& target, cudaStream_t stream);
 
 // Sums and fold. The workspace has reduction.workspace_elements() accumulators for each sum that is wanted. `columns`:

@@ -7,7 +7,7 @@
 namespace drsn::cuda {
 namespace {
 
-// The numbers that a statistic is the mean of, and where it lies: one a sample or one a row.
+// The number of elements in a statistic, and its index: one per sample or one per row.
 template <class acc_t>
 __device__ __forceinline__ acc_t count_of(const Rows& rows, bool per_sample) {
   return acc_t(per_sample ? rows.channels * rows.length : rows.length);
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
 }
 
 // From the rows' active sums to each row's gradient of alpha, and to the share of each row or, where per_sample, of
-// each sample. A block takes one sample after another, a thread a row.
+// each sample. A block takes one sample after another, its threads the rows.
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     shrink_backward_rows(const __grid_constant__ ShrinkBackward op, const acc_t* active_sum, acc_t* row_dalpha,
@@ -145,15 +145,15 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   }
 }
 
-// If V = 1 fits in registers, every V does. The workspace asks this: it knows no alignment.
+// If V = 1 fits in registers, every V does. Used to size the workspace, when alignment is not known yet.
 bool always_on_chip(const Rows& rows, bool per_sample) { return plan_on_chip(rows, per_sample, 1).fits; }
 
 bool vectors_apply(const Shrink& op, int V) { return aligned(op.x, op.y, op.residual) && vectors_fit(op.rows, V); }
 
 AbsMean mean_of(const Shrink& op) { return {op.dtype, op.x, op.mean, nullptr, op.rows, op.per_sample, false}; }
 
-// The sum of one number a row that is dalpha; direct where dalpha has one for each row. The last axis stands for the
-// row's own elements, which are summed already.
+// How dalpha is summed from one number per row. Direct: dalpha has an entry per row. The axis of size 1 stands for the
+// row's elements, already summed.
 Reduction alpha_reduction(const ShrinkBackward& op) {
   const int64_t sample_stride = !op.alpha_per_sample ? 0 : op.alpha_per_channel ? op.rows.channels : 1;
   const int64_t channel_stride = op.alpha_per_channel ? 1 : 0;
@@ -163,7 +163,7 @@ Reduction alpha_reduction(const ShrinkBackward& op) {
 // The backward's arrays, and its kernels where the rows do not fit on chip.
 struct Backward {
   void* row_dalpha = nullptr;  // of each row: dalpha itself, or what is folded into it, with room for the fold
-  void *active_sum = nullptr, *share = nullptr, *sums = nullptr;  // off the chip; the last is for row_sums
+  void *active_sum = nullptr, *share = nullptr, *sums = nullptr;  // used where the rows do not fit on chip
 
   Backward(const ShrinkBackward& op, Carve& carve) {
     if (op.rows.numel() == 0) return;
