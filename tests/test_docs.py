@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "csrc" / "cuda" / "README.md",
+    *sorted((ROOT / "csrc").glob("*/README.md")),
 ]
 MODULES = sorted(
     module.name

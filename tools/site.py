@@ -14,7 +14,7 @@ OUTSIDE = (
     "*.md",
     "LICENSE",
     "CITATION.cff",
-    "csrc/cuda/README.md",
+    "csrc/*/README.md",
     "examples/*",
     "benchmarks/results/**/*.png",
 )
