@@ -72,8 +72,8 @@ struct GatedOperators {
     const auto p = prepared<GatedShrink>("x", x, per_sample, channels_last);
     GateTensors gate(x, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     gate.norm.read_running(running_mean, running_var, x);
-    const Optional addend = checked("residual", residual, shape_of(x), x.scalar_type(), x, channels_last);
-    return run_gated_shrink(p, x, gate, addend, false, with_mask);
+    const Optional dense_residual = checked("residual", residual, shape_of(x), x.scalar_type(), x, channels_last);
+    return run_gated_shrink(p, x, gate, dense_residual, false, with_mask);
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> gated_shrink_(Tensor x, Optional residual, Tensor w1, Optional b1,

@@ -32,7 +32,7 @@ inline void check_row_matrix(const char* name, const Tensor& t, const Rows& rows
 }
 
 inline Shape shape_of_mask(const Rows& rows, int64_t planes) {
-  return {rows.segments(), planes, mask_bytes(rows.segment_length())};
+  return {rows.lines(), planes, mask_bytes(rows.line_length())};
 }
 
 inline Shape shape_of_mean(const Rows& rows, bool per_sample) { return {rows.samples, per_sample ? 1 : rows.channels}; }

@@ -13,13 +13,13 @@ namespace drsn {
 // the output itself.
 enum class Access { kReads, kReadsElement, kWrites };
 
-struct Place {
+struct Argument {
   const char* name;
   const Tensor* tensor;  // or null: not given
   Access access;
 
-  Place(const char* name, const Tensor& t, Access access) : name(name), tensor(&t), access(access) {}
-  Place(const char* name, const std::optional<Tensor>& t, Access access)
+  Argument(const char* name, const Tensor& t, Access access) : name(name), tensor(&t), access(access) {}
+  Argument(const char* name, const std::optional<Tensor>& t, Access access)
       : name(name), tensor(t ? &*t : nullptr), access(access) {}
 };
 
@@ -108,29 +108,29 @@ inline bool is_same_place(const Tensor& a, const Tensor& b) {
 }
 
 // Refuses what PyTorch's own in-place operators refuse, in their words, before anything is written.
-inline void check_overlap(std::initializer_list<Place> places) {
+inline void check_overlap(std::initializer_list<Argument> arguments) {
   constexpr size_t kMost = 16;
   Span spans[kMost];
   size_t count = 0;
-  for (const Place& place : places) {
+  for (const Argument& argument : arguments) {
     const size_t mine = count++;
-    if (!place.tensor) continue;
-    spans[mine] = span_of(*place.tensor);
-    if (place.access == Access::kWrites && spans[mine].end > spans[mine].begin) {
-      for (int64_t axis = 0; axis < place.tensor->dim(); ++axis) {
-        if (place.tensor->size(axis) > 1 && place.tensor->stride(axis) == 0)
-          refuse_overlap(place.name,
+    if (!argument.tensor) continue;
+    spans[mine] = span_of(*argument.tensor);
+    if (argument.access == Access::kWrites && spans[mine].end > spans[mine].begin) {
+      for (int64_t axis = 0; axis < argument.tensor->dim(); ++axis) {
+        if (argument.tensor->size(axis) > 1 && argument.tensor->stride(axis) == 0)
+          refuse_overlap(argument.name,
                          "more than one element of the written-to tensor refers to a single memory location");
       }
     }
     for (size_t other = 0; other < mine; ++other) {
-      const Place& before = places.begin()[other];
+      const Argument& before = arguments.begin()[other];
       if (!spans[mine].meets(spans[other])) continue;
-      const bool writes = place.access == Access::kWrites, wrote = before.access == Access::kWrites;
+      const bool writes = argument.access == Access::kWrites, wrote = before.access == Access::kWrites;
       if (!writes && !wrote) continue;
-      const Place& blamed = writes && !wrote ? before : place;
-      if (blamed.access == Access::kReadsElement && is_same_place(*place.tensor, *before.tensor)) continue;
-      if (share_memory(*place.tensor, *before.tensor))
+      const Argument& blamed = writes && !wrote ? before : argument;
+      if (blamed.access == Access::kReadsElement && is_same_place(*argument.tensor, *before.tensor)) continue;
+      if (share_memory(*argument.tensor, *before.tensor))
         refuse_overlap(blamed.name,
                        "some elements of the input tensor and the written-to tensor refer to a single memory location");
     }

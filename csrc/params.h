@@ -54,8 +54,8 @@ struct Rows {
   int64_t samples, channels, length;
   bool channels_last;
   int64_t numel() const { return samples * channels * length; }
-  int64_t segments() const { return channels_last ? samples : samples * channels; }
-  int64_t segment_length() const { return channels_last ? channels * length : length; }
+  int64_t lines() const { return channels_last ? samples : samples * channels; }
+  int64_t line_length() const { return channels_last ? channels * length : length; }
 };
 
 // One number per row, of the accumulator's type, at data[n * sample_stride + c * channel_stride].

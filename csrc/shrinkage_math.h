@@ -64,8 +64,8 @@ DRSN_INLINE unsigned element_mask(A x, A tau) {
 
 // The gradient of x: g where active, plus the row's share of the mean's gradient, along sign(x).
 template <class A>
-DRSN_INLINE A combine(bool negative, bool nonzero, bool active, A g, A v) {
-  return (active ? g : A(0)) + (nonzero ? (negative ? -v : v) : A(0));
+DRSN_INLINE A combine(bool negative, bool nonzero, bool active, A g, A share) {
+  return (active ? g : A(0)) + (nonzero ? (negative ? -share : share) : A(0));
 }
 
 }  // namespace drsn

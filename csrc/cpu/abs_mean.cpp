@@ -13,7 +13,7 @@ void forward(const AbsMean& p) {
   two_passes(
       lines, false,
       [&](const Range& at, double* sums) {
-        add_magnitudes(lines, at, x, sums);
+        add_abs_sums(lines, at, x, sums);
         for (int64_t i = 0; i < at.count && mask.exist(); ++i)
           loops<T>().sign_mask(x + lines.offset(at) + i * at.n, mask.write(at.line + i, at.begin), at.n);
       },
@@ -29,7 +29,7 @@ void backward(const AbsMeanBackward& p) {
   const Segments mask(p.mask, lines, kAbsMeanPlanes);
   const auto grad = each_row<accumulator_t<T>>(p.grad, p.rows);
   for_each_piece(lines, [&](const Range& at) {
-    spread_lines(lines, at, static_cast<const T*>(nullptr), mask, grad.data(), as<T>(p.dx));
+    combine_lines(lines, at, static_cast<const T*>(nullptr), mask, grad.data(), as<T>(p.dx));
   });
 }
 

@@ -63,7 +63,7 @@ void forward(const BatchNormShrink& p) {
   two_passes(
       lines, p.gate.norm.kind == NormKind::kBatch,
       [&](const Range& at, double* sums) {
-        loop.abs_sums(z + lines.offset(at), input.from(at.line), at.count, at.n, sums);
+        loop.abs_sum_rows(z + lines.offset(at), input.from(at.line), at.count, at.n, sums);
       },
       [&](int64_t sample, int64_t count, const double* sums) { gate.run(sample, count, sums); },
       [&](const Range& at) {
@@ -125,7 +125,7 @@ void backward(const BatchNormShrinkBackward& p) {
       [&](const Range& at) {
         const int64_t offset = lines.offset(at);
         if (p.dx)
-          loop.batch_norm_spread(g + offset, z + offset, rows_from(at.line), as<T>(p.dx) + offset, at.count, at.n);
+          loop.batch_norm_combine(g + offset, z + offset, rows_from(at.line), as<T>(p.dx) + offset, at.count, at.n);
       });
   if (!over_batch) add_rows();
   if (p.dinput_weight) std::copy(dweight.begin(), dweight.end(), as<A>(p.dinput_weight));

@@ -98,7 +98,7 @@ void activate(const std::vector<A>& weight, const std::vector<A>& bias, int64_t 
 // Calls run(row, index, statistic) for the rows of some samples, with what alpha[index] is multiplied by: the row's
 // mean, or the average of the sample's. P is GatedShrink or GatedShrinkBackward.
 template <class A, class P, class Run>
-void for_each_row(const P& p, int64_t first, int64_t count, const Run& run) {
+void for_each_alpha(const P& p, int64_t first, int64_t count, const Run& run) {
   const int64_t channels = p.rows.channels;
   for (int64_t n = first; n < first + count; ++n) {
     const A* mean = as<A>(p.mean) + n * channels;
@@ -185,7 +185,7 @@ void GateForward<A>::run(int64_t first, int64_t count, const double* sums) {
                        alpha[n * outputs + k] = A(1) / (A(1) + std::exp(-z));
                      }
                    });
-  for_each_row<A>(p_, first, count, [&](int64_t row, int64_t k, A s) { tau[row] = relu(state_.alpha[k] * s); });
+  for_each_alpha<A>(p_, first, count, [&](int64_t row, int64_t k, A s) { tau[row] = relu(state_.alpha[k] * s); });
 }
 
 template <class A>
@@ -209,7 +209,7 @@ GateBackward<A>::GateBackward(const GatedShrinkBackward& p)
 template <class A>
 std::vector<A> GateBackward<A>::thresholds() const {
   std::vector<A> tau(share.size());
-  for_each_row<A>(p_, 0, samples_, [&](int64_t row, int64_t k, A s) { tau[row] = relu(state_.alpha[k] * s); });
+  for_each_alpha<A>(p_, 0, samples_, [&](int64_t row, int64_t k, A s) { tau[row] = relu(state_.alpha[k] * s); });
   return tau;
 }
 
@@ -219,7 +219,7 @@ void GateBackward<A>::run(int64_t first, int64_t count, const double* sums, int6
   const A* alpha = state_.alpha + first * outputs_;
   // Of the samples: gradients of alpha, and of the means through the gate and through the statistic.
   std::vector<A> dalpha(count * outputs_), through_gate(count * channels_), through_statistic(count * channels_);
-  for_each_row<A>(p_, first, count, [&](int64_t row, int64_t k, A s) {
+  for_each_alpha<A>(p_, first, count, [&](int64_t row, int64_t k, A s) {
     const A dtau = A(-sums[(row - first_row) * step]);
     dalpha[k - first * outputs_] += dtau * s;
     through_statistic[row - first_row] = dtau * state_.alpha[k];

@@ -14,7 +14,7 @@ void forward(const GatedShrink& p) {
   GateForward<accumulator_t<T>> gate(p);
   two_passes(
       lines, p.gate.norm.kind == NormKind::kBatch,
-      [&](const Range& at, double* sums) { add_magnitudes(lines, at, x, sums); },
+      [&](const Range& at, double* sums) { add_abs_sums(lines, at, x, sums); },
       [&](int64_t sample, int64_t count, const double* sums) { gate.run(sample, count, sums); },
       [&](const Range& at) { shrink_lines(lines, at, x, gate.tau.data(), as<T>(p.residual), as<T>(p.y), mask); });
 }
@@ -27,10 +27,10 @@ void backward(const GatedShrinkBackward& p) {
   GateBackward<accumulator_t<T>> gate(p);
   two_passes(
       lines, p.gate.norm.kind == NormKind::kBatch,
-      [&](const Range& at, double* sums) { add_signed(lines, at, g, mask, sums); },
+      [&](const Range& at, double* sums) { add_active_sums(lines, at, g, mask, sums); },
       [&](int64_t sample, int64_t count, const double* sums) { gate.run(sample, count, sums, 1); },
       [&](const Range& at) {
-        if (p.dx) spread_lines(lines, at, g, mask, gate.share.data(), as<T>(p.dx));
+        if (p.dx) combine_lines(lines, at, g, mask, gate.share.data(), as<T>(p.dx));
       });
   gate.write_parameters();
 }

@@ -39,7 +39,7 @@ struct ConstPlanes {
 
 // The planes of row r. Not a member function: files of different instruction sets would share its symbol.
 template <class P>
-DRSN_INLINE P row_of(P mask, int64_t r) {
+DRSN_INLINE P planes_of_row(P mask, int64_t r) {
   mask.negative += r * mask.stride;
   if (mask.nonzero) mask.nonzero += r * mask.stride;
   if (mask.active) mask.active += r * mask.stride;
@@ -61,7 +61,7 @@ struct Affine {
   const A* bias = nullptr;
 };
 
-// One of each per row: x = norm(z) with its threshold, the share of its elements (see spread), and dz = scale * dx +
+// One of each per row: x = norm(z) with its threshold, the share of its elements (see combine), and dz = scale * dx +
 // at_center + slope * (z - center).
 template <class A>
 struct BatchNormRows {
@@ -74,9 +74,9 @@ template <class T>
 struct Loops {
   using A = accumulator_t<T>;
   // sums[row] += the sum of |x|
-  void (*abs_sums)(const T* x, Affine<A> affine, int64_t rows, int64_t n, double* sums);
+  void (*abs_sum_rows)(const T* x, Affine<A> affine, int64_t rows, int64_t n, double* sums);
   // sums[i] += |x[i]|
-  void (*abs_add)(const T* x, A* sums, int64_t n);
+  void (*abs_sum_columns)(const T* x, A* sums, int64_t n);
   // the mask of abs_mean
   void (*sign_mask)(const T* x, Planes mask, int64_t n);
   // y = soft_threshold(x, max(tau, 0)) + residual, and its mask
@@ -84,19 +84,19 @@ struct Loops {
   void (*shrink_rows)(const T* x, Affine<A> affine, const A* tau, const T* residual, T* y, Planes mask, int64_t rows,
                       int64_t n);
   // sums[row] += the sum of active * sign * g
-  void (*signed_sums)(const T* g, ConstPlanes mask, int64_t rows, int64_t n, double* sums);
+  void (*active_sum_rows)(const T* g, ConstPlanes mask, int64_t rows, int64_t n, double* sums);
   // sums[i] += active * sign * g[i]
-  void (*signed_add)(const T* g, ConstPlanes mask, A* sums, int64_t n);
+  void (*active_sum_columns)(const T* g, ConstPlanes mask, A* sums, int64_t n);
   // out = g where soft_threshold's mask is active or open, else 0
   void (*pass)(const T* g, ConstPlanes mask, T* out, int64_t n);
   // out = active * g + sign * share; g may be null: 0
-  void (*spread)(const T* g, ConstPlanes mask, const A* share, T* out, int64_t n);
-  void (*spread_rows)(const T* g, ConstPlanes mask, const A* share, T* out, int64_t rows, int64_t n);
+  void (*combine)(const T* g, ConstPlanes mask, const A* share, T* out, int64_t n);
+  void (*combine_rows)(const T* g, ConstPlanes mask, const A* share, T* out, int64_t rows, int64_t n);
   // of a row: the sum of z, and the sum of the squared distances from its mean
   void (*moments)(const T* z, int64_t n, double* sum, double* squares);
   // sums[5 * row] += the sums of active * sign * g, active * g, active * g * (z - center), sign, sign * (z - center)
   void (*batch_norm_sums)(const T* g, const T* z, BatchNormRows<A> with, int64_t rows, int64_t n, double* sums);
-  void (*batch_norm_spread)(const T* g, const T* z, BatchNormRows<A> with, T* dz, int64_t rows, int64_t n);
+  void (*batch_norm_combine)(const T* g, const T* z, BatchNormRows<A> with, T* dz, int64_t rows, int64_t n);
   void (*widen)(const T* from, A* to, int64_t n);
   void (*narrow)(const A* from, T* to, int64_t n);
 };

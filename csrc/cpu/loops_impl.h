@@ -13,7 +13,7 @@ namespace drsn::cpu::DRSN_SIMD {
 namespace {
 
 constexpr int kPartialSums = 32;
-constexpr int64_t kPiece = 4096;  // numbers added in the accumulator's type; blocks are added in double
+constexpr int64_t kBlock = 4096;  // numbers added in the accumulator's type; blocks are added in double
 
 #if defined(DRSN_SIMD_AVX512)
 #include "vectors_avx512.h"
@@ -37,8 +37,8 @@ template <class T, int kSums, class Term>
 DRSN_INLINE void add_terms(int64_t n, double* sums, const Term& term) {
   using V = vector_t<T>;
   constexpr int kStep = kLanes<T>;
-  for (int64_t begin = 0; begin < n; begin += kPiece) {
-    const int64_t end = n < begin + kPiece ? n : begin + kPiece;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t end = n < begin + kBlock ? n : begin + kBlock;
     V part[kSums][kPartialSums / kStep] = {};
     V values[kSums];
     int64_t i = begin;
@@ -119,7 +119,7 @@ DRSN_INLINE void for_each_row(Affine<accumulator_t<T>> affine, int64_t rows, con
 }
 
 template <class T>
-void abs_sums(const T* x, Affine<accumulator_t<T>> affine, int64_t rows, int64_t n, double* sums) {
+void abs_sum_rows(const T* x, Affine<accumulator_t<T>> affine, int64_t rows, int64_t n, double* sums) {
   for_each_row<T>(affine, rows, [&](int64_t r, const RowAffine<T>& of_row, auto is_affine) DRSN_LAMBDA {
     add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
       out[0] = magnitude_of<T>(source<T, decltype(is_affine)::value>(x + r * n, of_row, i, count));
@@ -128,7 +128,7 @@ void abs_sums(const T* x, Affine<accumulator_t<T>> affine, int64_t rows, int64_t
 }
 
 template <class T>
-void abs_add(const T* x, accumulator_t<T>* sums, int64_t n) {
+void abs_sum_columns(const T* x, accumulator_t<T>* sums, int64_t n) {
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
     store(sums + i, load(sums + i, count) + magnitude_of<T>(load(x + i, count)), count);
   });
@@ -198,17 +198,18 @@ void shrink_rows(const T* x, Affine<accumulator_t<T>> affine, const accumulator_
                  Planes mask, int64_t rows, int64_t n) {
   for_each_row<T>(affine, rows, [&](int64_t r, const RowAffine<T>& of_row, auto is_affine) DRSN_LAMBDA {
     constexpr bool kAffine = decltype(is_affine)::value;
-    const T* add = residual ? residual + r * n : nullptr;
+    const T* row_residual = residual ? residual + r * n : nullptr;
     if (kAffine || !mask.active) {
-      shrink_loop<T, MaskKind::kNone, false, kAffine>(x + r * n, of_row, tau + r, add, y + r * n, {}, n);
+      shrink_loop<T, MaskKind::kNone, false, kAffine>(x + r * n, of_row, tau + r, row_residual, y + r * n, {}, n);
     } else {
-      shrink_loop<T, MaskKind::kShrink, false, false>(x + r * n, of_row, tau + r, add, y + r * n, row_of(mask, r), n);
+      shrink_loop<T, MaskKind::kShrink, false, false>(x + r * n, of_row, tau + r, row_residual, y + r * n,
+                                                      planes_of_row(mask, r), n);
     }
   });
 }
 
 template <class T, bool kShifted>
-DRSN_INLINE vector_t<T> signed_active(const T* g, const ConstPlanes& mask, int64_t i, int64_t count) {
+DRSN_INLINE vector_t<T> active_term(const T* g, const ConstPlanes& mask, int64_t i, int64_t count) {
   const bits_t<T> active = read_bits<T, kShifted>(mask.active, mask.offset + i, count);
   const bits_t<T> negative = read_bits<T, kShifted>(mask.negative, mask.offset + i, count);
   return keep(active, negate(negative, load(g + i, count)));
@@ -221,22 +222,22 @@ DRSN_INLINE auto with_shift(const ConstPlanes& mask, const Run& run) {
 }
 
 template <class T>
-void signed_sums(const T* g, ConstPlanes mask, int64_t rows, int64_t n, double* sums) {
+void active_sum_rows(const T* g, ConstPlanes mask, int64_t rows, int64_t n, double* sums) {
   with_shift(mask, [&](auto shifted) {
     for (int64_t r = 0; r < rows; ++r) {
-      const ConstPlanes planes = row_of(mask, r);
+      const ConstPlanes planes = planes_of_row(mask, r);
       add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
-        out[0] = signed_active<T, decltype(shifted)::value>(g + r * n, planes, i, count);
+        out[0] = active_term<T, decltype(shifted)::value>(g + r * n, planes, i, count);
       });
     }
   });
 }
 
 template <class T>
-void signed_add(const T* g, ConstPlanes mask, accumulator_t<T>* sums, int64_t n) {
+void active_sum_columns(const T* g, ConstPlanes mask, accumulator_t<T>* sums, int64_t n) {
   with_shift(mask, [&](auto shifted) {
     for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-      const vector_t<T> term = signed_active<T, decltype(shifted)::value>(g, mask, i, count);
+      const vector_t<T> term = active_term<T, decltype(shifted)::value>(g, mask, i, count);
       store(sums + i, load(sums + i, count) + term, count);
     });
   });
@@ -274,7 +275,7 @@ void pass(const T* g, ConstPlanes mask, T* out, int64_t n) {
 }
 
 template <class T>
-void spread(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t n) {
+void combine(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t n) {
   with_shift(mask, [&](auto shifted) {
     constexpr bool kShifted = decltype(shifted)::value;
     g ? gradient_loop<T, Terms::kBoth, kShifted, true>(g, mask, share, out, n)
@@ -283,11 +284,11 @@ void spread(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out,
 }
 
 template <class T>
-void spread_rows(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t rows, int64_t n) {
+void combine_rows(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t rows, int64_t n) {
   with_shift(mask, [&](auto shifted) {
     constexpr bool kShifted = decltype(shifted)::value;
     for (int64_t r = 0; r < rows; ++r) {
-      const ConstPlanes planes = row_of(mask, r);
+      const ConstPlanes planes = planes_of_row(mask, r);
       g ? gradient_loop<T, Terms::kBoth, kShifted, false>(g + r * n, planes, share + r, out + r * n, n)
         : gradient_loop<T, Terms::kSign, kShifted, false>(g, planes, share + r, out + r * n, n);
     }
@@ -348,7 +349,7 @@ void batch_norm_sums(const T* g, const T* z, BatchNormRows<accumulator_t<T>> wit
 }
 
 template <class T>
-void batch_norm_spread(const T* g, const T* z, BatchNormRows<accumulator_t<T>> with, T* dz, int64_t rows, int64_t n) {
+void batch_norm_combine(const T* g, const T* z, BatchNormRows<accumulator_t<T>> with, T* dz, int64_t rows, int64_t n) {
   using V = vector_t<T>;
   for (int64_t r = 0; r < rows; ++r) {
     const RowAffine<T> affine = affine_of<T>(with.affine, r);
@@ -409,10 +410,21 @@ void multiply(const Product<double>& p) { multiply_all(p); }
 
 template <class T>
 const Loops<T>& table() {
-  static constexpr Loops<T> kTable{
-      abs_sums<T>,          abs_add<T>, sign_mask<T>, shrink<T>,      shrink_rows<T>, signed_sums<T>,
-      signed_add<T>,        pass<T>,    spread<T>,    spread_rows<T>, moments<T>,     batch_norm_sums<T>,
-      batch_norm_spread<T>, widen<T>,   narrow<T>};
+  static constexpr Loops<T> kTable{abs_sum_rows<T>,
+                                   abs_sum_columns<T>,
+                                   sign_mask<T>,
+                                   shrink<T>,
+                                   shrink_rows<T>,
+                                   active_sum_rows<T>,
+                                   active_sum_columns<T>,
+                                   pass<T>,
+                                   combine<T>,
+                                   combine_rows<T>,
+                                   moments<T>,
+                                   batch_norm_sums<T>,
+                                   batch_norm_combine<T>,
+                                   widen<T>,
+                                   narrow<T>};
   return kTable;
 }
 template const Loops<float>& table();

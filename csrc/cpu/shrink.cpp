@@ -16,7 +16,7 @@ void forward(const Shrink& p) {
   const std::vector<A> alpha = each_row<A>(p.alpha, p.rows);
   std::vector<A> tau(alpha.size());
   two_passes(
-      lines, false, [&](const Range& at, double* sums) { add_magnitudes(lines, at, x, sums); },
+      lines, false, [&](const Range& at, double* sums) { add_abs_sums(lines, at, x, sums); },
       [&](int64_t group, int64_t count, const double* sums) {
         set_means(p.rows, lines, p.per_sample, group, count, sums, mean);
         const int64_t n = lines.rows_per_group();
@@ -39,7 +39,7 @@ void backward(const ShrinkBackward& p) {
   const std::vector<A> alpha_of = each_row<A>(p.alpha, p.rows);
   std::vector<A> dalpha(alpha_of.size()), share(alpha_of.size());
   two_passes(
-      lines, false, [&](const Range& at, double* sums) { add_signed(lines, at, g, mask, sums); },
+      lines, false, [&](const Range& at, double* sums) { add_active_sums(lines, at, g, mask, sums); },
       [&](int64_t group, int64_t count, const double* sums) {
         const int64_t n = lines.rows_per_group();
         for (int64_t u = group; u < group + count; ++u) {
@@ -62,7 +62,7 @@ void backward(const ShrinkBackward& p) {
         }
       },
       [&](const Range& at) {
-        if (dx) spread_lines(lines, at, g, mask, share.data(), dx);
+        if (dx) combine_lines(lines, at, g, mask, share.data(), dx);
       });
 
   if (!p.dalpha) return;

@@ -195,7 +195,7 @@ void backward(const SoftThresholdBackward& p) {
   // dtau = -sign * g where active
   const auto gradient_of_tau = [&](int64_t i, int64_t n, A* out) {
     std::fill(out, out + n, A(0));
-    loop.signed_add(g + i, read_mask(p.mask, p.numel, i), out, n);
+    loop.active_sum_columns(g + i, read_mask(p.mask, p.numel, i), out, n);
     for (int64_t j = 0; j < n; ++j) out[j] = A(0) - out[j];
   };
   const bool elementwise = p.over.axes == 1 && p.over.stride[0] == 1;
@@ -221,7 +221,7 @@ void backward(const SoftThresholdBackward& p) {
         [&](int64_t i, int64_t n) {
           gradient_of_x(i, n);
           double sum = 0;
-          loop.signed_sums(g + i, read_mask(p.mask, p.numel, i), 1, n, &sum);
+          loop.active_sum_rows(g + i, read_mask(p.mask, p.numel, i), 1, n, &sum);
           return 0.0 - sum;
         });
   });

@@ -24,7 +24,7 @@ struct AbsSum {
     return cuda::load<V>(left, x + element);
   }
   template <int W>
-  __device__ __forceinline__ void add(int64_t outer, int64_t inside, int64_t, int left, const Item& packed,
+  __device__ __forceinline__ void add(int64_t outer, int64_t position, int64_t, int left, const Item& packed,
                                       acc_t (&sums)[kSums][W]) const {
     const Vector<scalar_t, V> item = unpack(packed);
 #pragma unroll
@@ -32,9 +32,9 @@ struct AbsSum {
     if (mask != nullptr) {
       unsigned word = 0;
 #pragma unroll
-      for (int j = 0; j < V; ++j) word |= spread(element_mask(acc_t(widen(item.value[j])), acc_t(0)), j);
+      for (int j = 0; j < V; ++j) word |= to_planes(element_mask(acc_t(widen(item.value[j])), acc_t(0)), j);
       uint8_t* segment = mask + outer * kAbsMeanPlanes * plane_bytes;
-      store_mask<V>(left > 0, segment, plane_bytes, kAbsMeanPlanes, inside, word);
+      store_mask<V>(left > 0, segment, plane_bytes, kAbsMeanPlanes, position, word);
     }
   }
 };
@@ -46,7 +46,7 @@ cudaError_t abs_sum(const AbsMean& op, const Reduction& reduction, uint8_t* mask
       op.dtype, [&](int V) { return aligned(op.x) && vectors_fit(reduction, V); },
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
-        const AbsSum<scalar_t, V> sum{static_cast<const scalar_t*>(op.x), mask, mask_bytes(op.rows.segment_length())};
+        const AbsSum<scalar_t, V> sum{static_cast<const scalar_t*>(op.x), mask, mask_bytes(op.rows.line_length())};
         return reduce(op.dtype, sum, reduction, {Target{mean, true, count}}, workspace, stream);
       });
 }
@@ -66,14 +66,10 @@ Reduction reduction_of(const AbsMean& op) {
 }  // namespace
 
 int64_t abs_mean_workspace(const AbsMean& op) {
-  return op.rows.numel() == 0 ? 0 : reduction_of(op).workspace_elements() * accumulator_bytes(op.dtype);
+  return reduction_of(op).workspace_elements() * accumulator_bytes(op.dtype);
 }
 
 cudaError_t abs_mean(const AbsMean& op, void* workspace, cudaStream_t stream) {
-  if (op.rows.numel() == 0) {
-    const int64_t means = op.rows.samples * (op.per_sample ? 1 : op.rows.channels);
-    return means == 0 ? cudaSuccess : cudaMemsetAsync(op.mean, 0, means * accumulator_bytes(op.dtype), stream);
-  }
   const bool mask_pass = needs_mask_pass(op);
   if (mask_pass) {
     DRSN_CUDA_TRY(abs_sum(op, Reduction(sample_axes(op.rows)), op.mask, nullptr, nullptr, stream));

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
 #pragma unroll
     for (int j = 0; j < V; ++j) sum += acc_t(widen(unpack(held[i]).value[j]));
   }
-  const acc_t mean = group_sum(sum, 1 << plan.lane_bits) / acc_t(length);
+  const acc_t mean = lane_sum(sum, 1 << plan.lane_bits) / acc_t(length);
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     if (i * at.step >= pieces.length) break;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
       squares += inside ? distance * distance : acc_t(0);
     }
   }
-  squares = group_sum(squares, 1 << plan.lane_bits);
+  squares = lane_sum(squares, 1 << plan.lane_bits);
   if (!at.first) return;
   acc_t* out = static_cast<acc_t*>(statistics);
   out[at.row] = mean;

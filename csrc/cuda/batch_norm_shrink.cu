@@ -21,11 +21,11 @@ struct NormAbsSum {
   InputNorm<acc_t> input;
   Divisor channels;
 
-  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int64_t left) const {
+  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int left) const {
     return cuda::load<V>(left, z + element);
   }
   template <int W>
-  __device__ __forceinline__ void add(int64_t row, int64_t, int64_t, int64_t left, const Item& item,
+  __device__ __forceinline__ void add(int64_t row, int64_t, int64_t, int left, const Item& item,
                                       acc_t (&sums)[kSums][W]) const {
     if (left <= 0) return;
     const auto channel = input.channel(row - channels.divide(row) * channels.value);
@@ -59,7 +59,7 @@ struct Thresholds {
 
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    apply_input_norm(const __grid_constant__ BatchNormShrink op, const __grid_constant__ RowWalk walk,
+    apply_input_norm(const __grid_constant__ BatchNormShrink op, const __grid_constant__ LineWalk walk,
                      const __grid_constant__ InputNorm<Accumulator<scalar_t>> input,
                      const __grid_constant__ Thresholds<Accumulator<scalar_t>> thresholds) {
   using acc_t = Accumulator<scalar_t>;
@@ -67,12 +67,12 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const scalar_t* residual = static_cast<const scalar_t*>(op.residual);
   scalar_t* y = static_cast<scalar_t*>(op.y);
   count_batch(op.input);  // input_statistics could not: each of its blocks reads the counter
-  Packed<scalar_t, V> values[kElementwiseSlots<V>], added[kElementwiseSlots<V>];
-  const auto load = [&](int i, const RowWalk::Place& p) {
+  Packed<scalar_t, V> values[kElementwiseSlots<V>], residuals[kElementwiseSlots<V>];
+  const auto load = [&](int i, const LineWalk::Place& p) {
     values[i] = load_if<V>(p.inside, z + p.element);
-    added[i] = load_if<V>(p.inside && residual != nullptr, residual + p.element);
+    residuals[i] = load_if<V>(p.inside && residual != nullptr, residual + p.element);
   };
-  for_each_vector<V>(walk, load, [&](int i, const RowWalk::Place& p) {
+  walk_lines<V>(walk, load, [&](int i, const LineWalk::Place& p) {
     if (!p.inside) return;
     const auto channel = input.channel(p.c);
     const acc_t tau = thresholds.at(p.n, p.c, op.rows.channels);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const acc_t x = channel.x(widen(unpack(values[i]).value[j]));
-      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau) + acc_t(widen(unpack(added[i]).value[j])));
+      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau) + acc_t(widen(unpack(residuals[i]).value[j])));
     }
     store<V>(V, y + p.element, result);
   });
@@ -118,11 +118,11 @@ struct NormRowSums {
   Thresholds<acc_t> thresholds;
   Divisor channels;
 
-  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int64_t left) const {
+  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int left) const {
     return {cuda::load<V>(left, grad + element), cuda::load<V>(left, z + element)};
   }
   template <int W>
-  __device__ __forceinline__ void add(int64_t row, int64_t, int64_t, int64_t left, const Item& item,
+  __device__ __forceinline__ void add(int64_t row, int64_t, int64_t, int left, const Item& item,
                                       acc_t (&sums)[kSums][W]) const {
     if (left <= 0) return;
     const int64_t n = channels.divide(row);
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 // dz. `means`, from input_gradients, is null where the statistics are constants: the running ones.
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    input_norm_backward(const __grid_constant__ BatchNormShrinkBackward op, const __grid_constant__ RowWalk walk,
+    input_norm_backward(const __grid_constant__ BatchNormShrinkBackward op, const __grid_constant__ LineWalk walk,
                         const __grid_constant__ InputNorm<Accumulator<scalar_t>> input,
                         const __grid_constant__ Thresholds<Accumulator<scalar_t>> thresholds,
                         const Accumulator<scalar_t>* share, const Accumulator<scalar_t>* means) {
@@ -178,22 +178,22 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   scalar_t* dz = static_cast<scalar_t*>(op.dx);
   const int64_t channels = op.rows.channels;
   Packed<scalar_t, V> g[kElementwiseSlots<V>], values[kElementwiseSlots<V>];
-  const auto load = [&](int i, const RowWalk::Place& p) {
+  const auto load = [&](int i, const LineWalk::Place& p) {
     g[i] = load_if<V>(p.inside, grad + p.element);
     values[i] = load_if<V>(p.inside, z + p.element);
   };
-  for_each_vector<V>(walk, load, [&](int i, const RowWalk::Place& p) {
+  walk_lines<V>(walk, load, [&](int i, const LineWalk::Place& p) {
     if (!p.inside) return;
     const auto channel = input.channel(p.c);
     const acc_t tau = thresholds.at(p.n, p.c, channels);
-    const acc_t v = share[p.n * channels + p.c];
+    const acc_t row_share = share[p.n * channels + p.c];
     const acc_t dweight = means == nullptr ? acc_t(0) : means[p.c];
     const acc_t dbias = means == nullptr ? acc_t(0) : means[channels + p.c];
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const Element<acc_t> e(channel, tau, widen(unpack(values[i]).value[j]), widen(unpack(g[i]).value[j]));
-      const acc_t dx = e.passed + e.sign * v;
+      const acc_t dx = e.passed + e.sign * row_share;
       result.value[j] = narrow<scalar_t>(channel.scale * (dx - (dbias + e.xhat * dweight)));
     }
     store<V>(V, dz + p.element, result);
@@ -204,21 +204,21 @@ Reduction row_reduction(const Rows& rows) { return Reduction(row_axes(rows, fals
 
 struct Forward {
   GateForward gate;
-  void *statistics, *sums;  // for input_statistics and for the means
+  void *piece_statistics, *sums;  // for input_statistics and for the means
 
   Forward(const BatchNormShrink& op, Carve& carve)
       : gate(op, carve),
-        statistics(carve.take(input_statistics_workspace(op.input, op.rows))),
+        piece_statistics(carve.take(input_statistics_workspace(op.input, op.rows))),
         sums(carve.take(row_reduction(op.rows).workspace_elements())) {}
 };
 
 struct Backward {
   GateBackward gate;
-  void *statistic, *row_sums, *share, *sums, *gradients;
+  void *sample_statistic, *row_sums, *share, *sums, *gradients;
 
   Backward(const BatchNormShrinkBackward& op, Carve& carve) : gate(op, carve) {
     const int64_t rows = op.rows.samples * op.rows.channels;
-    statistic = carve.take(op.per_sample ? op.rows.samples : 0);
+    sample_statistic = carve.take(op.per_sample ? op.rows.samples : 0);
     row_sums = carve.take(kRowSums * rows);
     share = carve.take(rows);
     sums = carve.take(kRowSums * row_reduction(op.rows).workspace_elements());
@@ -239,14 +239,15 @@ cudaError_t batch_norm_shrink(const BatchNormShrink& op, void* workspace, cudaSt
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
         using acc_t = Accumulator<scalar_t>;
-        DRSN_CUDA_TRY((input_statistics<scalar_t, V>(op.input, rows, op.x, op.input_state, to.statistics, stream)));
+        DRSN_CUDA_TRY(
+            (input_statistics<scalar_t, V>(op.input, rows, op.x, op.input_state, to.piece_statistics, stream)));
         const InputNorm<acc_t> input(op.input, op.input_state, rows.channels);
         const NormAbsSum<scalar_t, V> abs_sum{static_cast<const scalar_t*>(op.x), input, Divisor(rows.channels)};
         DRSN_CUDA_TRY(reduce<false>(op.dtype, abs_sum, row_reduction(rows),
                                     {Target{op.mean, true, double(rows.length)}}, to.sums, stream));
         DRSN_CUDA_TRY(gate_forward(to.gate, stream));
         const Thresholds<acc_t> thresholds(op, to.gate.at, to.gate.statistic);
-        const RowWalk walk(rows, V);
+        const LineWalk walk(rows, V);
         return launch(&apply_input_norm<scalar_t, V>, elementwise_blocks(walk.total, V), kThreads, stream, op, walk,
                       input, thresholds);
       });
@@ -258,14 +259,14 @@ cudaError_t batch_norm_shrink_backward(const BatchNormShrinkBackward& op, void* 
   Carve carve(workspace, op.dtype);
   Backward to(op, carve);
   const Rows& rows = op.rows;
-  if (op.per_sample) DRSN_CUDA_TRY(sample_statistics(op.dtype, op.mean, rows, to.statistic, stream));
+  if (op.per_sample) DRSN_CUDA_TRY(sample_statistics(op.dtype, op.mean, rows, to.sample_statistic, stream));
   return dispatch(
       op.dtype, [&](int V) { return aligned(op.grad, op.z, op.dx) && vectors_fit(rows, V); },
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
         using acc_t = Accumulator<scalar_t>;
         const InputNorm<acc_t> input(op.input, op.input_state, rows.channels);
-        const Thresholds<acc_t> thresholds(op, to.gate.at, to.statistic);
+        const Thresholds<acc_t> thresholds(op, to.gate.at, to.sample_statistic);
         const NormRowSums<scalar_t, V> sums{static_cast<const scalar_t*>(op.grad), static_cast<const scalar_t*>(op.z),
                                             input, thresholds, Divisor(rows.channels)};
         acc_t* row_sums = static_cast<acc_t*>(to.row_sums);
@@ -285,7 +286,7 @@ cudaError_t batch_norm_shrink_backward(const BatchNormShrinkBackward& op, void* 
                              static_cast<const acc_t*>(row_sums), share, static_cast<acc_t*>(op.dinput_weight),
                              static_cast<acc_t*>(op.dinput_bias), gradients));
         if (op.dx == nullptr) return cudaSuccess;
-        const RowWalk walk(rows, V);
+        const LineWalk walk(rows, V);
         return launch(&input_norm_backward<scalar_t, V>, elementwise_blocks(walk.total, V), kThreads, stream, op, walk,
                       input, thresholds, share,
                       op.input.kind == NormKind::kBatch ? static_cast<const acc_t*>(gradients) : nullptr);

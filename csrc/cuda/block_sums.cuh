@@ -1,4 +1,4 @@
-// Sums over the threads of a warp, of a row or of a block, in a fixed order; every thread gets the sum.
+// Sums over the threads of a warp, of a row (lanes) or of a block, in a fixed order; every thread gets the sum.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,18 +14,18 @@ __device__ __forceinline__ acc_t warp_sum(acc_t v) {
   return v;
 }
 
-// Over the `lanes` threads of a row, a power of two. The whole block must call it.
+// Over `lanes` neighbouring threads, a power of two. The whole block must call it.
 template <class acc_t>
-__device__ __forceinline__ acc_t group_sum(acc_t v, int threads) {
+__device__ __forceinline__ acc_t lane_sum(acc_t v, int lanes) {
   __shared__ acc_t warps[kOnChipThreads / kWarp];
 #pragma unroll 1
-  for (int d = min(threads, kWarp) / 2; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
-  if (threads <= kWarp) return v;
+  for (int d = min(lanes, kWarp) / 2; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
+  if (lanes <= kWarp) return v;
   __syncthreads();  // an earlier sum may still be read
   const int warp = threadIdx.x / kWarp;
   if (threadIdx.x % kWarp == 0) warps[warp] = v;
   __syncthreads();
-  const int count = threads / kWarp;
+  const int count = lanes / kWarp;
   const int first = warp / count * count;
   v = warps[first];
 #pragma unroll 1
@@ -33,7 +33,7 @@ __device__ __forceinline__ acc_t group_sum(acc_t v, int threads) {
   return v;
 }
 
-// A block of any number of warps. Code shared with group_sum would cost some kernels registers.
+// A block of any number of warps. Code shared with lane_sum would cost some kernels registers.
 template <class acc_t>
 __device__ __forceinline__ acc_t block_sum(acc_t v) {
   __shared__ acc_t warps[kOnChipThreads / kWarp];

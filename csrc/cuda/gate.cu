@@ -33,13 +33,13 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   __syncthreads();  // z1 of this piece is complete
   const int64_t h = h0 + threadIdx.x % kTile;
   acc_t sum = 0, squares = 0;
-  for (int64_t n = begin + threadIdx.x / kTile; n < end && h < hidden; n += kGroups) sum += z1[n * hidden + h];
-  const acc_t mean = sum_groups(tiles, sum) / acc_t(end - begin);
-  for (int64_t n = begin + threadIdx.x / kTile; n < end && h < hidden; n += kGroups) {
+  for (int64_t n = begin + threadIdx.x / kTile; n < end && h < hidden; n += kThreadsPerPlace) sum += z1[n * hidden + h];
+  const acc_t mean = place_sum(tiles, sum) / acc_t(end - begin);
+  for (int64_t n = begin + threadIdx.x / kTile; n < end && h < hidden; n += kThreadsPerPlace) {
     const acc_t distance = z1[n * hidden + h] - mean;
     squares += distance * distance;
   }
-  squares = sum_groups(tiles, squares);
+  squares = place_sum(tiles, squares);
   if (threadIdx.x < kTile && h < hidden) {
     acc_t* sums = static_cast<acc_t*>(op.piece_sums) + piece * 2 * hidden + h;
     sums[0] = mean;
@@ -64,15 +64,15 @@ struct Activation {
     const int64_t span = pieces.tiles * kTile;
     const acc_t* piece_sums = static_cast<const acc_t*>(op.piece_sums);
     acc_t sum = 0, squares = 0;
-    for (int64_t p = threadIdx.x / kTile; p < pieces.count && h < hidden; p += kGroups) {
+    for (int64_t p = threadIdx.x / kTile; p < pieces.count && h < hidden; p += kThreadsPerPlace) {
       sum += acc_t(min(span, samples - p * span)) * piece_sums[p * 2 * hidden + h];
     }
-    const acc_t mean = sum_groups(tiles, sum) / acc_t(samples);
-    for (int64_t p = threadIdx.x / kTile; p < pieces.count && h < hidden; p += kGroups) {
+    const acc_t mean = place_sum(tiles, sum) / acc_t(samples);
+    for (int64_t p = threadIdx.x / kTile; p < pieces.count && h < hidden; p += kThreadsPerPlace) {
       const acc_t distance = piece_sums[p * 2 * hidden + h] - mean;
       squares += piece_sums[(p * 2 + 1) * hidden + h] + acc_t(min(span, samples - p * span)) * (distance * distance);
     }
-    squares = sum_groups(tiles, squares);
+    squares = place_sum(tiles, squares);
     if (writes && threadIdx.x < kTile && h < hidden) update_running(norm, h, mean, squares, acc_t(samples));
     return {mean, rstd_of(squares / acc_t(samples), norm.eps), 0, 0};
   }
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const int64_t n0 = tile * kTile;
   const bool first = threadIdx.x % kWarp == 0;
 #pragma unroll 1
-  for (int i = threadIdx.x / kWarp; i < min(int64_t(kTile), samples - n0); i += kGroups) {
+  for (int i = threadIdx.x / kWarp; i < min(int64_t(kTile), samples - n0); i += kThreads / kWarp) {
     if (op.by_sample) {
       const acc_t* z1 = static_cast<const acc_t*>(op.state) + op.at.hidden + (n0 + i) * hidden;
       const auto numbers = sample_numbers<WholeWarp, acc_t>(op.gate.norm, hidden, [&](int64_t h) { return z1[h]; });

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int64_t n0 = begin; n0 < end; n0 += kTile) {
     __syncthreads();  // the tile before may still be read
 #pragma unroll 1
-    for (int i = threadIdx.x / kWarp; i < min(int64_t(kTile), end - n0); i += kGroups) {
+    for (int i = threadIdx.x / kWarp; i < min(int64_t(kTile), end - n0); i += kThreads / kWarp) {
       const bool first = threadIdx.x % kWarp == 0;
       if (op.per_sample || outputs == 1) {
         acc_t sums[3];
@@ -117,13 +117,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     acc_t sums[kColumns];
     products(tiles, dz2, weights, n0, h0, 0, outputs, sums);
-    const int row = threadIdx.x / kGroups;
+    const int row = threadIdx.x / kThreadsPerPlace;
     const int64_t n = n0 + row;
     acc_t sample_dh = 0, sample_dh_xhat = 0;
     __syncthreads();  // from here the tiles hold weight * dh and weight * dh * xhat
 #pragma unroll
     for (int q = 0; q < kColumns; ++q) {
-      const int column = threadIdx.x % kGroups * kColumns + q;
+      const int column = threadIdx.x % kThreadsPerPlace * kColumns + q;
       const int64_t h = h0 + column;
       acc_t dh = 0, xhat = 0;
       if (n < end && h < hidden) {
@@ -139,11 +139,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     if (op.by_sample) {
 #pragma unroll
-      for (int d = kGroups / 2; d > 0; d /= 2) {
+      for (int d = kThreadsPerPlace / 2; d > 0; d /= 2) {
         sample_dh += __shfl_xor_sync(~0u, sample_dh, d);
         sample_dh_xhat += __shfl_xor_sync(~0u, sample_dh_xhat, d);
       }
-      if (threadIdx.x % kGroups == 0 && n < end) {
+      if (threadIdx.x % kThreadsPerPlace == 0 && n < end) {
         piece_sums[tile * 2 * samples + n] = sample_dh;
         piece_sums[(tile * 2 + 1) * samples + n] = sample_dh_xhat;
       }
@@ -151,15 +151,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     if (norm.kind == NormKind::kBatch) {
 #pragma unroll
-      for (int u = 0; u < kTile / kGroups; ++u) {
-        batch_dh += tiles.left[threadIdx.x / kTile + u * kGroups][threadIdx.x % kTile];
-        batch_dh_xhat += tiles.right[threadIdx.x / kTile + u * kGroups][threadIdx.x % kTile];
+      for (int u = 0; u < kTile / kThreadsPerPlace; ++u) {
+        batch_dh += tiles.left[threadIdx.x / kTile + u * kThreadsPerPlace][threadIdx.x % kTile];
+        batch_dh_xhat += tiles.right[threadIdx.x / kTile + u * kThreadsPerPlace][threadIdx.x % kTile];
       }
     }
   }
   if (norm.kind != NormKind::kBatch) return;
-  batch_dh = sum_groups(tiles, batch_dh);
-  batch_dh_xhat = sum_groups(tiles, batch_dh_xhat);
+  batch_dh = place_sum(tiles, batch_dh);
+  batch_dh_xhat = place_sum(tiles, batch_dh_xhat);
   const int64_t h = h0 + threadIdx.x % kTile;
   if (threadIdx.x < kTile && h < hidden) {
     piece_sums[piece * 2 * hidden + h] = batch_dh;
@@ -178,12 +178,12 @@ __device__ __forceinline__ void prepare_norm(const GateBackward& op, Tiles<acc_t
   if (op.pieces > 0) {
     const acc_t* piece_sums = static_cast<const acc_t*>(op.piece_sums);
     acc_t dh = 0, dh_xhat = 0;
-    for (int64_t p = threadIdx.x / kTile; p < op.pieces && own < count; p += kGroups) {
+    for (int64_t p = threadIdx.x / kTile; p < op.pieces && own < count; p += kThreadsPerPlace) {
       dh += piece_sums[p * 2 * count + own];
       dh_xhat += piece_sums[(p * 2 + 1) * count + own];
     }
-    dh = sum_groups(tiles, dh);
-    dh_xhat = sum_groups(tiles, dh_xhat);
+    dh = place_sum(tiles, dh);
+    dh_xhat = place_sum(tiles, dh_xhat);
     numbers.set_means(op.gate.norm.kind, dh, dh_xhat, acc_t(op.by_sample ? op.gate.hidden : op.rows.samples));
   }
   if (threadIdx.x < kTile) tiles.norm[threadIdx.x] = numbers;
@@ -327,7 +327,7 @@ __device__ __forceinline__ void write_tile(void* out, int64_t offset, int64_t i0
 template <class acc_t>
 __device__ __forceinline__ void write_sum(Tiles<acc_t>& tiles, void* out, int64_t offset, int64_t i0, int64_t count,
                                           acc_t v) {
-  v = sum_groups(tiles, v);
+  v = place_sum(tiles, v);
   const int64_t i = i0 + threadIdx.x;
   if (out != nullptr && threadIdx.x < kTile && i < count) static_cast<acc_t*>(out)[offset + i] = v;
 }

@@ -53,21 +53,21 @@ __device__ __forceinline__ acc_t activation_gradient(const Norm& norm, int64_t h
   return activation(norm, h, xhat) <= acc_t(0) ? acc_t(0) : dactivation;
 }
 
-// For a norm over each sample: the numbers of one sample's features z(h), h < hidden. The Group that shares the sums is
-// a warp or a block.
-template <class Group, class acc_t, class index_t, class Z>
+// For a norm over each sample: the numbers of one sample's features z(h), h < hidden. The Threads that share the sums
+// are a warp or a block.
+template <class Threads, class acc_t, class index_t, class Z>
 __device__ __forceinline__ NormNumbers<acc_t> sample_numbers(const Norm& norm, index_t hidden, Z z) {
   NormNumbers<acc_t> numbers{0, 1, 0, 0};
   acc_t sum = 0, squares = 0;
   if (norm.kind == NormKind::kLayer) {
-    for (index_t h = Group::rank(); h < hidden; h += Group::size()) sum += z(h);
-    numbers.mean = Group::sum(sum) / acc_t(hidden);
+    for (index_t h = Threads::rank(); h < hidden; h += Threads::size()) sum += z(h);
+    numbers.mean = Threads::sum(sum) / acc_t(hidden);
   }
-  for (index_t h = Group::rank(); h < hidden; h += Group::size()) {
+  for (index_t h = Threads::rank(); h < hidden; h += Threads::size()) {
     const acc_t distance = z(h) - numbers.mean;
     squares += distance * distance;
   }
-  numbers.rstd = rstd_of(Group::sum(squares) / acc_t(hidden), norm.eps);
+  numbers.rstd = rstd_of(Threads::sum(squares) / acc_t(hidden), norm.eps);
   return numbers;
 }
 

@@ -7,9 +7,9 @@
 
 namespace drsn::cuda {
 
-constexpr int kGroups = kThreads / kTile;  // threads for each place along a tile's edge
-constexpr int kColumns = 4;                // neighbouring sums of a thread
-static_assert(kTile == kWarp && kGroups * kColumns == kTile);
+constexpr int kThreadsPerPlace = kThreads / kTile;  // threads for each place along a tile's edge
+constexpr int kColumns = 4;                         // neighbouring sums of a thread
+static_assert(kTile == kWarp && kThreadsPerPlace * kColumns == kTile);
 
 // The shared memory of a block.
 template <class acc_t>
@@ -17,20 +17,20 @@ struct Tiles {
   // left[k] and right[k] are rows; the padding keeps 4 neighbours aligned and spreads the banks.
   alignas(32) acc_t left[kTile][kTile + 4];
   alignas(32) acc_t right[kTile][kTile + 4];
-  acc_t groups[kGroups][kTile];
+  acc_t places[kThreadsPerPlace][kTile];
   NormNumbers<acc_t> norm[kTile];  // of a tile's features or samples
   acc_t sample[2][kTile];
 };
 
-// The sum over the block's groups, for each of the kTile places threadIdx.x % kTile, in every thread.
+// The sum over the threads of each place threadIdx.x % kTile, in every thread.
 template <class acc_t>
-__device__ __forceinline__ acc_t sum_groups(Tiles<acc_t>& tiles, acc_t v) {
+__device__ __forceinline__ acc_t place_sum(Tiles<acc_t>& tiles, acc_t v) {
   __syncthreads();
-  tiles.groups[threadIdx.x / kTile][threadIdx.x % kTile] = v;
+  tiles.places[threadIdx.x / kTile][threadIdx.x % kTile] = v;
   __syncthreads();
   acc_t sum = 0;
 #pragma unroll
-  for (int g = 0; g < kGroups; ++g) sum += tiles.groups[g][threadIdx.x % kTile];
+  for (int i = 0; i < kThreadsPerPlace; ++i) sum += tiles.places[i][threadIdx.x % kTile];
   return sum;
 }
 
@@ -62,8 +62,8 @@ __device__ __forceinline__ void load_tile(Operand& operand, acc_t (&tile)[kTile]
                                           int64_t end) {
   const int fast = threadIdx.x % kTile;
 #pragma unroll
-  for (int u = 0; u < kTile / kGroups; ++u) {
-    const int slow = threadIdx.x / kTile + u * kGroups;
+  for (int u = 0; u < kTile / kThreadsPerPlace; ++u) {
+    const int slow = threadIdx.x / kTile + u * kThreadsPerPlace;
     const int i = Operand::kAlongK ? slow : fast;
     const int k = Operand::kAlongK ? fast : slow;
     tile[k][i] = i0 + i < operand.count && k0 + k < end ? operand.at(i0 + i, k0 + k) : acc_t(0);
@@ -75,8 +75,8 @@ __device__ __forceinline__ void load_tile(Operand& operand, acc_t (&tile)[kTile]
 template <class acc_t, class Left, class Right>
 __device__ __forceinline__ void products(Tiles<acc_t>& tiles, Left& left, Right& right, int64_t i0, int64_t j0,
                                          int64_t begin, int64_t end, acc_t (&sums)[kColumns]) {
-  const int row = threadIdx.x / kGroups;
-  const int column = threadIdx.x % kGroups * kColumns;
+  const int row = threadIdx.x / kThreadsPerPlace;
+  const int column = threadIdx.x % kThreadsPerPlace * kColumns;
 #pragma unroll
   for (int q = 0; q < kColumns; ++q) sums[q] = 0;
 #pragma unroll 1
@@ -101,10 +101,10 @@ __device__ __forceinline__ void products(Tiles<acc_t>& tiles, Left& left, Right&
 template <class acc_t, class Use>
 __device__ __forceinline__ void for_each_sum(int64_t i0, int64_t j0, int64_t rows, int64_t columns,
                                              const acc_t (&sums)[kColumns], Use use) {
-  const int64_t i = i0 + threadIdx.x / kGroups;
+  const int64_t i = i0 + threadIdx.x / kThreadsPerPlace;
 #pragma unroll
   for (int q = 0; q < kColumns; ++q) {
-    const int64_t j = j0 + threadIdx.x % kGroups * kColumns + q;
+    const int64_t j = j0 + threadIdx.x % kThreadsPerPlace * kColumns + q;
     if (i < rows && j < columns) use(i, j, sums[q]);
   }
 }

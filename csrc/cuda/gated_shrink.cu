@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   const int length = int(op.rows.length);
   Packed<scalar_t, V> held[kOnChipSlots<V>];
   hold(held, at, length, static_cast<const scalar_t*>(op.x) + at.row * length);
-  const acc_t mean = group_sum(held_abs_sum(held, at, length), 1 << plan.lane_bits) / acc_t(length);
+  const acc_t mean = lane_sum(held_abs_sum(held, at, length), 1 << plan.lane_bits) / acc_t(length);
   if (at.first) {
     gate.channel[at.c] = mean;
     static_cast<acc_t*>(op.mean)[at.row] = mean;
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   Packed<scalar_t, V> held[kOnChipSlots<V>];
   unsigned word[kOnChipSlots<V>];
   hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + at.row * length, op.mask);
-  const acc_t active_sum = group_sum(held_active_sum(held, word, at, length), 1 << plan.lane_bits);
+  const acc_t active_sum = lane_sum(held_active_sum(held, word, at, length), 1 << plan.lane_bits);
 
   acc_t mean = 0, alpha = 0;
   if (at.exists) {
@@ -104,7 +104,7 @@ struct Forward {
 // once more.
 struct Backward {
   GateBackward gate;
-  void *active_sum = nullptr, *share = nullptr, *sums = nullptr;  // the last is for row_sums
+  void *active_sum = nullptr, *share = nullptr, *sums = nullptr;  // the last is for row_active_sums
 
   Backward(const GatedShrinkBackward& op, Carve& carve) : gate(op, carve) {
     if (always_on_chip(op.rows, op.gate)) return;
@@ -114,13 +114,13 @@ struct Backward {
   }
 
   cudaError_t run(cudaStream_t stream) {
-    DRSN_CUDA_TRY(row_sums(gate, active_sum, sums, stream));
+    DRSN_CUDA_TRY(row_active_sums(gate, active_sum, sums, stream));
     gate.active_sum = active_sum;
     if (gate.dx != nullptr) gate.share = share;
     DRSN_CUDA_TRY(gate_backward(gate, stream));
     if (gate.dx == nullptr) return cudaSuccess;
-    const RowValues v{share, gate.rows.channels, 1};
-    return combine({gate.dtype, gate.grad, v, gate.mask, kShrinkPlanes, gate.dx, gate.rows}, stream);
+    const RowValues row_share{share, gate.rows.channels, 1};
+    return combine({gate.dtype, gate.grad, row_share, gate.mask, kShrinkPlanes, gate.dx, gate.rows}, stream);
   }
 };
 

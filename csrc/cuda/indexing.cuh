@@ -114,7 +114,7 @@ __device__ __forceinline__ int64_t offset_of(const RowValues& values, int64_t n,
 
 // The elements of x for an elementwise kernel, V per thread. Each line starts at a new byte of the mask and with a new
 // thread.
-struct RowWalk {
+struct LineWalk {
   Divisor lanes;  // threads of a line, 8 / V per byte of the mask
   Divisor channels;
   int64_t length;  // of a line
@@ -122,28 +122,28 @@ struct RowWalk {
   int64_t total;  // threads in all
   bool channels_last;
 
-  RowWalk(const Rows& rows, int V)
-      : lanes(mask_bytes(rows.segment_length()) * (8 / V)),
+  LineWalk(const Rows& rows, int V)
+      : lanes(mask_bytes(rows.line_length()) * (8 / V)),
         channels(rows.channels),
-        length(rows.segment_length()),
+        length(rows.line_length()),
         plane_bytes(mask_bytes(length)),
-        total(rows.segments() * lanes.value),
+        total(rows.lines() * lanes.value),
         channels_last(rows.channels_last) {}
 
   struct Place {
-    int64_t segment, position, n, c;
+    int64_t line, position, n, c;
     int64_t element;  // of x
     bool inside;
   };
   __device__ __forceinline__ Place locate(int64_t t, int V) const {
     Place p;
-    p.segment = lanes.divide(t);
-    p.position = (t - p.segment * lanes.value) * V;
+    p.line = lanes.divide(t);
+    p.position = (t - p.line * lanes.value) * V;
     p.inside = t < total && p.position < length;
-    p.element = fixed(p.segment * length + p.position);
-    const int64_t quotient = channels.divide(channels_last ? p.position : p.segment);
-    p.n = channels_last ? p.segment : quotient;
-    p.c = (channels_last ? p.position : p.segment) - quotient * channels.value;
+    p.element = fixed(p.line * length + p.position);
+    const int64_t quotient = channels.divide(channels_last ? p.position : p.line);
+    p.n = channels_last ? p.line : quotient;
+    p.c = (channels_last ? p.position : p.line) - quotient * channels.value;
     return p;
   }
   // Moves to the thread's next element. Only in channels_last does it belong to another row.
@@ -155,13 +155,13 @@ struct RowWalk {
 // An elementwise kernel: load(i, place) for each of the thread's vectors, so that all loads are in flight, then
 // use(i, place). The blocks walk x from its end, which the kernel before has left in the cache.
 template <int V, class Load, class Use>
-__device__ __forceinline__ void for_each_vector(const RowWalk& walk, Load load, Use use) {
+__device__ __forceinline__ void walk_lines(const LineWalk& walk, Load load, Use use) {
   constexpr int kSlots = kElementwiseSlots<V>;
   const int64_t base = (int64_t(gridDim.x) - 1 - blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
-  RowWalk::Place place[kSlots];
+  LineWalk::Place place[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
-    const RowWalk::Place p = walk.locate(base + i * kThreads, V);
+    const LineWalk::Place p = walk.locate(base + i * kThreads, V);
     place[i] = p;
     load(i, p);
   }
@@ -169,9 +169,9 @@ __device__ __forceinline__ void for_each_vector(const RowWalk& walk, Load load, 
   for (int i = 0; i < kSlots; ++i) use(i, place[i]);
 }
 
-// True if RowWalk can move V elements at once.
+// True if LineWalk can move V elements at once.
 inline bool vectors_fit(const Rows& rows, int V) {
-  return rows.segment_length() % V == 0 && (!rows.channels_last || rows.channels >= V);
+  return rows.line_length() % V == 0 && (!rows.channels_last || rows.channels >= V);
 }
 
 }  // namespace drsn::cuda

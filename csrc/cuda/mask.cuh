@@ -12,7 +12,7 @@
 namespace drsn::cuda {
 
 // A thread's word: bit 8 * plane + j belongs to element j of its V.
-__device__ __forceinline__ unsigned spread(unsigned element_bits, int j) {
+__device__ __forceinline__ unsigned to_planes(unsigned element_bits, int j) {
   return ((element_bits & 1) | (element_bits & 2) << 7 | (element_bits & 4) << 14) << j;
 }
 __device__ __forceinline__ bool test(unsigned word, int plane, int j) { return word >> (8 * plane + j) & 1; }

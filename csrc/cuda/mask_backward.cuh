@@ -15,38 +15,38 @@ struct MaskView {
 
   MaskView(const uint8_t* mask, int64_t length, int plane_count, bool whole)
       : data(mask), plane_bytes(mask_bytes(length)), planes(plane_count), one_segment(whole) {}
-  __device__ __forceinline__ int64_t segment(int64_t outer) const {
+  __device__ __forceinline__ int64_t segment_of(int64_t outer) const {
     return one_segment ? 0 : outer * planes * plane_bytes;
   }
-  __device__ __forceinline__ int64_t position(int64_t inside, int64_t element) const {
-    return one_segment ? element : inside;
+  __device__ __forceinline__ int64_t position_of(int64_t position, int64_t element) const {
+    return one_segment ? element : position;
   }
 };
 
 // The sum of active * sign * grad; for the mask of soft_threshold also dx.
-struct GradientSums {
+struct ActiveSumCall {
   DType dtype;
   const void* grad;
   MaskView mask;
   int active_plane;
   void* dx;  // or null
-  Target active_sum;
+  Target sum;
 };
-cudaError_t gradient_sums(const GradientSums& op, const Reduction& reduction, void* workspace, cudaStream_t stream);
+cudaError_t active_sum(const ActiveSumCall& op, const Reduction& reduction, void* workspace, cudaStream_t stream);
 
-// That sum for each row of a shrink. The workspace is that of row_axes.
+// That sum per row of a shrink. The workspace is that of row_axes.
 template <class Op>
-cudaError_t row_sums(const Op& op, void* active_sum, void* workspace, cudaStream_t stream) {
-  const MaskView mask(op.mask, op.rows.segment_length(), kShrinkPlanes, false);
-  return gradient_sums({op.dtype, op.grad, mask, kActive, nullptr, Target{active_sum, true, 1}},
-                       Reduction(row_axes(op.rows, false)), workspace, stream);
+cudaError_t row_active_sums(const Op& op, void* sums, void* workspace, cudaStream_t stream) {
+  const MaskView mask(op.mask, op.rows.line_length(), kShrinkPlanes, false);
+  return active_sum({op.dtype, op.grad, mask, kActive, nullptr, Target{sums, true, 1}},
+                    Reduction(row_axes(op.rows, false)), workspace, stream);
 }
 
-// out = active * grad + sign * v. The mask of abs_mean has two planes: nothing is active.
+// out = active * grad + sign * share. The mask of abs_mean has two planes: nothing is active.
 struct Combine {
   DType dtype;
   const void* grad;  // or null: 0
-  RowValues v;
+  RowValues share;
   const uint8_t* mask;
   int planes;
   void* out;

@@ -73,11 +73,11 @@ __device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kO
 #pragma unroll
   for (int begin = 0; begin < kSlots; begin += kResidualsInFlight) {
     if (begin * at.step >= length) break;
-    Packed<scalar_t, V> added[kResidualsInFlight];
+    Packed<scalar_t, V> residuals[kResidualsInFlight];
 #pragma unroll
     for (int i = 0; i < kResidualsInFlight; ++i) {
       const int ahead = (begin + i) * at.step;
-      added[i] =
+      residuals[i] =
           load_if<V>(residual_data != nullptr && at.exists && at.position + ahead < length, residual + unsigned(ahead));
     }
 #pragma unroll
@@ -86,18 +86,18 @@ __device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kO
       const int position = at.position + (begin + i) * at.step;
       const bool inside = at.exists && position < length;
       const Vector<scalar_t, V> mine = unpack(held[begin + i]);
-      const Vector<scalar_t, V> plus = unpack(added[i]);
+      const Vector<scalar_t, V> residual_values = unpack(residuals[i]);
       Vector<scalar_t, V> result;
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         const acc_t v = widen(mine.value[j]);
-        result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(plus.value[j])));
+        result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(residual_values.value[j])));
       }
       if (inside) store<V>(V, y + unsigned((begin + i) * at.step), result);
       if (mask_data != nullptr) {
         unsigned word = 0;
 #pragma unroll
-        for (int j = 0; j < V; ++j) word |= spread(element_mask(acc_t(widen(mine.value[j])), tau), j);
+        for (int j = 0; j < V; ++j) word |= to_planes(element_mask(acc_t(widen(mine.value[j])), tau), j);
         store_mask<V>(inside, mask, plane_bytes, kShrinkPlanes, unsigned(position), word);
       }
     }

@@ -18,19 +18,19 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks) fold_kernel(const __grid
   using acc_t = Accumulator<scalar_t>;
   const int lanes = 1 << p.lane_bits;
   const int lane = threadIdx.x & (lanes - 1);
-  const int64_t group = int64_t(blockIdx.x) * (kThreads >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
-  const int64_t entry = p.pieces == 1 ? group : group / p.pieces;
+  const int64_t piece = int64_t(blockIdx.x) * (kThreads >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  const int64_t entry = p.pieces == 1 ? piece : piece / p.pieces;
   const bool exists = entry < p.entries;
   acc_t sum = 0;
   if (exists) {
     const acc_t* partials = static_cast<const acc_t*>(p.partials) + p.kept.locate(entry).offset;
-    const int64_t begin = (group - entry * p.pieces) * p.piece_length;
+    const int64_t begin = (piece - entry * p.pieces) * p.piece_length;
     const int64_t end = min(begin + p.piece_length, p.terms);
 #pragma unroll 1
     for (int64_t i = begin + lane; i < end; i += lanes) sum += partials[p.reduced.locate(i).offset];
   }
-  sum = group_sum(sum, lanes);
-  if (exists && lane == 0) p.out.write<scalar_t>(p.pieces == 1 ? p.target.locate(entry).offset : group, sum);
+  sum = lane_sum(sum, lanes);
+  if (exists && lane == 0) p.out.write<scalar_t>(p.pieces == 1 ? p.target.locate(entry).offset : piece, sum);
 }
 
 cudaError_t launch_fold(DType dtype, Fold p, cudaStream_t stream) {

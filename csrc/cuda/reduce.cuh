@@ -1,9 +1,9 @@
 // Sums along one axis of a tensor, and the fold that adds up their partial sums.
 //
 // An Op says what is summed, and may do more to each element. It has scalar_t, kVector (V), kSums, an Item, and
-//   Item load(outer, inside, element, left)
-//     reads V elements from flat index `element`, index `inside` within `outer`; `left` of them exist;
-//   void add(outer, inside, element, left, item, sums)
+//   Item load(outer, position, element, left)
+//     reads V elements from flat index `element`, at `position` within `outer`; `left` of them exist;
+//   void add(outer, position, element, left, item, sums)
 //     adds the term of the item's element j to sums[s][j % W], W = 1 or V; the whole warp calls it.
 #pragma once
 
@@ -57,9 +57,9 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   constexpr int kLoads = kUnroll<Op>;
   const int lanes = 1 << shape.lane_bits;
   const int lane = threadIdx.x & (lanes - 1);
-  const int64_t group = int64_t(blockIdx.x) * (kThreads >> shape.lane_bits) + (threadIdx.x >> shape.lane_bits);
-  const int64_t outer = shape.pieces == 1 ? group : blockIdx.x / unsigned(shape.pieces);
-  const int64_t begin = (group - outer * shape.pieces) * shape.piece_length;
+  const int64_t piece = int64_t(blockIdx.x) * (kThreads >> shape.lane_bits) + (threadIdx.x >> shape.lane_bits);
+  const int64_t outer = shape.pieces == 1 ? piece : blockIdx.x / unsigned(shape.pieces);
+  const int64_t begin = (piece - outer * shape.pieces) * shape.piece_length;
   const int64_t end = min(begin + shape.piece_length, shape.reduced);
   const bool exists = outer < shape.outer;
 
@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   // These are counted up: to compute them for each vector would be most of the work. An int is enough: a piece is 4096
   // elements or a thousandth of x.
   const int step = lanes * V;
-  int64_t inside = begin + lane * V;
-  int64_t element = outer * shape.reduced + inside;
+  int64_t position = begin + lane * V;
+  int64_t element = outer * shape.reduced + position;
   int left = exists ? int(end - begin) - lane * V : 0;
   // The bounds are the same for the whole warp: where an axis has several pieces, each has a block.
 #pragma unroll 1
@@ -76,21 +76,21 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     typename Op::Item items[kLoads];
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      items[u] = op.load(outer, inside + u * step, element + u * step, left - u * step);
+      items[u] = op.load(outer, position + u * step, element + u * step, left - u * step);
     }
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      op.add(outer, inside + u * step, element + u * step, left - u * step, items[u], sums);
+      op.add(outer, position + u * step, element + u * step, left - u * step, items[u], sums);
     }
-    inside += step * kLoads;
+    position += step * kLoads;
     element += step * kLoads;
     left -= step * kLoads;
   }
-  const int64_t index = targets.index(group, outer * shape.reduced);
+  const int64_t index = targets.index(piece, outer * shape.reduced);
 #pragma unroll
   for (int s = 0; s < Op::kSums; ++s) {
     if (targets.sum[s].data == nullptr) continue;
-    const acc_t sum = group_sum(sums[s][0], lanes);
+    const acc_t sum = lane_sum(sums[s][0], lanes);
     if (lane == 0 && exists) targets.sum[s].template write<scalar_t>(index, sum);
   }
 }
@@ -125,16 +125,16 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
       const int64_t r = base + u * shape.depth + level;
-      const int64_t inside = r * shape.inner + inner;
+      const int64_t position = r * shape.inner + inner;
       const int left = exists && r < end ? mine : 0;
-      items[u] = op.load(outer, inside, outer * shape.reduced * shape.inner + inside, left);
+      items[u] = op.load(outer, position, outer * shape.reduced * shape.inner + position, left);
     }
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
       const int64_t r = base + u * shape.depth + level;
-      const int64_t inside = r * shape.inner + inner;
+      const int64_t position = r * shape.inner + inner;
       const int left = exists && r < end ? mine : 0;
-      op.add(outer, inside, outer * shape.reduced * shape.inner + inside, left, items[u], sums);
+      op.add(outer, position, outer * shape.reduced * shape.inner + position, left, items[u], sums);
     }
   }
 #pragma unroll

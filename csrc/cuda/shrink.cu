@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   Packed<scalar_t, V> held[kOnChipSlots<V>];
   hold(held, at, length, static_cast<const scalar_t*>(op.x) + fixed(at.row * length));
   acc_t sum = held_abs_sum(held, at, length);
-  sum = op.per_sample ? block_sum(sum) : group_sum(sum, 1 << plan.lane_bits);
+  sum = op.per_sample ? block_sum(sum) : lane_sum(sum, 1 << plan.lane_bits);
   const acc_t mean = sum / count_of<acc_t>(op.rows, op.per_sample);
   if (at.first && (at.c == 0 || !op.per_sample)) {
     static_cast<acc_t*>(op.mean)[statistic_index(op.rows, op.per_sample, at.n, at.c)] = mean;
@@ -37,23 +37,23 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
 
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    shrink_apply(const __grid_constant__ Shrink op, const __grid_constant__ RowWalk walk) {
+    shrink_apply(const __grid_constant__ Shrink op, const __grid_constant__ LineWalk walk) {
   using acc_t = Accumulator<scalar_t>;
   const scalar_t* x = static_cast<const scalar_t*>(op.x);
   const scalar_t* residual = static_cast<const scalar_t*>(op.residual);
   const acc_t* alpha = static_cast<const acc_t*>(op.alpha.data);
   const acc_t* mean = static_cast<const acc_t*>(op.mean);
   scalar_t* y = static_cast<scalar_t*>(op.y);
-  Packed<scalar_t, V> values[kElementwiseSlots<V>], added[kElementwiseSlots<V>];
-  const auto load = [&](int i, const RowWalk::Place& p) {
+  Packed<scalar_t, V> values[kElementwiseSlots<V>], residuals[kElementwiseSlots<V>];
+  const auto load = [&](int i, const LineWalk::Place& p) {
     values[i] = load_if<V>(p.inside, x + p.element);
-    added[i] = load_if<V>(p.inside && residual != nullptr, residual + p.element);
+    residuals[i] = load_if<V>(p.inside && residual != nullptr, residual + p.element);
   };
-  for_each_vector<V>(walk, load, [&](int i, RowWalk::Place p) {
+  walk_lines<V>(walk, load, [&](int i, LineWalk::Place p) {
     acc_t tau = 0;
     const Vector<scalar_t, V> mine = unpack(values[i]);
-    const Vector<scalar_t, V> plus = unpack(added[i]);
-    acc_t limits[V];
+    const Vector<scalar_t, V> residual_values = unpack(residuals[i]);
+    acc_t taus[V];
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
@@ -62,15 +62,15 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
         walk.advance(p);
       }
       const acc_t v = widen(mine.value[j]);
-      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(plus.value[j])));
-      limits[j] = tau;
+      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(residual_values.value[j])));
+      taus[j] = tau;
     }
     if (p.inside) store<V>(V, y + p.element, result);
     if (op.mask != nullptr) {
       unsigned word = 0;
 #pragma unroll
-      for (int j = 0; j < V; ++j) word |= spread(element_mask(acc_t(widen(mine.value[j])), limits[j]), j);
-      uint8_t* mask = op.mask + p.segment * kShrinkPlanes * walk.plane_bytes;
+      for (int j = 0; j < V; ++j) word |= to_planes(element_mask(acc_t(widen(mine.value[j])), taus[j]), j);
+      uint8_t* mask = op.mask + p.line * kShrinkPlanes * walk.plane_bytes;
       store_mask<V>(p.inside, mask, walk.plane_bytes, kShrinkPlanes, p.position, word);
     }
   });
@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 
 // A row's gradient of the mean from its active sum; writes its gradient of alpha where row_dalpha is given.
 template <class acc_t>
-__device__ __forceinline__ acc_t threshold_gradient(const ShrinkBackward& op, acc_t active_sum, int64_t n, int64_t c,
-                                                    acc_t* row_dalpha) {
+__device__ __forceinline__ acc_t mean_gradient(const ShrinkBackward& op, acc_t active_sum, int64_t n, int64_t c,
+                                               acc_t* row_dalpha) {
   const acc_t alpha = static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, n, c)];
   const acc_t mean = static_cast<const acc_t*>(op.mean)[statistic_index(op.rows, op.per_sample, n, c)];
   const acc_t dtau = alpha * mean < acc_t(0) ? acc_t(0) : -active_sum;
@@ -107,11 +107,11 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   unsigned word[kOnChipSlots<V>];
   hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + fixed(at.row * length), op.mask);
   acc_t sum = held_active_sum(held, word, at, length);
-  sum = group_sum(sum, 1 << plan.lane_bits);
+  sum = lane_sum(sum, 1 << plan.lane_bits);
   acc_t dmean = 0;
   if (at.exists) {
     acc_t* dalpha = at.first ? static_cast<acc_t*>(row_dalpha) : nullptr;
-    dmean = threshold_gradient(op, sum, at.n, at.c, dalpha);
+    dmean = mean_gradient(op, sum, at.n, at.c, dalpha);
   }
   if (op.per_sample) dmean = block_sum(at.first ? dmean : acc_t(0));
   if (op.dx == nullptr || !at.exists) return;
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     acc_t sample = 0;
     for (int64_t c = threadIdx.x; c < channels; c += blockDim.x) {
       const int64_t row = n * channels + c;
-      const acc_t dmean = threshold_gradient(op, active_sum[row], n, c, row_dalpha);
+      const acc_t dmean = mean_gradient(op, active_sum[row], n, c, row_dalpha);
       if (op.per_sample) {
         sample += dmean;
       } else {
@@ -166,7 +166,6 @@ struct Backward {
   void *active_sum = nullptr, *share = nullptr, *sums = nullptr;  // used where the rows do not fit on chip
 
   Backward(const ShrinkBackward& op, Carve& carve) {
-    if (op.rows.numel() == 0) return;
     if (op.dalpha != nullptr) {
       const Reduction to_alpha = alpha_reduction(op);
       row_dalpha = to_alpha.direct ? op.dalpha : carve.take(to_alpha.workspace_elements());
@@ -180,13 +179,13 @@ struct Backward {
   // The rows' sums, what follows from them for each row, and the gradient once more.
   template <class acc_t>
   cudaError_t run(const ShrinkBackward& op, cudaStream_t stream) const {
-    DRSN_CUDA_TRY(row_sums(op, active_sum, sums, stream));
+    DRSN_CUDA_TRY(row_active_sums(op, active_sum, sums, stream));
     DRSN_CUDA_TRY(launch(&shrink_backward_rows<acc_t>, std::min<int64_t>(op.rows.samples, 65535), kThreads, stream, op,
                          static_cast<const acc_t*>(active_sum), static_cast<acc_t*>(row_dalpha),
                          static_cast<acc_t*>(share)));
     if (op.dx == nullptr) return cudaSuccess;
-    const RowValues v = op.per_sample ? RowValues{share, 1, 0} : RowValues{share, op.rows.channels, 1};
-    return combine({op.dtype, op.grad, v, op.mask, kShrinkPlanes, op.dx, op.rows}, stream);
+    const RowValues row_share = op.per_sample ? RowValues{share, 1, 0} : RowValues{share, op.rows.channels, 1};
+    return combine({op.dtype, op.grad, row_share, op.mask, kShrinkPlanes, op.dx, op.rows}, stream);
   }
 };
 
@@ -200,14 +199,13 @@ cudaError_t shrink_from_means(const Shrink& op, cudaStream_t stream) {
   return dispatch(
       op.dtype, [&](int V) { return vectors_apply(op, V); },
       [&](auto scalar, auto V) {
-        const RowWalk walk(op.rows, V);
+        const LineWalk walk(op.rows, V);
         return launch(&shrink_apply<decltype(scalar), V>, elementwise_blocks(walk.total, V), kThreads, stream, op,
                       walk);
       });
 }
 
 cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream) {
-  if (op.rows.numel() == 0) return abs_mean(mean_of(op), workspace, stream);
   return dispatch(
       op.dtype, [&](int V) { return vectors_apply(op, V); },
       [&](auto scalar, auto V) {
@@ -224,11 +222,6 @@ cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream) {
 int64_t shrink_backward_workspace(const ShrinkBackward& op) { return workspace_of<Backward>(op); }
 
 cudaError_t shrink_backward(const ShrinkBackward& op, void* workspace, cudaStream_t stream) {
-  if (op.rows.numel() == 0) {
-    const int64_t entries = (op.alpha_per_sample ? op.rows.samples : 1) * (op.alpha_per_channel ? op.rows.channels : 1);
-    if (op.dalpha == nullptr || entries == 0) return cudaSuccess;
-    return cudaMemsetAsync(op.dalpha, 0, entries * accumulator_bytes(op.dtype), stream);
-  }
   Carve carve(workspace, op.dtype);
   const Backward backward(op, carve);
   DRSN_CUDA_TRY(dispatch(

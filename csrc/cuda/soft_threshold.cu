@@ -107,13 +107,13 @@ struct ComplexBackward {
   __device__ __forceinline__ void add(int64_t, int64_t, int64_t element, int left, const Item& item,
                                       real_t (&sums)[kSums][1]) const {
     if (left <= 0) return;
-    const real_t limit = relu(item.tau);
+    const real_t tau = relu(item.tau);
     const real_t radius = hypot(item.z.x, item.z.y);
     complex_t passed{};
-    if (radius > limit) {
+    if (radius > tau) {
       const complex_t u = direction(item.z, radius);
       const real_t along = u.x * item.g.x + u.y * item.g.y;
-      const real_t ratio = limit / radius;
+      const real_t ratio = tau / radius;
       passed = {(1 - ratio) * item.g.x + ratio * along * u.x, (1 - ratio) * item.g.y + ratio * along * u.y};
       if (!(item.tau < real_t(0))) sums[0][0] += along;
     }
@@ -143,7 +143,6 @@ bool vectors_fit(const Broadcast& over, int V) { return over.axes <= 1 || over.s
 }  // namespace
 
 cudaError_t soft_threshold(const SoftThreshold& op, cudaStream_t stream) {
-  if (op.numel == 0) return cudaSuccess;
   const Axes over(op.over);
   const int64_t complex_blocks = ceil_div(op.numel, kThreads);
   if (op.dtype == DType::kComplexFloat) {
@@ -161,26 +160,21 @@ cudaError_t soft_threshold(const SoftThreshold& op, cudaStream_t stream) {
 }
 
 int64_t soft_threshold_backward_workspace(const SoftThresholdBackward& op) {
-  if (op.numel == 0 || op.dtau == nullptr) return 0;
+  if (op.dtau == nullptr) return 0;
   return reduction_of(op).workspace_elements() * accumulator_bytes(op.dtype);
 }
 
 cudaError_t soft_threshold_backward(const SoftThresholdBackward& op, void* workspace, cudaStream_t stream) {
   const bool wide = op.tau_in_accumulator || op.dtype == DType::kComplexFloat || op.dtype == DType::kComplexDouble;
-  if (op.numel == 0) {
-    if (op.dtau == nullptr || op.dtau_numel == 0) return cudaSuccess;
-    const bool half = !wide && (op.dtype == DType::kHalf || op.dtype == DType::kBFloat16);
-    return cudaMemsetAsync(op.dtau, 0, op.dtau_numel * (half ? 2 : accumulator_bytes(op.dtype)), stream);
-  }
   if (op.dtype == DType::kComplexFloat) return complex_backward<float, float2>(op, workspace, stream);
   if (op.dtype == DType::kComplexDouble) return complex_backward<double, double2>(op, workspace, stream);
-  const GradientSums sums{op.dtype,
-                          op.grad,
-                          MaskView(op.mask, op.numel, kSoftThresholdPlanes, true),
-                          kSoftThresholdActive,
-                          op.dx,
-                          Target{op.dtau, wide, -1}};
-  return gradient_sums(sums, reduction_of(op), workspace, stream);
+  const ActiveSumCall call{op.dtype,
+                           op.grad,
+                           MaskView(op.mask, op.numel, kSoftThresholdPlanes, true),
+                           kSoftThresholdActive,
+                           op.dx,
+                           Target{op.dtau, wide, -1}};
+  return active_sum(call, reduction_of(op), workspace, stream);
 }
 
 }  // namespace drsn::cuda
