@@ -133,7 +133,7 @@ def small_table(rows: list[Row]) -> str:
             case = select(rows, operator=operator, direction=direction, shape=size)
             part = ratio(fastest(case, "drsn_ops"), fastest(case, "eager/tidy"))
             lines.append((f"`{operator}`, {WORDS[direction]}", name_of(size), part))
-    return table(("one call on a small tensor", "x", "times the tidy eager formula's"), lines)
+    return table(("one call on a small tensor", "x", "time / the tidy eager formula's"), lines)
 
 
 def bytes_kept(rows: list[Row], provider: str, key: str) -> tuple[float, float] | None:
@@ -293,7 +293,12 @@ def first_table(rows: list[Row]) -> str:
         paper = ratio(PAPER_SECONDS[variant], PAPER_SECONDS["ResNet"])
         lines.append((contestant(variant, provider), *cells, paper))
     head = ("a training step", "ms", "ratio", "compiled: ratio", "memory: ratio", "the paper's: ratio")
-    return table(head, lines)
+    label = (
+        f"{NETWORKS['paper'].capitalize()}, 12 units, x of {name_of(steps[0]['shape'])}, float32:\n\n"
+        if steps
+        else ""
+    )
+    return label + table(head, lines)
 
 
 def module_table(rows: list[Row]) -> str:
