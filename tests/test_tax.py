@@ -20,6 +20,7 @@ KEYS = set(
 )
 SHAPES = {"paper": (2, 1, 64), "resnet18": (2, 1, 64)}
 EVALUATED = ((2, 3, 64), (4, 3, 64))
+ROUNDS = {"paper": 2, "resnet18": 1}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def rows():
         patch.setattr(tax, "CALL_SHAPE", (2, 3, 32))
         patch.setattr(tax, "EVALUATED", {"cpu": EVALUATED})
         patch.setattr(tax, "SECONDS", 0.0)
-        patch.setattr(tax, "ROUNDS", {"paper": 2, "resnet18": 1})
+        patch.setattr(tax, "ROUNDS", ROUNDS)
         patch.setattr(command, "print", lambda *words, **_: printed.extend(words), raising=False)
         patch.setattr(sys, "argv", ["benchmarks", "tax", "--quick", "--no-compile", "--threads", "1"])
         try:
@@ -48,7 +49,7 @@ def test_every_row_says_everything(rows):
     assert all(set(row) == KEYS for row in rows)
     for row in rows:
         assert 0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"]
-        assert row["samples"] == 5 * tax.ROUNDS.get(row["network"], 1) and row["threads"] == 1
+        assert row["samples"] == 5 * ROUNDS.get(row["network"], 1) and row["threads"] == 1
         is_step = row["what"] == "step"
         steps_alone = ("ratio_p50", "eager_ratio_p50", "peak_ratio", "network")
         assert all((row[key] is not None) == is_step for key in steps_alone)
