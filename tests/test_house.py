@@ -1,4 +1,4 @@
-"""The rules of the source tree: short files that say their job, few modules at the door, private names that stay private."""
+"""The rules of the source tree: short files that say their job, few modules at the door, names kept private."""
 
 import ast
 from collections import namedtuple

@@ -60,7 +60,7 @@ def test_shrink_is_soft_threshold_of_the_mean(x, seed, statistic):
 def test_the_mask_of_shrink_decodes_to_its_definition(x, alpha):
     gate = torch.full((1, 1), alpha)
     _, mean, mask = torch.ops.drsn_ops.shrink_with_mask(x, gate, None, False)
-    layout = drsn_ops.ops.planes.Layout.of(x)
+    layout = drsn_ops.ops.masks.Layout.of(x)
     negative, nonzero, active = layout.planes(mask)
     tau = reference.per_row(gate * mean, x)
     assert torch.equal(negative, (x < 0).float())
