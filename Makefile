@@ -15,7 +15,7 @@ test: $(VENV)/installed
 
 # the same, timed; CONTRIBUTING.md says how long it took
 test-time: $(VENV)/installed
-	$(PY) tools/test_time.py
+	$(PY) -m tools.test_time
 
 bench: $(VENV)/installed
 	$(PY) -m benchmarks --record

@@ -11,6 +11,7 @@ from torch.fx import Proxy
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import reference
+from .arguments import require_choice
 from .ops import autograd, gated_autograd
 from .ops.checks import (
     check_batch,
@@ -18,13 +19,12 @@ from .ops.checks import (
     check_module,
     check_residual,
     check_rows,
-    check_statistic,
     check_x,
     is_per_row,
     is_sharded,
 )
 from .ops.plain_gate import plain_batch_norm, plain_gate
-from .reference import REAL, Statistic, accumulator
+from .reference import REAL, STATISTICS, Statistic, accumulator
 
 _NUMBERS = (*REAL, torch.complex64, torch.complex128)
 
@@ -128,7 +128,7 @@ def abs_mean(x: Tensor, *, statistic: Statistic = "channel") -> Tensor:
     if has_torch_function_variadic(x):
         return handle_torch_function(abs_mean, (x,), x, statistic=statistic)
     check_rows(x)
-    check_statistic(statistic)
+    require_choice("statistic", statistic, STATISTICS)
     return _operators(x).abs_mean(x, statistic == "sample")
 
 
@@ -210,7 +210,7 @@ def shrink(
             return_threshold=return_threshold,
         )
     check_rows(x)
-    check_statistic(statistic)
+    require_choice("statistic", statistic, STATISTICS)
     wide = accumulator(x.dtype)
     n, c = x.shape[:2]
     if isinstance(alpha, Tensor):
@@ -299,7 +299,7 @@ def gated_shrink(
         return shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace)
     check_rows(x)
     check_module("gate", gate)
-    check_statistic(statistic)
+    require_choice("statistic", statistic, STATISTICS)
     check_residual(residual, x)
     check_batch(gate, x, "x")
     if residual is not None and residual.dtype != x.dtype:
@@ -367,7 +367,7 @@ def batch_norm_shrink(
     check_rows(z, "z")
     check_module("batch_norm", batch_norm)
     check_module("gate", gate)
-    check_statistic(statistic)
+    require_choice("statistic", statistic, STATISTICS)
     check_residual(residual, z, "z")
     check_batch(gate, z, "z", batch_norm)
     if residual is not None and residual.dtype != z.dtype:

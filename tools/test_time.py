@@ -1,17 +1,16 @@
 """Runs `make test` and writes into CONTRIBUTING.md how long it took, and on which machine."""
 
 import os
-import re
 import subprocess
 import sys
 import time
 from datetime import date
 from pathlib import Path
 
+from benchmarks.report import fill
 from drsn_ops.benchmark.machine import processor
 
 ROOT = Path(__file__).parent.parent
-MARKED = re.compile(r"(<!-- test-time -->\n).*?(<!-- /test-time -->)", re.DOTALL)
 
 
 def main() -> int:
@@ -22,11 +21,7 @@ def main() -> int:
         return done.returncode
     line = f"`make test` took {minutes}:{seconds:02} min on {processor()}, {os.cpu_count()} cores ({date.today()}).\n"
     guide = ROOT / "CONTRIBUTING.md"
-    text, places = MARKED.subn(lambda marks: marks[1] + line + marks[2], guide.read_text())
-    if places != 1:
-        print(f"{guide}: {places} places for the time, expected one", file=sys.stderr)
-        return 2
-    guide.write_text(text)
+    guide.write_text(fill(guide.read_text(), "test-time", line))
     print(line, end="")
     return 0
 

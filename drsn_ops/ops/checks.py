@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..reference import REAL, STATISTICS, wrong_type
+from ..reference import REAL, wrong_type
 from .plain_gate import PLAIN_TENSORS, uses_batch
 
 
@@ -35,11 +35,6 @@ def check_rows(x: Tensor, name: str = "x") -> None:
         raise ValueError(
             f"{name}: got shape {tuple(x.shape)}, expected (N, C, *spatial) with up to three spatial axes"
         )
-
-
-def check_statistic(statistic: str) -> None:
-    if statistic not in STATISTICS:
-        raise ValueError(f"statistic: got {statistic!r}, expected {' or '.join(map(repr, STATISTICS))}")
 
 
 def is_per_row(t: Tensor, n: int, c: int) -> bool:

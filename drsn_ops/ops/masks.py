@@ -32,17 +32,26 @@ class Layout(NamedTuple):
     def of(cls, x: Tensor) -> Layout:
         return cls(x.shape, x.dtype, is_channels_last(x))
 
+    @property
+    def memory(self) -> Sequence[int]:
+        """The sizes of x in the order of memory."""
+        return [self.shape[0], *self.shape[2:], self.shape[1]] if self.channels_last else self.shape
+
+    def to_memory(self, t: Tensor) -> Tensor:
+        """t, which has the axes of x, with its axes in the order of memory."""
+        return t.movedim(1, -1) if self.channels_last else t
+
+    def from_memory(self, t: Tensor) -> Tensor:
+        """The inverse of `to_memory`."""
+        return t.movedim(-1, 1) if self.channels_last else t
+
     def empty(self, like: Tensor) -> Tensor:
         """A tensor as the kernels allocate it."""
-        if not self.channels_last:
-            return like.new_empty(self.shape, dtype=self.dtype)
-        memory = [self.shape[0], *self.shape[2:], self.shape[1]]
-        return like.new_empty(memory, dtype=self.dtype).movedim(-1, 1)
+        return self.from_memory(like.new_empty(self.memory, dtype=self.dtype))
 
     def lay_out(self, t: Tensor) -> Tensor:
         """The values of t, which has the shape of x, as the kernels write them."""
-        t = t.to(self.dtype)
-        return t.movedim(1, -1).contiguous().movedim(-1, 1) if self.channels_last else t.contiguous()
+        return self.from_memory(self.to_memory(t.to(self.dtype)).contiguous())
 
     @property
     def segments(self) -> tuple[int, int]:
@@ -53,8 +62,9 @@ class Layout(NamedTuple):
 
     def pack(self, planes: Sequence[Tensor], segments: int, length: int) -> Tensor:
         """The mask, (segments, planes, bytes), of planes that are booleans in the shape of x."""
-        memory = [plane.movedim(1, -1) if self.channels_last else plane for plane in planes]
-        bits = torch.stack([plane.reshape(segments, length) for plane in memory], 1).to(torch.uint8)
+        bits = torch.stack([self.to_memory(plane).reshape(segments, length) for plane in planes], 1).to(
+            torch.uint8
+        )
         size = (length + 7) // 8
         bits = F.pad(bits, [0, 8 * size - length]).reshape(segments, len(planes), size, 8)
         return (bits << _bit_positions(bits)).sum(-1, dtype=torch.uint8)
@@ -64,9 +74,7 @@ class Layout(NamedTuple):
         bits = ((mask.unsqueeze(-1) >> _bit_positions(mask)) & 1).flatten(-2) > 0
         segments = mask.shape[0] if mask.dim() == 3 else 1  # soft_threshold's mask is one segment
         length = math.prod(self.shape) // max(segments, 1)
-        memory = [self.shape[0], *self.shape[2:], self.shape[1]] if self.channels_last else self.shape
-        planes = [plane.reshape(memory) for plane in bits[..., :length].unbind(-2)]
-        return [plane.movedim(-1, 1) for plane in planes] if self.channels_last else planes
+        return [self.from_memory(plane.reshape(self.memory)) for plane in bits[..., :length].unbind(-2)]
 
 
 def _bit_positions(like: Tensor) -> Tensor:
@@ -106,9 +114,9 @@ class Planes(NamedTuple):
     def where_active(self, t: Tensor) -> Tensor:
         return torch.where(self.active, t, 0)
 
-    def combine(self, grad: Tensor, v: Tensor) -> Tensor:
-        """``active * grad + sign * v`` in the type of v, which has one number a row."""
-        return self.where_active(grad.to(v.dtype)) + self.along_sign(per_row(v, self.active))
+    def combine(self, grad: Tensor, share: Tensor) -> Tensor:
+        """``active * grad + sign * share`` in the type of ``share``, which has one number per row."""
+        return self.where_active(grad.to(share.dtype)) + self.along_sign(per_row(share, self.active))
 
     def active_sums(self, grad: Tensor) -> Tensor:
         """The sum over each row of ``active * sign * grad``, (N, C)."""
