@@ -7,8 +7,9 @@ from drsn_ops import models
 from drsn_ops.data import Dataset, Split
 from drsn_ops.experiment import cell
 from drsn_ops.layers import pad_same
+from drsn_ops.training.networks import evaluation_batch
 from drsn_ops.training.recipes import Settings
-from drsn_ops.training.run import Run, evaluation_batch
+from drsn_ops.training.run import Run
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,8 @@ from drsn_ops.training.run import Run, evaluation_batch
         (models.drsn_mnist, (1, 8, 8), 4096),
         (models.drsn, (1, 2048), 512),
         (models.convnet, (1, 1024), 1024),
+        # 64 channels at full length
+        (models.rsnet18, (1, 2048), 16),
         (models.drsn_cifar10, (3, 2048, 2048), 1),
     ],
 )
@@ -62,7 +65,7 @@ class Seen(torch.nn.Module):
 @pytest.fixture
 def small_batches(monkeypatch):
     """Batches of three CIFAR-10 images, and of as many bytes of others."""
-    monkeypatch.setattr("drsn_ops.training.run.EVALUATION_BYTES", 3 * 16 * 32 * 32 * 4)
+    monkeypatch.setattr("drsn_ops.training.networks.EVALUATION_BYTES", 3 * 16 * 32 * 32 * 4)
 
 
 def test_training_evaluates_batches_of_that_size(small_batches):

@@ -21,11 +21,11 @@ from drsn_ops.arguments import InputError
 from drsn_ops.data import Dataset, Split, augment, load
 from drsn_ops.training import run as running
 from drsn_ops.training import train
-from drsn_ops.training.checkpoints import FORMAT
 from drsn_ops.training.processes import Processes
 from drsn_ops.training.recipes import RECIPES, Recipe, Settings, adam
 from drsn_ops.training.report import draw_curve
 from drsn_ops.training.run import Run
+from drsn_ops.training.storage import CHECKPOINT
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -574,7 +574,7 @@ def old(tmp_path_factory):
     )
     torch.save({**state, "format": "drsn_ops.train 1"}, folder / "earlier.pt")
     torch.save({**state, "settings": [1]}, folder / "listed.pt")
-    torch.save({"format": FORMAT, "run": object}, folder / "object.pt")
+    torch.save({"format": CHECKPOINT.format, "run": object}, folder / "object.pt")
     whole = (folder / "old" / "checkpoint.pt").read_bytes()
     (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
     (folder / "text.pt").write_text("not a checkpoint")
@@ -593,7 +593,7 @@ def test_a_checkpoint_runs_no_code(old, monkeypatch, capsys):
             return os.mkdir, ("harmed",)
 
     monkeypatch.chdir(old)
-    torch.save({"format": FORMAT, "settings": Harmful()}, old / "harmful.pt")
+    torch.save({"format": CHECKPOINT.format, "settings": Harmful()}, old / "harmful.pt")
     assert status_of(run, "--resume", "harmful.pt") == 2
     (old / "harmful.pt").unlink()
     assert not (old / "harmed").exists()

@@ -20,8 +20,9 @@ from torch import Tensor
 from .. import models
 from ..arguments import InputError
 from ..noise import Kind, add_noise
+from ..training.networks import evaluation_batch
 from ..training.recipes import momentum
-from ..training.run import evaluation_batch, repeatable
+from ..training.run import repeatable
 from .settings import NETWORKS, Cell, Result, Settings
 from .signals import load
 

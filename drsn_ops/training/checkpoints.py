@@ -8,14 +8,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from ..arguments import InputError
 from ..files import save_tensors
 from .folders import claimed, new_folder
 from .run import Run
-
-FORMAT = "drsn_ops.train 2"
+from .storage import CHECKPOINT, read_saved
 
 
 class Place(NamedTuple):
@@ -61,30 +58,9 @@ def save_checkpoint(run: Run, place: Place, new: bool = False) -> None:
     """Replace the checkpoint; with ``new``, raise FileExistsError where there is one."""
     # relative, so that both can be moved together
     home = os.path.relpath(place.folder, place.checkpoint.parent)
-    save_tensors({"format": FORMAT, **run.state(), "folder": home}, place.checkpoint, new=new)
+    save_tensors({"format": CHECKPOINT.format, **run.state(), "folder": home}, place.checkpoint, new=new)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, without running code that the file may hold.
-
-    Raises:
-        InputError: there is no such file, or it is not a checkpoint of this format.
-    """
-    try:
-        with path.open("rb") as file:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: a folder, expected a checkpoint, as {path / 'checkpoint.pt'}") from error
-    except PermissionError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    # a damaged archive can raise nearly anything
-    except Exception as error:
-        raise InputError(f"{path}: damaged, or not a checkpoint ({type(error).__name__})") from error
-    found = state.get("format") if isinstance(state, dict) else None
-    if not (isinstance(found, str) and found.startswith(FORMAT.split()[0])):
-        raise InputError(f"{path}: not a checkpoint of this program")
-    if found != FORMAT:
-        raise InputError(f"{path}: a checkpoint of {found}, not of this version's {FORMAT}")
-    return state
+    """Read what `save_checkpoint` wrote; raises InputError where `read_saved` does."""
+    return read_saved(path, CHECKPOINT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,15 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import models
 from ..data.fingerprint import fingerprint
 from ..data.images import Dataset, Split, augment
 from ..modules import Shrinkage
+from .networks import evaluation_batch
 from .processes import Processes
 from .recipes import RECIPES, Settings
-
-# of the widest activation in evaluation; for much larger ones the allocator takes fresh pages each time
-EVALUATION_BYTES = 8 * 2**20
 
 
 class Row(NamedTuple):
@@ -156,16 +152,6 @@ class Run:
         row = Row(len(self.rows) + 1, self.step, lr, *train, *test, time.perf_counter() - start)
         self.rows.append(row)
         return row
-
-
-def evaluation_batch(network: models.ShrinkageNetwork, x: Tensor) -> int:
-    """How many samples of ``x``, (N, C, \\*spatial), to evaluate together.
-
-    The stem's output is the widest activation of the networks in `models`; it takes at most `EVALUATION_BYTES`.
-    """
-    stem = network.stem
-    sample = x[0, 0].numel() * x.element_size() * stem.out_channels
-    return max(EVALUATION_BYTES * math.prod(stem.stride) // sample, 1)
 
 
 @contextmanager
