@@ -35,7 +35,7 @@ def one_thread():
 
 def example(name):
     spec = importlib.util.spec_from_file_location(f"examples.{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where pickle looks it up
     spec.loader.exec_module(module)
     return module
 
@@ -119,6 +119,18 @@ def test_learned_thresholds_beat_the_universal_one(denoiser):
     assert abs(results["noisy"] - denoiser.SNR) < 0.1
     assert results["universal"] > results["noisy"] + 5
     assert results["learned"] > results["universal"] + 1.5
+
+
+def test_the_search_tries_every_setting_and_beats_chance(tmp_path):
+    for module in ("sklearn", "skorch"):
+        pytest.importorskip(module)
+    found, accuracy = example("sklearn_search").main(tmp_path / "new", epochs=1, longest=14)
+    assert len(found.cv_results_["params"]) == 6 and not np.isnan(found.cv_results_["mean_test_score"]).any()
+    assert accuracy > 0.5
+    # skorch's files of the best epoch, and the pipeline
+    assert {"params.pt", "history.json", "pipeline.pickle"} <= {
+        path.name for path in (tmp_path / "new").iterdir()
+    }
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
