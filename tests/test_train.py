@@ -167,7 +167,7 @@ def test_what_the_network_sees(data, write, train_images, test_images, folder):
     flags = train_args("--data", data, "--data-dir", str(folder), "--batch-size", "5", "--seed", "1")
     job, *_ = train.prepare(flags, Processes())
     clean = load(data, folder, noise=0, seed=1)
-    kept = [split.images.clone() for split in (job.data.train, job.data.test)]
+    kept = [split.x.clone() for split in job.plan.splits.values()]
     for images, split in zip(kept, (clean.train, clean.test), strict=True):
         noise = (images - split.images) / {"mnist": 0.5, "cifar10": 0.1}[data]
         assert noise.min() > -1e-5 and noise.max() < 1 + 1e-5 and abs(noise.mean() - 0.5) < 0.03
@@ -428,7 +428,7 @@ def test_recipe_of_cifar10():
     settings = train.settings_of(train_args("--data", "cifar10"), None)
     assert (settings.epochs, settings.batch_size, settings.lr, settings.noise) == (100, 100, 0.1, 0.1)
     job = Run(settings, few("digits", None, noise=0, seed=0), torch.device("cpu"))
-    rates = [job.recipe.learning_rate(settings.lr, step) for step in (0, 19_999, 20_000, 40_000)]
+    rates = [job.plan.learning_rate(step, 10**6) for step in (0, 19_999, 20_000, 40_000)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
     job.step, rates = 19_998, []
     job.train_epoch(lambda: rates.append(job.optimiser.param_groups[0]["lr"]))
@@ -441,7 +441,7 @@ def test_recipe_of_mnist():
     assert (settings.epochs, settings.batch_size, settings.lr, settings.noise) == (5, 100, 1e-3, 0.5)
     job = Run(settings, few("digits", None, noise=0, seed=0), torch.device("cpu"))
     assert isinstance(job.optimiser, torch.optim.Adam) and job.optimiser.defaults["eps"] == 1e-7
-    assert job.recipe.learning_rate(settings.lr, 10**6) == 1e-3
+    assert job.plan.learning_rate(10**6, 10**6) == 1e-3
 
 
 def keras_adam(p, gradients, lr=1e-3, beta_1=0.9, beta_2=0.999, epsilon=1e-7):

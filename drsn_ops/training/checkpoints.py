@@ -50,7 +50,7 @@ def claim_place(
         if resume and not new and read_checkpoint(resume)["step"] != run.step:
             raise InputError(f"{resume}: another run has just gone on from it")
         if output_dir or not home:
-            folder = claims.enter_context(new_folder(output_dir, run.settings.data))
+            folder = claims.enter_context(new_folder(output_dir, run.settings.name))
         yield Place(folder, checkpoint or folder / "checkpoint.pt", new)
 
 

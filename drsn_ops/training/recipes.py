@@ -1,4 +1,4 @@
-"""The published recipes: which network is trained on which data set, and how."""
+"""The published recipes: which network is trained on which images, and how."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import torch
 from torch import nn
 
 from .. import models
+from ..data.fingerprint import fingerprint
+from ..data.images import Dataset, augment
+from ..modules import Shrinkage
+from .plan import Plan, Samples, size
 
 BACKENDS = ("drsn_ops", "reference")
 
@@ -89,3 +93,31 @@ class Settings:
     noise: float
     seed: int
     data_dir: str | None = None
+
+    @property
+    def name(self) -> str:
+        """That of the data set."""
+        return self.data
+
+    def plan(self, data: Dataset, device: torch.device) -> Plan:
+        """The program's network, optimiser and augmentation, on these images."""
+        recipe, found, data = RECIPES[self.data], fingerprint(data[:2]), data.to(device)
+        thresholds = None if self.thresholds == "none" else self.thresholds
+        network = recipe.network(data.train.images.shape[1], thresholds=thresholds).to(device)
+        for module in network.modules():
+            if isinstance(module, Shrinkage):
+                module.use_reference = self.backend == "reference"
+        counts = f"{len(data.train.labels)} training and {len(data.test.labels)} test images"
+        return Plan(
+            network,
+            recipe.optimiser(network.parameters(), self.lr),
+            splits={"train": Samples(*data.train), "test": Samples(*data.test)},
+            fingerprint=found,
+            learning_rate=lambda step, _: recipe.learning_rate(self.lr, step),
+            data=f"{self.data}: {counts}, noise {self.noise:g} * U(0, 1)",
+            what=f"{recipe.network.__name__}: thresholds {self.thresholds}, {size(network)}, "
+            f"operators of {self.backend}",
+            title=f"{self.data}, thresholds {self.thresholds}, seed {self.seed}",
+            augment=augment if recipe.augment else None,
+            mean=data.mean,
+        )

@@ -107,7 +107,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path |
         if state:
             begun = state["fingerprint"], source_of(settings.data, state["settings"]["data_dir"])
             require_same_data(
-                args.resume, begun, (run.fingerprint, source_of(settings.data, settings.data_dir))
+                args.resume, begun, (run.plan.fingerprint, source_of(settings.data, settings.data_dir))
             )
             run.restore(state)
             home = Path(os.path.normpath(args.resume.parent / state["folder"]))
@@ -172,8 +172,8 @@ def train(run: Run, place: Place) -> int:
             print(f"interrupted; {to_go_on(**flags)}")
             finish(run, place)
         raise
-    last = run.rows[-1]
-    print(f"final accuracy: train {last.train_accuracy:.2%}, test {last.test_accuracy:.2%}")
+    results = run.rows[-1].results
+    print(f"final accuracy: {', '.join(f'{name} {result.accuracy:.2%}' for name, result in results.items())}")
     finish(run, place)
     return 0
 
@@ -192,7 +192,7 @@ def train_epochs(run: Run, place: Place) -> None:
 
         # before the first epoch: a run that is interrupted in it can be resumed, and a full disk is noticed
         save(run, place, place.new)
-        while len(run.rows) < run.settings.epochs:
+        while not run.finished:
             row = run.epoch(partial(advance, "training"), partial(advance, "evaluating"))
             save(run, place)
             bar.write(line_of(row))
@@ -215,6 +215,6 @@ def finish(run: Run, place: Place) -> None:
 
 def follow(run: Run) -> int:
     """Train in a process that does not lead: it prints and writes nothing. Returns the exit status."""
-    while len(run.rows) < run.settings.epochs:
+    while not run.finished:
         run.epoch(lambda: None, lambda: None)
     return 0
