@@ -13,7 +13,6 @@ import drsn_ops
 from drsn_ops import data, noise, reference
 from drsn_ops.benchmark import contest
 from drsn_ops.benchmark.cases import Case
-from drsn_ops.data import recordings
 from drsn_ops.data.vibration import vibration
 from drsn_ops.experiment import cell, signals
 from drsn_ops.experiment.settings import SMALL
@@ -144,7 +143,7 @@ def make_calls(folder):
         "vibration": lambda: vibration(9, points=64),
         "digits": lambda: data.load("digits", None, noise=0.5, seed=3),
         "augment": lambda: augmented(images),
-        "recordings": lambda: recordings.folder(folder, points=20),
+        "recordings": lambda: data.read_recordings(folder, points=20)[:3],
         "simulated_signals": lambda: [signals.simulated.cache_clear(), signals.load_simulated(simulated, 1)],
         "recorded_signals": lambda: signals.load_recordings(recorded, 1),
         "epoch": lambda: epoch_of(run),

@@ -2,5 +2,16 @@
 
 from .datasets import load
 from .images import CLASSES, Dataset, Split, augment
+from .recordings import Reading, Recordings, Windows, read_recordings
 
-__all__ = ["CLASSES", "Dataset", "Split", "augment", "load"]
+__all__ = [
+    "CLASSES",
+    "Dataset",
+    "Reading",
+    "Recordings",
+    "Split",
+    "Windows",
+    "augment",
+    "load",
+    "read_recordings",
+]

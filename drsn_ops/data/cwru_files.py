@@ -67,22 +67,19 @@ def cwru_number(name: str) -> int | None:
     return int(name) if name.isdecimal() else None
 
 
-def read_published(path: Path) -> tuple[npt.NDArray[Any], int]:
-    """Read a file whose name tells its class, and check that it holds a record of that name."""
-    values, record = read_cwru(path)
+def require_record(path: Path, record: int | None) -> None:
+    """Raise InputError unless a file whose name tells its class holds a record of that name."""
     label, number = cwru_class(path), cwru_number(path.stem)
     numbers = CWRU_NUMBERS[label] if number is None else [number]
     if record not in {*numbers, *map(CWRU_VARIABLES.get, numbers)}:
         named = label if number is None else f"record {number}"
         rate = " of 48 kHz" if record in CWRU_48_KHZ else ""
         raise InputError(f"{path}: named after {named}, but holds record {record}{rate}")
-    return values, record
 
 
-def read_cwru(path: Path) -> tuple[npt.NDArray[Any], int]:
-    """Read the drive-end channel of a file, at 12 kHz, and the number of the record from its variable's name."""
+def read_cwru(path: Path) -> tuple[npt.NDArray[Any], int, float]:
+    """Read the drive-end channel of a file, the number of the record from its variable's name, and its rate in Hz."""
     from scipy.io import loadmat
-    from scipy.signal import resample_poly
 
     try:
         variables = loadmat(path)
@@ -102,7 +99,4 @@ def read_cwru(path: Path) -> tuple[npt.NDArray[Any], int]:
         raise InputError(f"{path}: its {channels[0]} has shape {values.shape}, expected one column")
     values = values.ravel()
     record = int(channels[0][1:-8])
-    if record in CWRU_48_KHZ:
-        # padded with the mean: zeros beyond the ends would be a step for a signal with an offset, and ring
-        values = resample_poly(values, 1, 4, padtype="mean")
-    return values, record
+    return values, record, 48_000.0 if record in CWRU_48_KHZ else 12_000.0

@@ -1,177 +1,238 @@
-"""Recorded signals: the bearing data of Case Western Reserve University, and folders of .npy and .csv files.
-
-Every file is one recording. It is cut into windows, and whole recordings go to the training or to the test split:
-windows of one recording resemble each other so much that a network which was trained on some of them knows the others.
-For the same reason, a recording that is there twice is refused, also in another format or precision.
-"""
+"""Reads recordings into windows of a training, a validation and a test split."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from ..arguments import InputError, first_line
-from .csv_files import read_csv
-from .cwru_files import CWRU_NUMBERS, cwru_class, read_cwru, read_published
-from .npy_files import read_npy
-from .splits import Source, Windows, split
-from .windows import Cutting, Normalise, require_real
+from ..arguments import InputError
+from .copies import Seen
+from .cwru_files import require_record
+from .places import Found, Source, find
+from .rates import brought_to, common_rate
+from .signals import FileOptions, Signal, read_signal
+from .splits import PARTS, Recording, Share, Split, Splitting
+from .windows import Array, Cutting, Normalise, pieces_of, require_real
+
+
+class Windows(NamedTuple):
+    """Windows, (N, channels, points) of float32; for each, (N,) of int64, its class and the index of its recording."""
+
+    x: Tensor
+    labels: Tensor
+    recording: Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Everything that turns a file into windows.
+
+    Args:
+        options: how files are read.
+        cutting: how their values are cut.
+        sampling_rate: of the windows, Hz. A file that says none has it; None takes every file as it is.
+        resample: whether a file of another rate is resampled. Else it is refused, but for CWRU's records of 48 kHz.
+    """
+
+    options: FileOptions
+    cutting: Cutting
+    sampling_rate: float | None = None
+    resample: bool = False
+
+    def windows(self, path: Path) -> Array:
+        """The windows of a file, (windows, channels, points). Raises InputError where it cannot be used."""
+        return self.cutting.windows(path, self.values(path, read_signal(path, self.options)))
+
+    def values(self, path: Path, signal: Signal) -> npt.NDArray[Any]:
+        """The values of a signal at the rate of the windows."""
+        return brought_to(path, signal, self.sampling_rate, self.resample)
+
+    def cut(self, values: npt.ArrayLike, rate: float | None = None, source: str = "x") -> Array:
+        """The windows of an array, (points,) or (points, channels), of ``rate`` Hz; None for that of the windows.
+
+        Raises:
+            ValueError: the array cannot be used. The message names it ``source``.
+        """
+        array, name = np.asarray(values), Path(source)
+        if array.ndim not in (1, 2) or 0 in array.shape:
+            raise ValueError(f"{source}: has shape {array.shape}, expected (points,) or (points, channels)")
+        try:
+            require_real(name, array)
+            signal = Signal(pieces_of(array)[0], (), rate, None)
+            return self.cutting.windows(name, self.values(name, signal))
+        except InputError as error:
+            raise ValueError(str(error)) from error
+
+    def plain(self) -> dict[str, Any]:
+        """The same as plain values, which ``torch.load(weights_only=True)`` reads."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Reading:
+        """The reading of these plain values."""
+        options: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in plain["options"].items()
+        }
+        return cls(
+            FileOptions(**options), Cutting(**plain["cutting"]), plain["sampling_rate"], plain["resample"]
+        )
 
 
 class Recordings(NamedTuple):
-    """A training and a test split without a common recording, the names of the classes, the recordings' files."""
+    """Three splits, of which windows share no points, and what they are of.
+
+    ``reading`` has the rate that was found out. ``passed_over`` are the files that are no recordings.
+    """
 
     train: Windows
+    validation: Windows
     test: Windows
     classes: tuple[str, ...]
     files: tuple[Path, ...]
+    reading: Reading
+    passed_over: tuple[Path, ...]
 
 
-def cwru(
-    folder: str | Path,
+def read_recordings(
+    place: str | Path,
     *,
+    variable: Sequence[str] = (),
+    channels: Sequence[str] = (),
+    layout: str = "auto",
+    delimiter: str | None = None,
+    decimal: str | None = None,
+    encoding: str | None = None,
+    sampling_rate: float | None = None,
+    resample: bool = False,
     points: int = 2048,
     step: int | None = None,
-    normalise: Normalise = "none",
+    normalise: Normalise = "standard",
+    pad: bool = False,
+    split: Split | None = None,
     test_share: float = 0.25,
+    validation_share: float = 0.0,
     seed: int = 0,
 ) -> Recordings:
-    """Read the drive-end channel of the bearing data of Case Western Reserve University (CWRU), at 12 kHz.
-
-    Args:
-        folder: MATLAB files under their published number or name, ``105.mat`` or ``IR007_0.mat``, which tells their
-            class (`CWRU_NUMBERS`), or folders of MATLAB files, each of which is a class of the folder's name.
-        points: points of a window.
-        step: points from one window to the next; None for windows side by side.
-        normalise: ``"mean"`` subtracts the mean of each window, before the conversion to float32.
-        test_share: share of the recordings of each class in the test split: at least one, and never all.
-        seed: of the choice of these.
-
-    The baseline, whose variables are X097 to X100, is recorded at 48 kHz, the faults at 12 kHz (W. A. Smith and
-    R. B. Randall, Mech. Syst. Signal Process. 64-65, 2015, 100-131). It is resampled to 12 kHz, as is any other record
-    that is published at 48 kHz (`CWRU_48_KHZ`): otherwise the rate itself would tell it from the others. The filter,
-    which falls from 5.2 kHz on and reaches -6 dB at 6 kHz, may still do so. The four loads of one published class are
-    recordings of the same bearing: a test on them does not show what a network makes of a bearing that it has not seen.
-
-    Returns:
-        `Recordings`, the same for the same files and seed.
-
-    Raises:
-        ValueError: a bad argument.
-        InputError: a folder without MATLAB files; a file that has another number or name, is damaged, has no variable
-            ``X..._DE_time``, holds another record than its name says, is shorter than a window, or is not finite in
-            float32 or loses its differences there; a record, or its values, in two files; a class with one recording.
-    """
-    folder = Path(folder)
-    folders, files = class_folders(folder), files_in(folder, (".mat",))
-    if files and folders:
-        raise InputError(f"{folder}: holds both .mat files and folders; expected one or the other")
-    if files:
-        read = read_published
-        sources = [Source(path, cwru_class(path)) for path in files]
-        present = {source.label for source in sources}
-        classes = tuple(name for name in CWRU_NUMBERS if name in present)
-    else:
-        read = read_cwru
-        sources = class_sources(folder, folders, (".mat",))
-        classes = tuple(path.name for path in folders)
-    splits = split(folder, sources, classes, read, Cutting(points, step, normalise), test_share, seed)
-    return Recordings(*splits, classes, tuple(source.path for source in sources))
+    """Read the recordings of a place, and cut them into windows of three splits."""
+    splitting = Splitting(split, test_share, validation_share, seed, points)
+    splitting.check()
+    options = FileOptions(names(variable), names(channels), layout, delimiter, decimal, encoding)
+    reading = Reading(options, Cutting(points, step, normalise, pad), sampling_rate, resample)
+    found = find(Path(place), options)
+    if len(found.classes) < 2:
+        raise InputError(
+            f"{place}: holds one class, {found.classes[0]!r}; expected a folder for each of several"
+        )
+    signals = read_all(found.sources, options)
+    paths = [source.name for source in found.sources]
+    reading = replace(reading, sampling_rate=common_rate(paths, signals, sampling_rate, resample))
+    windows, recordings = cut_all(found, signals, reading)
+    shares = splitting.shares(str(place), recordings, found.classes)
+    require_no_copies(found.sources, windows, shares)
+    train, validation, test = (join(shares[part], windows, recordings) for part in PARTS)
+    return Recordings(train, validation, test, found.classes, tuple(paths), reading, found.passed_over)
 
 
-def folder(
-    folder: str | Path,
-    *,
-    column: int | str | None = None,
-    points: int = 2048,
-    step: int | None = None,
-    normalise: Normalise = "none",
-    test_share: float = 0.25,
-    seed: int = 0,
-) -> Recordings:
-    """Read a folder that holds, for each class, a folder of its name with .npy and .csv files.
-
-    Args:
-        folder: the outer folder. A file is a recording: an array of (points,) or (points, columns), or lines of numbers
-            with commas between the columns. A first line is read as the columns' names if no field of it begins like a
-            number. Lines that begin with ``#`` are skipped, and blank lines before and after the numbers.
-        column: the column to read: a number from 0, as an integer or in digits, or a name in the first line of .csv
-            files. None reads files with one column and refuses others: their first column is often the time.
-        points, step, normalise, test_share, seed: as in `cwru`.
+def read_labelled(
+    place: str | Path, reading: Reading, classes: Sequence[str]
+) -> tuple[Windows, tuple[Path, ...]]:
+    """Read all recordings of a place as ``reading`` says; ``classes`` are those that there may be.
 
     Returns:
-        `Recordings`, the same for the same files and seed.
-
-    Raises:
-        ValueError: a bad argument.
-        InputError: no folders, or one without such files; a file that is damaged, lacks the column, has a gap, is
-            shorter than a window, or is not finite in float32 or loses its differences there; two files with the same
-            values, to rounding; a class with one recording.
+        Their windows, and their files.
     """
-    # a name does not consist of digits
-    column = int(column) if isinstance(column, str) and column.isdecimal() else column
-    if not (column is None or isinstance(column, str) or (type(column) is int and column >= 0)):
-        raise ValueError(f"column: got {column!r}, expected an integer of at least 0, a name or None")
-
-    def read(path: Path) -> tuple[npt.NDArray[Any], None]:
-        return read_column(path, column), None
-
-    folder = Path(folder)
-    folders = class_folders(folder)
-    sources = class_sources(folder, folders, (".npy", ".csv"))
-    classes = tuple(path.name for path in folders)
-    splits = split(folder, sources, classes, read, Cutting(points, step, normalise), test_share, seed)
-    return Recordings(*splits, classes, tuple(source.path for source in sources))
+    found = find(Path(place), reading.options)
+    for source in found.sources:
+        if source.label not in classes:
+            raise InputError(
+                f"{source.name}: is of class {source.label!r}, expected one of {', '.join(map(repr, classes))}"
+            )
+    found = found._replace(classes=tuple(classes))
+    windows, recordings = cut_all(found, read_all(found.sources, reading.options), reading)
+    shares = [Share(i, slice(0, len(recording.starts))) for i, recording in enumerate(recordings)]
+    return join(shares, windows, recordings), tuple(source.name for source in found.sources)
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """The folders within, without hidden ones."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def names(given: Sequence[str] | str) -> tuple[str, ...]:
+    """Several names, or one."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
-def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of these suffixes, in either case, without hidden ones, which macOS puts beside others."""
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    )
+def read_all(sources: Sequence[Source], options: FileOptions) -> list[Signal]:
+    """Read every file; a published record in two files, or one of another name, is refused."""
+    signals = []
+    records: dict[int, Path] = {}
+    for source in sources:
+        if source.values is not None:
+            signals.append(Signal(source.values[:, None], (), None, None))
+            continue
+        signal = read_signal(source.path, options)
+        if source.published:
+            require_record(source.path, signal.record)
+        if signal.record is not None and records.setdefault(signal.record, source.path) != source.path:
+            raise InputError(
+                f"{source.path}: holds record {signal.record}, as does {records[signal.record]}; "
+                "expected each recording once"
+            )
+        signals.append(signal)
+    return signals
 
 
-def class_sources(folder: Path, folders: list[Path], suffixes: tuple[str, ...]) -> list[Source]:
-    """The files of these suffixes in each class's folder."""
-    wanted = " or ".join(suffixes)
-    if not folders:
-        raise InputError(f"{folder}: holds no {wanted} files, nor folders of them")
-    sources = []
-    for path in folders:
-        found = files_in(path, suffixes)
-        if not found:
-            raise InputError(f"{path}: holds no {wanted} files")
-        sources += [Source(file, path.name) for file in found]
-    return sources
+def cut_all(found: Found, signals: list[Signal], reading: Reading) -> tuple[list[Array], list[Recording]]:
+    """The windows of every signal. Each signal is let go as soon as it is cut."""
+    values = [
+        reading.values(source.name, signal) for source, signal in zip(found.sources, signals, strict=True)
+    ]
+    signals.clear()
+    lengths = [pieces_of(held).shape[1] for held in values]
+    widths = [pieces_of(held).shape[2] for held in values]
+    shortest = lengths.index(min(lengths))
+    cutting = reading.cutting
+    if lengths[shortest] < cutting.points and not cutting.pad:
+        raise InputError(
+            f"{found.sources[shortest].name}: has {lengths[shortest]} points, fewer than a window of {cutting.points} "
+            f"has; --points {lengths[shortest]} or less fits all files, and --pad fills short ones up"
+        )
+    windows, recordings = [], []
+    for i, source in enumerate(found.sources):
+        if widths[i] != widths[0]:
+            raise InputError(
+                f"{source.name}: has {widths[i]} channels, {found.sources[0].name} has {widths[0]}; "
+                "--channels chooses the same of each"
+            )
+        windows.append(cutting.windows(source.name, values[i]))
+        starts = cutting.starts(values[i])
+        recordings.append(Recording(str(source.name), found.classes.index(source.label), source.part, starts))
+        values[i] = np.empty(0)
+    return windows, recordings
 
 
-def read_column(path: Path, column: int | str | None) -> npt.NDArray[Any]:
-    """One column of a .npy or .csv file."""
-    try:
-        names, values = ([], read_npy(path)) if path.suffix.lower() == ".npy" else read_csv(path)
-    # a damaged file can raise nearly anything
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read: {first_line(error)}") from error
-    require_real(path, values)
-    values = values[:, None] if values.ndim == 1 else values
-    if values.ndim != 2:
-        raise InputError(f"{path}: has shape {values.shape}, expected (points,) or (points, columns)")
-    columns = values.shape[1]
-    held = f"has {columns} columns" + (f", {', '.join(map(repr, names))}" if names else "")
-    if column is None and columns != 1:
-        raise InputError(f"{path}: {held}; expected one, or a column to be chosen")
-    if isinstance(column, str) and names.count(column) != 1:
-        raise InputError(f"{path}: {held}; expected one of the name {column!r}")
-    index = names.index(column) if isinstance(column, str) else column or 0
-    if index >= columns:
-        raise InputError(f"{path}: {held}; expected a column {column}, counted from 0")
-    return values[:, index]
+def require_no_copies(
+    sources: Sequence[Source], windows: Sequence[Array], shares: Mapping[Any, list[Share]]
+) -> None:
+    """Raise InputError where a recording is there twice; a line of a table, where it is in two parts."""
+    parts = {share.recording: part for part, held in shares.items() for share in held}
+    seen = Seen()
+    for i, source in enumerate(sources):
+        for copied in seen.add(windows[i]):
+            if source.line is None or parts[i] != parts[copied]:
+                raise InputError(
+                    f"{source.name}: holds the values of {sources[copied].name}; expected each recording once"
+                )
+
+
+def join(shares: Sequence[Share], windows: Sequence[Array], recordings: Sequence[Recording]) -> Windows:
+    """One part from the windows of each of its recordings."""
+    held = [windows[i][part] for i, part in shares]
+    counts = torch.tensor([len(part) for part in held], dtype=torch.int64, device="cpu")
+    labels = torch.tensor([recordings[i].label for i, _ in shares], dtype=torch.int64, device="cpu")
+    indices = torch.tensor([i for i, _ in shares], dtype=torch.int64, device="cpu")
+    x = np.concatenate(held) if held else windows[0][:0].copy()
+    return Windows(torch.from_numpy(x), labels.repeat_interleave(counts), indices.repeat_interleave(counts))

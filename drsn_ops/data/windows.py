@@ -1,12 +1,10 @@
-"""Cuts recordings into windows of float32, and finds recordings that are there twice."""
+"""Cuts recordings into windows of float32: normalised, padded where they are short, and checked."""
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +15,21 @@ from ..arguments import InputError, require_choice, require_positive
 NEGLIGIBLE = 1e-3
 
 Array = npt.NDArray[np.float32]
-Normalise = Literal["none", "mean"]
-Scalar = TypeVar("Scalar", bound=np.generic)
+Wide = npt.NDArray[np.float64]
+Normalise = Literal["none", "mean", "standard"]
 
 
 @dataclass(frozen=True)
 class Cutting:
-    """How recordings are cut: windows of ``points`` at every ``step``; with ``"mean"``, each window less its mean.
+    """How recordings are cut.
+
+    Args:
+        points: of a window.
+        step: points from one window to the next; None for windows side by side.
+        normalise: of each channel of each window w, in float64: ``"none"`` takes w, ``"mean"`` w less its mean,
+            ``"standard"`` ``(w - mean) / std``, and zeros for a window that is constant.
+        pad: a recording shorter than a window is one window, filled up on both sides with its mean, which is 0 after
+            ``"mean"`` and ``"standard"``. These are of the recording's own points.
 
     Raises:
         ValueError: a bad argument.
@@ -32,6 +38,7 @@ class Cutting:
     points: int
     step: int | None
     normalise: Normalise
+    pad: bool = False
 
     def __post_init__(self) -> None:
         require_positive("points", self.points)
@@ -40,40 +47,86 @@ class Cutting:
         require_choice("normalise", self.normalise, get_args(Normalise))
 
     def windows(self, path: Path, values: npt.NDArray[Any]) -> Array:
-        """The windows of a recording, (windows, points). The remainder at its end is dropped."""
-        wide = values.astype(np.float64)
-        require_finite(path, wide)
-        if len(wide) < self.points:
-            raise InputError(
-                f"{path}: has {len(wide)} points, expected at least the {self.points} of a window"
-            )
+        """The windows of a recording, (windows, channels, points). The remainder at its end is dropped.
+
+        Args:
+            path: what messages name.
+            values: (points,) or (points, channels); or (pieces, points, channels), each of which is cut by itself.
+
+        Raises:
+            InputError: fewer points than a window has, a value that is not finite in float32, or differences that
+                float32 loses.
+        """
+        pieces = pieces_of(values).astype(np.float64)
+        require_finite(path, pieces)
+        length = pieces.shape[1]
+        if length < self.points and not self.pad:
+            raise InputError(f"{path}: has {length} points, a window {self.points}; --pad fills it up")
+        if length < self.points:
+            return filled(self.normalised(path, np.moveaxis(pieces, 1, 2)), self.points)
         if self.normalise == "none":
-            return self.views(narrowed(path, wide))
-        windows = self.views(wide)
-        return narrowed(path, windows - windows.mean(-1, keepdims=True))
+            return self.views(narrowed(path, np.moveaxis(pieces, 1, 2)))
+        return self.normalised(path, self.views(np.moveaxis(pieces, 1, 2)))
 
-    def views(self, values: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        """The windows as views of the values."""
-        return np.lib.stride_tricks.sliding_window_view(values, self.points)[:: self.step or self.points]
+    def starts(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """The first point of each of these windows; pieces lie one after another."""
+        count, length, _ = pieces_of(values).shape
+        within = np.arange(0, max(length - self.points, 0) + 1, self.step or self.points, dtype=np.int64)
+        begin = length * np.arange(count, dtype=np.int64)[:, None]
+        starts: npt.NDArray[np.int64] = (begin + within).ravel()
+        return starts
+
+    def views(self, pieces: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The windows of (pieces, channels, points), of one piece as views."""
+        windows = np.lib.stride_tricks.sliding_window_view(pieces, self.points, axis=2)
+        windows = np.moveaxis(windows[:, :, :: self.step or self.points], 1, 2)
+        return windows.reshape(-1, *windows.shape[2:])
+
+    def normalised(self, path: Path, windows: Wide) -> Array:
+        """Windows of (windows, channels, points) in float32."""
+        if self.normalise == "none":
+            return narrowed(path, windows)
+        centred = windows - windows.mean(-1, keepdims=True)
+        if self.normalise == "mean":
+            return narrowed(path, centred)
+        # by its extremes: the mean of equal numbers is rounded, so that what is left of them may not be 0
+        constant = windows.max(-1, keepdims=True) == windows.min(-1, keepdims=True)
+        scale = np.where(constant, np.inf, centred.std(-1, keepdims=True))
+        return narrowed(path, np.divide(centred, scale, out=centred))
 
 
-def narrowed(path: Path, values: npt.NDArray[np.float64]) -> Array:
-    """The values in float32; raises InputError where that is not finite, or loses the differences between them."""
+def pieces_of(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A recording as (pieces, points, channels)."""
+    if values.ndim == 1:
+        values = values[:, None]
+    return values[None] if values.ndim == 2 else values
+
+
+def filled(windows: Array, points: int) -> Array:
+    """Windows of (windows, channels, fewer points), filled up on both sides with the mean of each channel."""
+    before = (points - windows.shape[-1]) // 2
+    whole = np.empty((*windows.shape[:-1], points), np.float32)
+    whole[...] = windows.mean(-1, keepdims=True, dtype=np.float64)
+    whole[..., before : before + windows.shape[-1]] = windows
+    return whole
+
+
+def narrowed(path: Path, values: Wide) -> Array:
+    """(N, channels, points) in float32; raises InputError where that is not finite or loses a channel's differences."""
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)
     # a finite number of float64 may be inf in float32
     require_finite(path, narrow)
-    if 0 < NEGLIGIBLE * extent(values) < np.abs(narrow - values).max():
+    least, most = values.min((0, 2)), values.max((0, 2))
+    lost = np.abs(narrow - values).max((0, 2))
+    bad = (lost > 0) & (lost > NEGLIGIBLE * (most - least)) & (most > least)
+    if bad.any():
+        channel = int(bad.argmax())
         raise InputError(
-            f"{path}: holds values from {values.min():.9g} to {values.max():.9g}, whose differences float32 loses; "
-            "expected them less their mean (normalise: mean) or scaled"
+            f"{path}: holds values from {least[channel]:.9g} to {most[channel]:.9g}, whose differences float32 loses; "
+            "--normalise mean takes each window less its mean"
         )
     return narrow
-
-
-def extent(values: npt.NDArray[Any]) -> float:
-    """The largest value less the smallest."""
-    return float(values.max()) - float(values.min())
 
 
 def require_real(path: Path, values: npt.NDArray[Any]) -> None:
@@ -86,30 +139,3 @@ def require_finite(path: Path, values: npt.NDArray[Any]) -> None:
     """Raise InputError where a value is NaN or infinite."""
     if not np.isfinite(values).all():
         raise InputError(f"{path}: holds values that are not finite in float32")
-
-
-class Seen:
-    """The recordings read so far, sorted by the maximum of their first window, which copies have in common."""
-
-    def __init__(self) -> None:
-        self.recordings: list[Array] = []
-        self.peaks: list[tuple[float, int]] = []
-
-    def add(self, windows: Array) -> int | None:
-        """Add a recording. Returns the index of an earlier copy of it, if there is one.
-
-        Copies are recordings that a network cannot tell apart: over the windows that both have, they differ by at most
-        `NEGLIGIBLE` of the range, as they do where one was rounded, printed or shortened.
-        """
-        peak, tolerance = float(windows[0].max()), NEGLIGIBLE * extent(windows)
-        near = slice(
-            bisect_left(self.peaks, (peak - tolerance, 0)),
-            bisect_right(self.peaks, (peak + tolerance, math.inf)),
-        )
-        for _, i in self.peaks[near]:
-            pairs = zip(windows, self.recordings[i], strict=False)
-            if all(np.abs(ours.astype(float) - theirs).max() <= tolerance for ours, theirs in pairs):
-                return i
-        insort(self.peaks, (peak, len(self.recordings)))
-        self.recordings.append(windows)
-        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,14 +9,9 @@ import torch
 from torch import Tensor
 
 from ..arguments import InputError
-from ..data import recordings
+from ..data.recordings import read_recordings
 from ..data.vibration import CLASSES, vibration
 from .settings import Settings
-
-RECORDINGS: dict[str, Callable[..., recordings.Recordings]] = {
-    "cwru": recordings.cwru,
-    "folder": recordings.folder,
-}
 
 
 class Data(NamedTuple):
@@ -79,15 +73,18 @@ def load_recordings(settings: Settings, seed: int) -> Data:
         raise InputError(
             f"--num-signals: got {settings.num_signals}, expected none with --data {settings.data}"
         )
-    chosen = {"column": settings.column} if settings.data == "folder" else {}
-    read = RECORDINGS[settings.data]
-    train, test, classes, _ = read(
-        settings.data_dir, points=settings.points, normalise="mean", seed=seed, **chosen
+    data = read_recordings(
+        settings.data_dir,
+        channels=() if settings.column is None else (settings.column,),
+        points=settings.points,
+        normalise="mean",
+        seed=seed,
     )
+    train, test = data.train, data.test
     x = torch.cat([train.x, test.x])
     if (x == x[..., :1]).all(-1).any():
         raise InputError(
             f"{settings.data_dir}: has a window of {settings.points} points that are all the same"
         )
     indices = torch.arange(len(x), device="cpu").split([len(train.x), len(test.x)])
-    return Data(x, torch.cat([train.labels, test.labels]), classes, *indices)
+    return Data(x, torch.cat([train.labels, test.labels]), data.classes, *indices)

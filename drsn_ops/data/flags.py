@@ -1,0 +1,110 @@
+"""The command line's flags for reading recordings, which several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, get_args
+
+from ..arguments import count, number
+from .splits import Split
+from .windows import Normalise
+
+LAYOUTS = ("auto", "points-first", "channels-first", "windows")
+ESCAPED = {r"\t": "\t", "tab": "\t", "space": " "}
+FLAGS = (
+    *("variable", "channels", "layout", "delimiter", "decimal", "encoding", "sampling_rate", "resample"),
+    *("pad", "step", "normalise", "split", "test_share"),
+)
+
+
+class Names(argparse.Action):
+    """Collects names that are separated by commas, of a flag that may be repeated."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        given = [name.strip() for name in values.split(",")]
+        if not all(given):
+            raise argparse.ArgumentError(self, f"expected names separated by commas, got {values!r}")
+        setattr(namespace, self.dest, (*(getattr(namespace, self.dest) or ()), *given))
+
+
+def add_file_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how files are read. One that is not given is None."""
+    add = parser.add_argument_group("files of recordings").add_argument
+    add(
+        "--variable",
+        action=Names,
+        metavar="NAME[,NAME]",
+        help="of .mat, .npz and .h5 files: the variable to read, by its name or a pattern as 'X*_DE_time', dotted in a "
+        "structure as bearing.gs; of several, the first that a file has (default: the only long one)",
+    )
+    add(
+        "--channels",
+        action=Names,
+        metavar="NAME[,NAME]",
+        help="the channels to read, by name or by number from 0 (default: the only one)",
+    )
+    add("--column", dest="channels", action=Names, help=argparse.SUPPRESS)
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        help="of an array: whether points or channels come first, or windows, (windows, points) (default: auto, by its "
+        "shape)",
+    )
+    add(
+        "--delimiter",
+        type=lambda text: ESCAPED.get(text, text),
+        metavar="TEXT",
+        help="between the columns of text files: a character, tab or space (default: found out)",
+    )
+    add("--decimal", choices=(".", ","), help="the decimal sign of text files (default: found out)")
+    add("--encoding", metavar="NAME", help="of text files, as utf-8 or latin-1 (default: found out)")
+    add(
+        "--sampling-rate",
+        type=number(float, 1e-6, 1e12),
+        metavar="HZ",
+        help="of the windows; files that say none have it (default: the one that the files say)",
+    )
+    add(
+        "--resample",
+        action="store_true",
+        default=None,
+        help="bring files of other rates to it, or to the lowest of all (default: refuse them)",
+    )
+    add(
+        "--pad",
+        action="store_true",
+        default=None,
+        help="fill recordings that are shorter than a window up with their mean (default: refuse them)",
+    )
+
+
+def add_window_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how recordings are cut and split. One that is not given is None."""
+    add = parser.add_argument_group("windows of recordings").add_argument
+    add("--step", type=count(), help="points from one window to the next (default: a window)")
+    add(
+        "--normalise",
+        choices=get_args(Normalise),
+        help="each channel of a window: as it is, less its mean, or divided by its standard deviation too (default: "
+        "standard)",
+    )
+    add(
+        "--split",
+        choices=get_args(Split),
+        help="recording: whole recordings to test; time: the last part of each; given: folders train and test, or "
+        "files named so (default: given where the names say so, else recording)",
+    )
+    add(
+        "--test-share",
+        type=number(float, 0.001, 0.999),
+        metavar="SHARE",
+        help="of the recordings of each class, or of each recording, to test (default: 0.25)",
+    )
+
+
+def reading_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `read_recordings` of which a flag was given."""
+    given = {name: getattr(args, name, None) for name in FLAGS}
+    return {name: value for name, value in given.items() if value is not None}
