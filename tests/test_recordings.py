@@ -573,7 +573,7 @@ def test_damaged_cwru(numbered):
 
 
 def test_folders_that_hold_something_else(tmp_path, plain, numbered):
-    refused(tmp_path / "nowhere", "nowhere: no such file or folder")
+    refused(tmp_path / "nowhere", "nowhere: no such folder or file")
     refused(numbered, "holds both .mat files and folders")
     for path in numbered.glob("*.mat"):
         path.unlink()

@@ -80,7 +80,7 @@ def find(place: Path, options: FileOptions) -> Found:
     if place.is_file():
         return of_tables({place: None}, options, ())
     if not place.is_dir():
-        raise InputError(f"{place}: no such file or folder")
+        raise InputError(f"{place}: no such folder or file")
     folders, files = visible(place)
     tables = tables_of(place, files)
     if tables:
