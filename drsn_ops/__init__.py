@@ -1,7 +1,13 @@
 """Soft thresholding and Deep Residual Shrinkage Networks as fused operators for PyTorch."""
 
+from __future__ import annotations
+
 import importlib
+from os import PathLike
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
 
 from . import models, noise, reference
 from .analysis.checking import check_shrinkage
@@ -12,6 +18,9 @@ from .modules import RSBU, Shrinkage, SoftThreshold
 from .ops import fake_kernels  # noqa: F401  it registers them
 from .ops.decomposition import decompositions
 from .ops.library import build_info
+
+if TYPE_CHECKING:
+    from .training.model import Model
 
 __version__: str = build_info()["version"]
 
@@ -27,6 +36,7 @@ __all__ = [
     "decompositions",
     "gated_shrink",
     "inspect",
+    "load_model",
     "models",
     "noise",
     "reference",
@@ -35,9 +45,30 @@ __all__ = [
 ]
 
 
+def load_model(path: str | PathLike[str], device: torch.device | str = "cpu") -> Model:
+    """A trained model, as ``python -m drsn_ops train`` leaves it in ``model.pt``. No code that the file holds is run.
+
+    Args:
+        path: of the file.
+        device: where the network is to run.
+
+    Returns:
+        The model: its ``network`` in evaluation mode, its ``classes``, ``predict(values, rate=None)`` of one recording,
+        (points,) or (points, channels), and ``predict_files(paths)`` of many. A `Prediction` has the ``label``, the
+        mean ``probability`` of that class over the windows, the ``share`` of windows that voted for it, and all
+        ``probabilities``, (windows, classes).
+
+    Raises:
+        InputError: there is no such file, it is damaged, or no model of this version.
+    """
+    from .training import model  # needs NumPy
+
+    return model.load_model(path, device)
+
+
 def __getattr__(name: str) -> ModuleType:
-    if name == "vibration":  # when it is asked for, since it needs NumPy
-        return importlib.import_module("drsn_ops.vibration")
+    if name in ("data", "vibration"):  # when they are asked for, since they need NumPy
+        return importlib.import_module(f"drsn_ops.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

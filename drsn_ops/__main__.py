@@ -1,10 +1,11 @@
-"""The command line: ``python -m drsn_ops train | experiment | bench | info``."""
+"""The command line: ``python -m drsn_ops train | evaluate | predict | export | experiment | bench | info``."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,10 +15,17 @@ from .arguments import InputError, first_line
 
 COMMANDS = {
     "train": ("drsn_ops.training.train", "train a Deep Residual Shrinkage Network"),
+    "evaluate": ("drsn_ops.training.evaluate", "report how right a trained model is on other recordings"),
+    "predict": ("drsn_ops.training.predict", "tell the class of each recording"),
+    "export": ("drsn_ops.training.export", "write a trained model for ONNX Runtime or torch.export.load"),
     "experiment": ("drsn_ops.experiment", "train ConvNet, ResNet and DRSN at several signal-to-noise ratios"),
     "bench": ("drsn_ops.benchmark.command", "compare with eager PyTorch and torch.compile"),
 }
-EXTRAS = {"numpy": "train", "sklearn": "train", "matplotlib": "train", "tqdm": "train"}
+EXTRAS = {
+    **dict.fromkeys(("numpy", "sklearn", "matplotlib", "tqdm"), "train"),
+    **dict.fromkeys(("scipy", "pandas", "h5py", "soundfile", "pyarrow", "openpyxl"), "files"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "examples"),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments and run the command.
 
     Returns:
-        0; 1 if the machine failed, as without memory; 2 for what the user can correct; 130 after Ctrl-C; 143 after
-        SIGTERM.
+        0; 1 if the machine failed, as without memory, or a part of the work; 2 for what the user can correct; 130 after
+        Ctrl-C; 141 where nobody reads the output any more; 143 after SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = Parser(
@@ -59,10 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 implementation.add_arguments(command)
                 command.set_defaults(run=implementation.run)
         args = parser.parse_args(argv)
-        return info() if args.command == "info" else args.run(args)
+        status: int = info() if args.command == "info" else args.run(args)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt as interrupt:
         signum: int = interrupt.args[0] if interrupt.args else signal.SIGINT
         return 128 + signum
+    except BrokenPipeError:
+        # who read the output has left, as head does; what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (InputError, OSError) as error:
         print(f"drsn_ops {argv[0]}: {error}", file=sys.stderr)
         return 2

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields, replace
 from typing import Any, get_args
 
-from ..arguments import count, number
+from ..arguments import InputError, count, number
+from .recordings import Reading
+from .signals import FileOptions
 from .splits import Split
 from .windows import Normalise
 
@@ -29,8 +32,11 @@ class Names(argparse.Action):
         setattr(namespace, self.dest, (*(getattr(namespace, self.dest) or ()), *given))
 
 
-def add_file_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how files are read. One that is not given is None."""
+def add_file_flags(
+    parser: argparse.ArgumentParser,
+    rate: str = "of the windows; files that say none have it (default: the one that the files say)",
+) -> None:
+    """Add the flags that say how files are read. One not given is None; ``rate`` is the help on the rate."""
     add = parser.add_argument_group("files of recordings").add_argument
     add(
         "--variable",
@@ -64,7 +70,7 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
         "--sampling-rate",
         type=number(float, 1e-6, 1e12),
         metavar="HZ",
-        help="of the windows; files that say none have it (default: the one that the files say)",
+        help=rate,
     )
     add(
         "--resample",
@@ -108,3 +114,25 @@ def reading_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `read_recordings` of which a flag was given."""
     given = {name: getattr(args, name, None) for name in FLAGS}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def overridden(reading: Reading, args: argparse.Namespace) -> Reading:
+    """A model's reading with the file flags that were given; ``--sampling-rate`` is that of files that say none.
+
+    Raises:
+        InputError: ``--sampling-rate`` with a model of no known rate.
+    """
+    given = reading_arguments(args)
+    rate = given.get("sampling_rate")
+    if rate is not None and reading.sampling_rate is None:
+        raise InputError(
+            f"--sampling-rate {rate:g}: expected none with this model, whose own recordings said no rate"
+        )
+    options = {field.name for field in fields(FileOptions)}
+    return replace(
+        reading,
+        options=replace(reading.options, **{name: value for name, value in given.items() if name in options}),
+        cutting=replace(reading.cutting, pad=given.get("pad", reading.cutting.pad)),
+        resample=given.get("resample", reading.resample),
+        unsaid_rate=rate,
+    )

@@ -45,6 +45,7 @@ class Reading:
     cutting: Cutting
     sampling_rate: float | None = None
     resample: bool = False
+    unsaid_rate: float | None = None
 
     def windows(self, path: Path) -> Array:
         """The windows of a file, (windows, channels, points). Raises InputError where it cannot be used."""
@@ -52,6 +53,8 @@ class Reading:
 
     def values(self, path: Path, signal: Signal) -> npt.NDArray[Any]:
         """The values of a signal at the rate of the windows."""
+        if signal.rate is None:
+            signal = signal._replace(rate=self.unsaid_rate)
         return brought_to(path, signal, self.sampling_rate, self.resample)
 
     def cut(self, values: npt.ArrayLike, rate: float | None = None, source: str = "x") -> Array:
@@ -80,9 +83,8 @@ class Reading:
         options: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in plain["options"].items()
         }
-        return cls(
-            FileOptions(**options), Cutting(**plain["cutting"]), plain["sampling_rate"], plain["resample"]
-        )
+        parts = {"options": FileOptions(**options), "cutting": Cutting(**plain["cutting"])}
+        return cls(**{**plain, **parts})
 
 
 class Recordings(NamedTuple):

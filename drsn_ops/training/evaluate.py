@@ -1,0 +1,68 @@
+"""The command ``python -m drsn_ops evaluate``: what a model that ``train`` left makes of other recordings."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from ..arguments import InputError, as_flag, number, seed
+from ..data.flags import add_file_flags, overridden
+from ..data.recordings import read_labelled
+from ..noise import KINDS, add_noise
+from .folders import new_folder
+from .model import checksums, load_model
+from .processes import usable_device
+from .verdict import as_text, judge, write_verdict
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``evaluate``."""
+    add = parser.add_argument
+    add("model", type=Path, help="model.pt of train")
+    add("--data", type=Path, required=True, help="recordings of the model's classes, as train takes them")
+    add(
+        "--output-dir",
+        type=Path,
+        help="an empty or new folder for the report's files (default: printed alone)",
+    )
+    add("--snr", type=number(float, -200, 200), help="add noise to each window at this ratio, in dB")
+    add("--noise-kind", choices=KINDS, help="the noise of --snr (default: gaussian)")
+    add("--seed", type=seed, help="of the noise (default: 0)")
+    add("--device", default="cpu", help="where the network runs (default: cpu)")
+    add_file_flags(parser, rate="of files that say none (default: that of the model's windows)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    # needed at the end: missing ones are reported before the reading
+    import matplotlib  # noqa: F401
+    import sklearn  # noqa: F401
+
+    for flag in ("noise_kind", "seed"):
+        value = getattr(args, flag)
+        if value is not None and args.snr is None:
+            raise InputError(f"--{flag.replace('_', '-')} {value}: expected --snr with it")
+    model = load_model(args.model, usable_device(args.device))
+    model.reading = overridden(model.reading, args)
+    windows, files = read_labelled(args.data, model.reading, model.classes)
+    trained_on = len({*checksums(windows)} & {*model.trained_on})
+    title = f"{args.model} on {args.data}"
+    if args.snr is not None:
+        kind = args.noise_kind or KINDS[0]
+        generator = torch.Generator().manual_seed(args.seed or 0)
+        windows = windows._replace(x=add_noise(windows.x, args.snr, kind, generator=generator))
+        title += f", {kind} noise at {as_flag(args.snr)} dB"
+    splits = {"test": windows}
+    with ExitStack() as claims:
+        if args.output_dir:
+            folder = claims.enter_context(new_folder(args.output_dir, ""))
+            report = write_verdict(model, splits, files, folder, title=title, trained_on=trained_on)
+        else:
+            report = judge(model, splits, title=title, trained_on=trained_on).report
+        print(as_text(report), end="")
+        if args.output_dir:
+            print(f"\nreport: {folder / 'report.txt'} and the files beside it")
+    return 0

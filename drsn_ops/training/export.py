@@ -1,0 +1,169 @@
+"""The command ``python -m drsn_ops export``: a model as a file for ONNX Runtime or ``torch.export.load``.
+
+``onnx`` is the network in standard ONNX operators. ``pt2`` has the operators of drsn_ops, and loads after
+``import drsn_ops``; ``pt2-plain`` is decomposed into PyTorch's own, and loads without. All take any number of windows
+of any length and return logits. What was written is loaded again and compared with the network before it is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from ..arguments import InputError
+from ..files import replacing
+from ..ops.decomposition import decompositions
+from .model import Model, load_model
+
+SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "pt2-plain": "-plain.pt2"}
+METADATA = "drsn_ops.json"
+# of the largest logit: float32 rounds each sum in another order
+TOLERANCE = 1e-4
+
+# takes windows, returns logits
+Loaded = Callable[[Tensor], Tensor]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``export``."""
+    add = parser.add_argument
+    add("model", type=Path, help="model.pt of train")
+    add(
+        "--format",
+        choices=tuple(SUFFIXES),
+        default="onnx",
+        help="ONNX; torch.export with drsn_ops' operators; the same with PyTorch's own alone (default: onnx)",
+    )
+    add("--output", type=Path, help="file to write (default: beside the model: .onnx, .pt2 or -plain.pt2)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status: 1 where the file computes something else than the network."""
+    if args.format == "onnx":
+        # before the work: a missing one is named
+        import onnx  # noqa: F401
+        import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
+        import onnxscript  # noqa: F401
+    model = load_model(args.model)
+    output = args.output or args.model.with_name(args.model.stem + SUFFIXES[args.format])
+    if output.exists() and output.samefile(args.model):
+        raise InputError(f"--output {output}: the model itself, expected another file")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"--output {output}: its folder does not exist")
+    with quiet():
+        content, load = onnx_file(model) if args.format == "onnx" else pt2_file(model, args.format == "pt2")
+    with replacing(output) as temporary:
+        temporary.write_bytes(content)
+        with quiet():
+            difference = largest_difference(model, load(temporary))
+        if not difference <= TOLERANCE:
+            temporary.unlink()
+            print(
+                f"drsn_ops export: {output}: not written: its logits differ from the network's by {difference:.1e} of "
+                f"the largest, expected at most {TOLERANCE:.0e}",
+                file=sys.stderr,
+            )
+            return 1
+    print(f"{output}: its logits differ from the network's by at most {difference:.1e} of the largest")
+    return 0
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, PyTorch's exporters say nothing of what they lack or will change."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def metadata(model: Model) -> dict[str, str]:
+    """What a program has to know to use the network, as texts: lists and what may be missing are JSON."""
+    reading = model.reading
+    return {
+        "drsn_ops": model.version,
+        "network": model.name,
+        "classes": json.dumps(model.classes, ensure_ascii=False),
+        "points": str(reading.cutting.points),
+        "normalise": reading.cutting.normalise,
+        "sampling_rate": json.dumps(reading.sampling_rate),
+        "channels": json.dumps(reading.options.channels, ensure_ascii=False),
+    }
+
+
+def example(model: Model) -> Tensor:
+    """Windows to trace with."""
+    return torch.randn(2, model.channels, model.reading.cutting.points)
+
+
+def exported(model: Model) -> ExportedProgram:
+    """The network as a program, for any number of windows of any length."""
+    # without gradients it makes no masks for a backward pass; a named length would allow even ones alone
+    with torch.no_grad():
+        axes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+        return torch.export.export(model.network, (example(model),), dynamic_shapes=(axes,))
+
+
+def onnx_file(model: Model) -> tuple[bytes, Callable[[Path], Loaded]]:
+    """The content of an ONNX file, and what loads it."""
+    plain = exported(model).run_decompositions(decompositions())
+    program = torch.onnx.export(
+        plain, (), input_names=["x"], output_names=["logits"], dynamo=True, verbose=False
+    )
+    assert program is not None
+    program.model.metadata_props.update(metadata(model))
+    return program.model_proto.SerializeToString(), load_onnx
+
+
+def load_onnx(path: Path) -> Loaded:
+    """An ONNX file in ONNX Runtime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+def pt2_file(model: Model, fused: bool) -> tuple[bytes, Callable[[Path], Loaded]]:
+    """The content of a file for ``torch.export.load``, and what loads it."""
+    program = exported(model)
+    if not fused:
+        program = program.run_decompositions(decompositions())
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={METADATA: json.dumps(metadata(model))})
+    return content.getvalue(), load_pt2
+
+
+def load_pt2(path: Path) -> Loaded:
+    """A file of ``torch.export.save``."""
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def largest_difference(model: Model, loaded: Loaded) -> float:
+    """The largest difference from the network's logits on random windows, relative to the largest of them.
+
+    They are one window and several, of the model's length and of another.
+    """
+    points, differences = model.reading.cutting.points, []
+    for samples, length in ((1, points), (5, points), (3, points + points // 2 + 1)):
+        x = torch.randn(samples, model.channels, length, generator=torch.Generator())
+        with torch.no_grad():
+            expected, found = model.network(x), loaded(x)
+        differences.append(float((found - expected).abs().max() / expected.abs().max()))
+    return max(differences)

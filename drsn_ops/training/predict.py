@@ -1,0 +1,101 @@
+"""The command ``python -m drsn_ops predict``: the class of each recording, as a model that ``train`` left sees it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ..arguments import MAX_PROCESSES, InputError, count
+from ..data.flags import add_file_flags, overridden
+from ..data.signals import SUFFIXES
+from ..files import replacing
+from .model import Model, Prediction, load_model
+from .processes import usable_device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``predict``."""
+    add = parser.add_argument
+    add("model", type=Path, help="model.pt of train")
+    add(
+        "recordings",
+        type=Path,
+        nargs="+",
+        metavar="FILE|FOLDER",
+        help="folders are searched, with those within",
+    )
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE.csv",
+        help="write every window: class and probability of each class",
+    )
+    add("--jobs", type=count(1, MAX_PROCESSES), help="files read at the same time (default: one a processor)")
+    add("--device", default="cpu", help="where the network runs (default: cpu)")
+    add_file_flags(parser, rate="of files that say none (default: that of the model's windows)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status: 1 where a recording could not be used."""
+    model = load_model(args.model, usable_device(args.device))
+    model.reading = overridden(model.reading, args)
+    paths = [path for place in args.recordings for path in recordings_in(place)]
+    widths = max(len(str(path)) for path in paths), max(map(len, model.classes))
+    status = 0
+    with ExitStack() as files:
+        rows = None
+        if args.output:
+            temporary = files.enter_context(replacing(args.output))
+            rows = csv.writer(files.enter_context(temporary.open("w", newline="", encoding="utf-8")))
+            rows.writerow(["file", "window", "start", "class", *model.classes])
+        for path, prediction in model.predict_files(paths, jobs=args.jobs):
+            if isinstance(prediction, InputError):
+                print(f"drsn_ops predict: {prediction}", file=sys.stderr)
+                status = 1
+                continue
+            print(line_of(path, prediction, widths), flush=True)
+            if rows:
+                rows.writerows(windows_of(path, prediction, model))
+    return status
+
+
+def recordings_in(place: Path) -> list[Path]:
+    """A file itself; of a folder the recordings in it and in the folders within, without hidden ones.
+
+    Raises:
+        InputError: a folder without recordings.
+    """
+    if not place.is_dir():
+        return [place]
+    found = []
+    for folder, folders, names in os.walk(place):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(folder, name)
+            for name in sorted(names)
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        ]
+    if not found:
+        raise InputError(f"{place}: holds no recordings, which end in {', '.join(SUFFIXES)}")
+    return found
+
+
+def line_of(path: Path, prediction: Prediction, widths: tuple[int, int]) -> str:
+    """The line of one recording, its columns as wide as the longest path and class."""
+    voters = f"{prediction.share:4.0%} of {len(prediction.probabilities)} windows"
+    return f"{path!s:{widths[0]}}  {prediction.label:{widths[1]}}  probability {prediction.probability:.3f}  {voters}"
+
+
+def windows_of(path: Path, prediction: Prediction, model: Model) -> Iterator[Sequence[Any]]:
+    """A line of the .csv file for each window of a recording."""
+    cutting = model.reading.cutting
+    step = cutting.step or cutting.points
+    for window, row in enumerate(prediction.probabilities.tolist()):
+        label = model.classes[row.index(max(row))]
+        yield [path, window, window * step, label, *(f"{share:.6f}" for share in row)]
