@@ -90,7 +90,8 @@ class Reading:
 class Recordings(NamedTuple):
     """Three splits, of which windows share no points, and what they are of.
 
-    ``reading`` has the rate that was found out. ``passed_over`` are the files that are no recordings.
+    ``reading`` has the rate that was found out, ``split`` is how the parts came about. ``passed_over`` are the
+    files that are no recordings.
     """
 
     train: Windows
@@ -100,6 +101,7 @@ class Recordings(NamedTuple):
     files: tuple[Path, ...]
     reading: Reading
     passed_over: tuple[Path, ...]
+    split: Split
 
 
 def read_recordings(
@@ -122,7 +124,58 @@ def read_recordings(
     validation_share: float = 0.0,
     seed: int = 0,
 ) -> Recordings:
-    """Read the recordings of a place, and cut them into windows of three splits."""
+    """Read the recordings of a place, and cut them into windows of three splits.
+
+    Args:
+        place: a folder that holds, for each class, a folder of its name, in which the files may lie deeper; or a folder
+            of the bearing data of Case Western Reserve University (CWRU), files under their published numbers or names,
+            which tell their classes; or a folder of folders ``train`` and ``test``, perhaps ``validation`` too, each of
+            which is one of these. Each file is a recording. Or a folder of UCR's tables ``NAME_TRAIN.tsv`` and
+            ``NAME_TEST.tsv`` (or .txt or .csv), or one such table: each line is a label and a recording, whose name is
+            ``FILE:LINE``.
+        variable, channels, layout, delimiter, decimal, encoding: how files are read, see `FileOptions`.
+        sampling_rate: of the windows, Hz; a file that says none has it. None takes the rate that the files say.
+        resample: bring files that say other rates to it, or to the lowest of all.
+        points, step, normalise, pad: of the windows, see `Cutting`. With the layout ``"windows"`` each window of a file
+            is cut by itself: one of ``points`` points is taken as it is, a longer one gives several.
+        split: ``"recording"`` tests on whole recordings, ``"time"`` on the last part of each, ``"given"`` on those of
+            the folder ``test``, or of files that are named after it, as ``test_1.csv`` and ``1_TEST.csv``. None is
+            ``"given"`` where every file says its part, and ``"recording"`` elsewhere.
+        test_share: ``"recording"``: share of the recordings of each class that are tested on, at least one, and never
+            all. ``"time"``: share of the windows of each recording, at least one.
+        validation_share: the same share of what is not tested on; 0 for no validation. With ``"recording"`` and
+            ``"given"``, a class with one recording to train on gives the last part of that one, if it is long enough. A
+            folder ``validation`` is taken whole instead.
+        seed: of the choice of recordings. It does not depend on the other classes, and that of the test not on
+            ``validation_share``.
+
+    Windows of one recording resemble each other so much that a network which was trained on some of them knows the
+    others: ``"time"`` and windows of a class with one recording show less than whole recordings do. Between two parts
+    of a recording, a gap of at least a window is left out, so that parts have no points in common.
+
+    For the same reason, a recording that is there twice is refused, also in another format or precision: within the
+    windows that both have, they differ by at most a thousandth of the range. Series of a table are often too short and
+    too many for this; they are refused only where one is in two parts.
+
+    The baseline of CWRU, records 97 to 100, is recorded at 48 kHz, the faults mostly at 12 kHz (W. A. Smith and R. B.
+    Randall, Mech. Syst. Signal Process. 64-65, 2015, 100-131). Records that are known by their number are brought to
+    the lowest rate unasked: otherwise the rate itself would tell them apart. The filter, which falls from 5.2 kHz on
+    and reaches -6 dB at 6 kHz, may still do so. The four loads of one published class are recordings of the same
+    bearing: a test on them does not show what a network makes of a bearing that it has not seen.
+
+    Files of other endings than `SUFFIXES`, and notes (README, LICENSE and the like, .txt and .xlsx beside recordings of
+    another ending) are passed over, and hidden files are not looked at.
+
+    Returns:
+        `Recordings`, the same for the same files and arguments.
+
+    Raises:
+        ValueError: a bad argument.
+        InputError: nothing to read, one class alone, or a class with one recording; a file that cannot be read, is
+            shorter than a window, or than its parts with the split ``"time"``, has other channels or another rate than
+            the others, or whose values are not finite in float32 or lose their differences there; a recording that is
+            there twice.
+    """
     splitting = Splitting(split, test_share, validation_share, seed, points)
     splitting.check()
     options = FileOptions(names(variable), names(channels), layout, delimiter, decimal, encoding)
@@ -136,10 +189,10 @@ def read_recordings(
     paths = [source.name for source in found.sources]
     reading = replace(reading, sampling_rate=common_rate(paths, signals, sampling_rate, resample))
     windows, recordings = cut_all(found, signals, reading)
-    shares = splitting.shares(str(place), recordings, found.classes)
+    how, shares = splitting.shares(str(place), recordings, found.classes)
     require_no_copies(found.sources, windows, shares)
     train, validation, test = (join(shares[part], windows, recordings) for part in PARTS)
-    return Recordings(train, validation, test, found.classes, tuple(paths), reading, found.passed_over)
+    return Recordings(train, validation, test, found.classes, tuple(paths), reading, found.passed_over, how)
 
 
 def read_labelled(

@@ -58,14 +58,16 @@ class Splitting(NamedTuple):
             )
         require_seed(self.seed)
 
-    def shares(self, place: str, recordings: Sequence[Recording], classes: Sequence[str]) -> Shares:
-        """The windows of each part, in the order of the recordings.
+    def shares(
+        self, place: str, recordings: Sequence[Recording], classes: Sequence[str]
+    ) -> tuple[Split, Shares]:
+        """How the recordings are split, and the windows of each part, in the order of the recordings.
 
         Raises:
             InputError: recordings that cannot be split so.
         """
         given = is_given(recordings)
-        how = self.how or ("given" if given else "recording")
+        how: Split = self.how or ("given" if given else "recording")
         if how == "given" and not given:
             raise InputError(f"{place}: {missing(recordings)}; expected train and test for --split given")
         if how == "time":
@@ -87,7 +89,7 @@ class Splitting(NamedTuple):
         }
         if untrained:
             raise InputError(f"{place}: class {classes[min(untrained)]!r} has no recording to train on")
-        return shares
+        return how, shares
 
     def chosen(self, place: str, recordings: Sequence[Recording], classes: Sequence[str]) -> list[int]:
         """The recordings to test on: a share of each class's, independent of the other classes."""
