@@ -13,6 +13,7 @@ Within class folders a file may be given a part by its name, ``train_1.csv`` or 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from ..arguments import InputError
 from .cwru_files import CWRU_NUMBERS, cwru_class
 from .signals import SUFFIXES, FileOptions, read_table
-from .splits import Part
+from .splits import PARTS, Part
 
 TABLES = (".tsv", ".txt", ".csv")
 # Notes that lie beside recordings of another ending, and notes by their name.
@@ -87,7 +88,9 @@ def find(place: Path, options: FileOptions) -> Found:
         return of_tables(tables, options, tuple(file for file in files if file not in tables))
     parts = {folder: NAMES[folder.name.lower()] for folder in folders if folder.name.lower() in NAMES}
     if {"train", "test"} <= set(parts.values()):
-        found = [(part, of_folder(folder)) for folder, part in parts.items()]
+        found = [
+            (part, of_folder(folder)) for part in PARTS for folder, named in parts.items() if named == part
+        ]
         sources = [source._replace(part=part) for part, (held, _, _) in found for source in held]
         others = [path for folder in folders if folder not in parts for path in files_within(folder)]
         passed_over = [path for _, (_, _, passed) in found for path in passed]
@@ -191,7 +194,7 @@ def tables_of(place: Path, files: list[Path]) -> dict[Path, Part | None]:
     return {
         min(copies, key=lambda file: TABLES.index(file.suffix.lower())): part
         for parts in whole.values()
-        for part, copies in parts.items()
+        for part, copies in sorted(parts.items(), key=lambda entry: PARTS.index(entry[0]))
     }
 
 
@@ -206,11 +209,12 @@ def of_tables(tables: dict[Path, Part | None], options: FileOptions, passed_over
             )
         _, values = read_table(path, options)
         if values.shape[1] < 2:
-            raise InputError(
-                f"{path}: has {values.shape[1]} columns, expected a label and a series in each line"
-            )
+            raise InputError(f"{path}: has one column, expected a label and a series in each line")
         for line, (label, *_) in enumerate(values.tolist(), 1):
+            if not math.isfinite(label):
+                raise InputError(f"{path}: line {line} has the label {label}, expected a number")
             series = values[line - 1, 1:]
-            length = int(np.flatnonzero(~np.isnan(series))[-1:].sum()) + 1
-            sources.append(Source(path, f"{label:g}", part, line=line, values=series[:length]))
+            length = np.flatnonzero(~np.isnan(series))[-1:].sum() + 1
+            name = str(int(label)) if label == int(label) else str(label)
+            sources.append(Source(path, name, part, line=line, values=series[:length]))
     return Found(sources, ordered(sources), passed_over)
