@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,6 +48,11 @@ class Reading:
     resample: bool = False
     unsaid_rate: float | None = None
 
+    def __post_init__(self) -> None:
+        rate = self.sampling_rate
+        if rate is not None and not (isinstance(rate, int | float) and 0 < rate < math.inf):
+            raise ValueError(f"sampling_rate: got {rate!r}, expected a positive number of Hz, or None")
+
     def windows(self, path: Path) -> Array:
         """The windows of a file, (windows, channels, points). Raises InputError where it cannot be used."""
         return self.cutting.windows(path, self.values(path, read_signal(path, self.options)))
@@ -58,18 +64,35 @@ class Reading:
         return brought_to(path, signal, self.sampling_rate, self.resample)
 
     def cut(self, values: npt.ArrayLike, rate: float | None = None, source: str = "x") -> Array:
-        """The windows of an array, (points,) or (points, channels), of ``rate`` Hz; None for that of the windows.
+        """The windows of an array that is one recording.
+
+        Args:
+            values: (points,) or (points, channels). (channels, points) with the layout ``"channels-first"``, and where
+                it has fewer rows than columns. (windows, points) or (windows, points, channels) with ``"windows"``.
+            rate: Hz; None for that of the windows.
+            source: what messages call the array.
 
         Raises:
-            ValueError: the array cannot be used. The message names it ``source``.
+            ValueError: the array cannot be used.
         """
-        array, name = np.asarray(values), Path(source)
-        if array.ndim not in (1, 2) or 0 in array.shape:
-            raise ValueError(f"{source}: has shape {array.shape}, expected (points,) or (points, channels)")
+        array, name, layout = np.asarray(values), Path(source), self.options.layout
+        axes, shape = (2, 3), "(windows, points) or (windows, points, channels)"
+        if layout != "windows":
+            axes, shape = (1, 2), "(points,) or (points, channels)"
+        if array.ndim not in axes or 0 in array.shape:
+            raise ValueError(f"{source}: has shape {array.shape}, expected {shape}")
+        if array.ndim == axes[0]:
+            array = array[..., None]
+        elif layout == "channels-first" or (layout == "auto" and array.shape[0] < array.shape[1]):
+            array = array.T
+        expected = len(self.options.channels)
+        if expected and array.shape[-1] != expected:
+            raise ValueError(
+                f"{source}: has {array.shape[-1]} channels, expected {expected}: {', '.join(self.options.channels)}"
+            )
         try:
             require_real(name, array)
-            signal = Signal(pieces_of(array)[0], (), rate, None)
-            return self.cutting.windows(name, self.values(name, signal))
+            return self.cutting.windows(name, self.values(name, Signal(array, (), rate, None)))
         except InputError as error:
             raise ValueError(str(error)) from error
 
@@ -90,8 +113,8 @@ class Reading:
 class Recordings(NamedTuple):
     """Three splits, of which windows share no points, and what they are of.
 
-    ``reading`` has the rate that was found out, ``split`` is how the parts came about. ``passed_over`` are the
-    files that are no recordings.
+    ``reading`` has the rate and the channels that were found out, ``split`` is how the parts came about.
+    ``passed_over`` are the files that are no recordings.
     """
 
     train: Windows
@@ -107,8 +130,8 @@ class Recordings(NamedTuple):
 def read_recordings(
     place: str | Path,
     *,
-    variable: Sequence[str] = (),
-    channels: Sequence[str] = (),
+    variable: str | Sequence[str] = (),
+    channels: str | int | Sequence[str | int] = (),
     layout: str = "auto",
     delimiter: str | None = None,
     decimal: str | None = None,
@@ -133,7 +156,8 @@ def read_recordings(
             which is one of these. Each file is a recording. Or a folder of UCR's tables ``NAME_TRAIN.tsv`` and
             ``NAME_TEST.tsv`` (or .txt or .csv), or one such table: each line is a label and a recording, whose name is
             ``FILE:LINE``.
-        variable, channels, layout, delimiter, decimal, encoding: how files are read, see `FileOptions`.
+        variable, channels, layout, delimiter, decimal, encoding: how files are read, see `FileOptions`. One name is
+            enough where it takes several.
         sampling_rate: of the windows, Hz; a file that says none has it. None takes the rate that the files say.
         resample: bring files that say other rates to it, or to the lowest of all.
         points, step, normalise, pad: of the windows, see `Cutting`. With the layout ``"windows"`` each window of a file
@@ -187,7 +211,8 @@ def read_recordings(
         )
     signals = read_all(found.sources, options)
     paths = [source.name for source in found.sources]
-    reading = replace(reading, sampling_rate=common_rate(paths, signals, sampling_rate, resample))
+    rate = common_rate(paths, signals, sampling_rate, resample)
+    reading = found_out(replace(reading, sampling_rate=rate), signals)
     windows, recordings = cut_all(found, signals, reading)
     how, shares = splitting.shares(str(place), recordings, found.classes)
     require_no_copies(found.sources, windows, shares)
@@ -215,9 +240,17 @@ def read_labelled(
     return join(shares, windows, recordings), tuple(source.name for source in found.sources)
 
 
-def names(given: Sequence[str] | str) -> tuple[str, ...]:
-    """Several names, or one."""
-    return (given,) if isinstance(given, str) else tuple(given)
+def names(given: str | int | Sequence[str | int]) -> tuple[str, ...]:
+    """Several names, or one; numbers in digits."""
+    return (str(given),) if isinstance(given, str | int) else tuple(map(str, given))
+
+
+def found_out(reading: Reading, signals: Sequence[Signal]) -> Reading:
+    """The reading with the channels of these signals, if none were chosen and all have the same, which have names."""
+    found = {signal.channels for signal in signals}
+    if reading.options.channels or len(found) > 1 or all(name.isdecimal() for name in signals[0].channels):
+        return reading
+    return replace(reading, options=replace(reading.options, channels=signals[0].channels))
 
 
 def read_all(sources: Sequence[Source], options: FileOptions) -> list[Signal]:

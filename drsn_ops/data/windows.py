@@ -78,7 +78,7 @@ class Cutting:
 
     def views(self, pieces: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The windows of (pieces, channels, points), of one piece as views."""
-        windows = np.lib.stride_tricks.sliding_window_view(pieces, self.points, axis=2)
+        windows = np.lib.stride_tricks.sliding_window_view(pieces, self.points, axis=2, writeable=True)
         windows = np.moveaxis(windows[:, :, :: self.step or self.points], 1, 2)
         return windows.reshape(-1, *windows.shape[2:])
 
