@@ -124,7 +124,7 @@ class Recordings(NamedTuple):
     files: tuple[Path, ...]
     reading: Reading
     passed_over: tuple[Path, ...]
-    split: Split
+    split: Split = "recording"
 
 
 def read_recordings(
