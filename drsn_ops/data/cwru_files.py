@@ -1,17 +1,16 @@
-"""Reads the MATLAB files of the bearing data of Case Western Reserve University (CWRU)."""
+"""Knows the recordings of bearings of Case Western Reserve University (CWRU) by their numbers and names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..arguments import InputError, first_line
-from .windows import require_real
+from ..arguments import InputError
+from .channels import Signal, choose, stacked
+from .variables import Leaves
 
 # The numbers of the published files at 12 kHz with a fault of the drive end's bearing, and of the baseline, as in the
 # tables of the Bearing Data Center. Fault diameters in inches.
@@ -31,7 +30,7 @@ CWRU_NUMBERS: dict[str, Sequence[int]] = {
     "outer race 0.021": (*range(234, 238), *range(246, 250), *range(258, 262)),
 }
 CWRU_PARTS = {"IR": "inner race", "B": "ball", "OR": "outer race"}
-# The numbers in the variables' names of these files. In all other files it is the file's own number.
+# The numbers in the variables' names of these files. In nearly all other files it is the file's own number.
 CWRU_VARIABLES = dict(zip(range(3001, 3009), (*range(56, 60), *range(48, 52)), strict=True))
 # The records at 48 kHz: the baseline, and the published table of that rate with faults of the drive end's bearing.
 CWRU_48_KHZ = frozenset(
@@ -42,61 +41,133 @@ CWRU_48_KHZ = frozenset(
     )
     for number in range(first, last + 1)
 )
+# The records at 12 kHz with a fault of the fan end's bearing.
+CWRU_FAN_END = frozenset((*range(270, 303), 305, 306, 307, *range(309, 314), *range(315, 319)))
+CWRU_VARIABLE = re.compile(r"X(\d+)_(DE|FE|BA)_time")
+# What copies have before, between and after the published names.
+FILLERS = {"12k", "12khz", "drive", "end", "de", "time", "bearing", "fault", "data", "baseline"}
+ADVICE = "move it away, or to sort the files into one folder a class"
 
 
 def cwru_class(path: Path) -> str:
-    """The class of a file by its published number or name."""
-    name = path.stem
-    if name.isdecimal():
-        for label, numbers in CWRU_NUMBERS.items():
-            if int(name) in numbers:
-                return label
-    elif re.fullmatch(r"normal_\d", name, re.IGNORECASE):
-        return "normal"
-    elif match := re.fullmatch(r"(IR|B|OR)(\d{3})(@\d+)?_\d", name, re.IGNORECASE):
-        label = f"{CWRU_PARTS[match[1].upper()]} 0.{match[2]}"
-        if label in CWRU_NUMBERS:
-            return label
-    raise InputError(f"{path}: not the number or name of a CWRU baseline or 12 kHz drive-end file")
+    """The class of a file by its published number or name: a key of `CWRU_NUMBERS`.
+
+    Copies have names such as ``105.mat``, ``IR007_0.mat``, ``12k_Drive_End_B014_1_186.mat``, ``OR014@6_0_197.mat``,
+    ``105_0.mat`` or ``normal_1_98.mat``, in capitals or not.
+
+    Raises:
+        InputError: it is of the table of 48 kHz or of the fan end, or has another number or name.
+    """
+    label, number, other = parsed(path)
+    expected = "not the number or name of a CWRU baseline or 12 kHz drive-end record"
+    if other:
+        raise InputError(f"{path}: {expected}, but one {other}; expected to {ADVICE}")
+    if number is not None:
+        known = next((name for name, numbers in CWRU_NUMBERS.items() if number in numbers), None)
+        if known is not None and label in (None, known):
+            return known
+        if known is not None:
+            raise InputError(f"{path}: its name says {label}, but number {number} is {known}")
+    elif label in CWRU_NUMBERS:
+        return label
+    raise InputError(f"{path}: {expected}, such as 105 or IR007_0; expected one, or one folder a class")
 
 
-def cwru_number(name: str) -> int | None:
-    """The record's number if the file is named after it; the baseline at loads 0 to 3 is 97 to 100."""
-    if match := re.fullmatch(r"normal_(\d)", name, re.IGNORECASE):
-        return CWRU_NUMBERS["normal"][0] + int(match[1])
-    return int(name) if name.isdecimal() else None
+def cwru_number(path: Path) -> int | None:
+    """The record's number where the file's name says it; the baseline at loads 0 to 3 is 97 to 100."""
+    return parsed(path)[1]
+
+
+def parsed(path: Path) -> tuple[str | None, int | None, str]:
+    """What a file's name says: the class, the record's number, and which other table it is of, in words."""
+    label, number, other, rest = None, None, "", []
+    small: list[int] = []
+    for word in re.split(r"[\s_@-]+", path.stem.lower()):
+        if match := re.fullmatch(r"(ir|b|or)(\d{3})", word):
+            label = f"{CWRU_PARTS[match[1].upper()]} 0.{match[2]}"
+        elif word == "normal":
+            label = "normal"
+        elif word in ("48k", "48khz"):
+            other = "at 48 kHz"
+        elif word in ("fan", "fe"):
+            other = "of the fan end's bearing"
+        # a load, or the hour of a fault of the outer race
+        elif word in ("0", "1", "2", "3", "6", "12") and len(small) < 2:
+            small.append(int(word))
+        elif word.isdecimal() and number is None:
+            number = int(word)
+        elif word not in FILLERS:
+            rest.append(word)
+    if rest:
+        return None, None, ""
+    if number in CWRU_FAN_END:
+        other = f"of the fan end's bearing, {number}"
+    elif number in CWRU_48_KHZ and number not in CWRU_NUMBERS["normal"]:
+        other = f"at 48 kHz, {number}"
+    if label == "normal" and number is None and len(small) == 1 and small[0] < 4:
+        number = CWRU_NUMBERS["normal"][small[0]]
+    # the baseline has no other table
+    return label, number, "" if label == "normal" else other
 
 
 def require_record(path: Path, record: int | None) -> None:
-    """Raise InputError unless a file whose name tells its class holds a record of that name."""
-    label, number = cwru_class(path), cwru_number(path.stem)
+    """Raise InputError unless the file, whose name tells its class, holds a record of that name."""
+    label, number = cwru_class(path), cwru_number(path)
     numbers = CWRU_NUMBERS[label] if number is None else [number]
-    if record not in {*numbers, *map(CWRU_VARIABLES.get, numbers)}:
+    if record not in numbers:
         named = label if number is None else f"record {number}"
         rate = " of 48 kHz" if record in CWRU_48_KHZ else ""
-        raise InputError(f"{path}: named after {named}, but holds record {record}{rate}")
+        held = "no record of CWRU" if record is None else f"record {record}{rate}"
+        raise InputError(f"{path}: named after {named}, but holds {held}")
 
 
-def read_cwru(path: Path) -> tuple[npt.NDArray[Any], int, float]:
-    """Read the drive-end channel of a file, the number of the record from its variable's name, and its rate in Hz."""
-    from scipy.io import loadmat
+def cwru_record(variable: str) -> int:
+    """The published number of the record in a variable such as ``X105_DE_time``."""
+    number = int(variable[1:].partition("_")[0])
+    return next((file for file, inside in CWRU_VARIABLES.items() if inside == number), number)
 
-    try:
-        variables = loadmat(path)
-    # a damaged file can raise nearly anything
-    except Exception as error:
-        raise InputError(f"{path}: not a MATLAB 5 file: {first_line(error)}") from error
-    channels = [name for name in variables if re.fullmatch(r"X\d+_DE_time", name)]
-    # the file of record 99 holds record 98 as well
-    if len(channels) > 1:
-        number = cwru_number(path.stem)
-        channels = [name for name in channels if int(name[1:-8]) == number]
-    if len(channels) != 1:
-        raise InputError(f"{path}: has no variable X..._DE_time, or several and none of its number")
-    values = np.asarray(variables[channels[0]])
-    require_real(path, values)
-    if values.size != max(values.shape, default=0):
-        raise InputError(f"{path}: its {channels[0]} has shape {values.shape}, expected one column")
-    values = values.ravel()
-    record = int(channels[0][1:-8])
-    return values, record, 48_000.0 if record in CWRU_48_KHZ else 12_000.0
+
+def cwru_rate(record: int) -> float:
+    """The sampling rate of a record in Hz."""
+    return 48_000.0 if record in CWRU_48_KHZ else 12_000.0
+
+
+def cwru_leaves(path: Path, leaves: Leaves) -> Leaves:
+    """The variables of the record that a file is named after, if it holds several: 99 holds 98 as well."""
+    records = {int(match[1]) for name in leaves if (match := CWRU_VARIABLE.fullmatch(name))}
+    if len(records) < 2:
+        return leaves
+    number = cwru_number(path)
+    own = {number, CWRU_VARIABLES.get(number or 0)} & records
+    if len(own) != 1:
+        raise InputError(
+            f"{path}: holds the records {', '.join(map(str, sorted(records)))}, and is named after none of them; "
+            "expected the name of one"
+        )
+    kept = own.pop()
+    return {
+        name: leaf
+        for name, leaf in leaves.items()
+        if (match := CWRU_VARIABLE.fullmatch(name)) is None or int(match[1]) == kept
+    }
+
+
+def cwru_signal(path: Path, leaves: Leaves, channels: Sequence[str]) -> Signal | None:
+    """The channels of a record, of DE (drive end), FE (fan end) and BA (base), without a choice DE; None if it is none.
+
+    Raises:
+        InputError: a record without these channels, or with one that is no vector of numbers.
+    """
+    found = {match[2]: name for name in leaves if (match := CWRU_VARIABLE.fullmatch(name))}
+    if not found:
+        return None
+    names = [end for end in ("DE", "FE", "BA") if end in found]
+    chosen = [names[i] for i in choose(path, names, channels, default="DE")]
+    columns = [np.asarray(leaves[found[end]].value) for end in chosen]
+    for end, values in zip(chosen, columns, strict=True):
+        if values.dtype.kind not in "fiu" or values.ndim != 1:
+            raise InputError(
+                f"{path}: its {found[end]} is {values.dtype} of shape {values.shape}, expected a column of numbers"
+            )
+    record = cwru_record(found[chosen[0]])
+    return Signal(stacked(path, columns, chosen), tuple(chosen), cwru_rate(record), record)

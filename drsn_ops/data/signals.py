@@ -1,26 +1,48 @@
-"""Reads one file of any format into a signal."""
+"""One file of any format to a signal: its channels, and its sampling rate where the file says it."""
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
-from ..arguments import InputError, first_line
-from .csv_files import read_csv
-from .cwru_files import read_cwru
-from .npy_files import read_npy
-from .windows import require_real
+from ..arguments import InputError, require_choice
+from .channels import LAYOUTS, Found, Signal, signal_of
+from .cwru_files import CWRU_VARIABLE, cwru_leaves, cwru_rate, cwru_record, cwru_signal
+from .mat_files import read_hdf5, read_mat
+from .npy_files import read_npy, read_npz
+from .table_files import read_parquet, read_xlsx
+from .text_files import WORDS, read_text
+from .variables import find_variable
+from .wav_files import read_wav
 
-SUFFIXES: tuple[str, ...] = (".mat", ".csv", ".tsv", ".txt", ".npy")
+__all__ = ["SUFFIXES", "FileOptions", "Signal", "Table", "read_signal", "read_table"]
+
+TEXT = (".csv", ".tsv", ".txt")
+VARIABLES = (".mat", ".npz", ".h5", ".hdf5")
+SOUND = (".wav", ".flac")
+# of files that are recordings
+SUFFIXES = (".mat", *TEXT, ".npy", ".npz", *SOUND, ".parquet", ".xlsx", ".h5", ".hdf5")
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """How files are read."""
+    """How files are read.
+
+    Attributes:
+        variable: names, or patterns of `fnmatch`, of the variable of .mat, .npz and HDF5 files, dotted within structs,
+            or of the sheet of .xlsx files; the first that a file has is read.
+        channels: names of the channels to read, or numbers from 0; empty where there is one.
+        layout: ``"points-first"``, ``"channels-first"``, ``"windows"`` (a window in each row), or ``"auto"``, which
+            refuses arrays of which nobody can tell; see `drsn_ops.data.channels.arranged`.
+        delimiter, decimal, encoding: of text files; None finds them out.
+
+    Raises:
+        ValueError: a bad argument.
+    """
 
     variable: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
@@ -29,52 +51,96 @@ class FileOptions:
     decimal: str | None = None
     encoding: str | None = None
 
-
-class Signal(NamedTuple):
-    """A recording as it is in its file: (points, channels), or (windows, points, channels)."""
-
-    values: npt.NDArray[Any]
-    channels: tuple[str, ...]
-    rate: float | None
-    record: int | None
+    def __post_init__(self) -> None:
+        for name in ("variable", "channels"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(one, str) and one for one in value):
+                raise ValueError(f"{name}: got {value!r}, expected a tuple of names")
+        require_choice("layout", self.layout, LAYOUTS)
+        require_choice("decimal", self.decimal, (None, ".", ","))
+        mark = WORDS.get(self.delimiter or "", self.delimiter)
+        if mark is not None and (
+            len(mark) != 1 or mark.isalnum() or mark in '".+-\n#' or mark == self.decimal
+        ):
+            raise ValueError(
+                f"delimiter: got {self.delimiter!r}, expected a character that is in no number, 'tab' or 'space'"
+            )
+        if self.encoding is not None:
+            try:
+                codecs.lookup(self.encoding)
+            except LookupError:
+                raise ValueError(f"encoding: got {self.encoding!r}, expected one that Python knows") from None
 
 
 class Table(NamedTuple):
-    """The names of a table's columns, and its numbers, (lines, columns)."""
+    """The names of columns, if there are any, and numbers, (lines, columns)."""
 
-    names: list[str]
+    names: tuple[str, ...]
     values: npt.NDArray[Any]
 
 
 def read_signal(path: Path, options: FileOptions) -> Signal:
-    """Read a file. Raises InputError."""
-    if path.suffix.lower() == ".mat":
-        values, record, rate = read_cwru(path)
-        return Signal(values[:, None], (), rate, record)
+    """Read a recording. Its format is told by the file's ending, and of .mat files by the content.
+
+    Raises:
+        InputError: it is no file of its ending, is damaged, or holds no signal that can be told.
+    """
     try:
-        names, values = ([], read_npy(path)) if path.suffix.lower() == ".npy" else read_csv(path)
-    # a damaged file can raise nearly anything
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read: {first_line(error)}") from error
-    require_real(path, values)
-    values = values[:, None] if values.ndim == 1 else values
-    if values.ndim != 2:
-        raise InputError(f"{path}: has shape {values.shape}, expected (points,) or (points, columns)")
-    columns = values.shape[1]
-    held = f"has {columns} columns" + (f", {', '.join(map(repr, names))}" if names else "")
-    if not options.channels and columns != 1:
-        raise InputError(f"{path}: {held}; expected one, or a column to be chosen")
-    for name in options.channels:
-        if not name.isdecimal() and names.count(name) != 1:
-            raise InputError(f"{path}: {held}; expected one of the name {name!r}")
-        if name.isdecimal() and int(name) >= columns:
-            raise InputError(f"{path}: {held}; expected a column {name}, counted from 0")
-    chosen = [int(name) if name.isdecimal() else names.index(name) for name in options.channels] or [0]
-    return Signal(values[:, chosen], options.channels, None, None)
+        suffix = path.suffix.lower()
+        if suffix in VARIABLES:
+            return read_variable(path, options)
+        return signal_of(path, read_array(path, options), options.channels, options.layout)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
 
 
 def read_table(path: Path, options: FileOptions) -> Table:
-    """Read a table of numbers. Raises InputError."""
-    lines = path.read_text(encoding=options.encoding or "utf-8-sig").splitlines()
-    delimiter = options.delimiter or next((mark for mark in "\t," if mark in lines[0]), None)
-    return Table([], np.loadtxt(lines, delimiter=delimiter, ndmin=2))
+    """Read a table of numbers as it lies in the file, such as one of labelled series.
+
+    Raises:
+        InputError: it is no file of its ending, is damaged, or holds no table.
+    """
+    try:
+        found = read_array(path, options)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    if found.values.ndim != 2 or found.values.dtype.kind not in "fiu":
+        raise InputError(
+            f"{path}: holds {found.values.dtype} of shape {found.values.shape}, expected a table of numbers"
+        )
+    return Table(found.names, found.values)
+
+
+def read_array(path: Path, options: FileOptions) -> Found:
+    """What a file with one array or table holds."""
+    suffix = path.suffix.lower()
+    if not path.stat().st_size:
+        raise InputError(f"{path}: is empty")
+    if suffix in TEXT:
+        return read_text(path, options.delimiter, options.decimal, options.encoding)
+    if suffix in SOUND:
+        return read_wav(path)
+    if suffix == ".npy":
+        return Found(read_npy(path))
+    if suffix == ".parquet":
+        return read_parquet(path)
+    if suffix == ".xlsx":
+        return read_xlsx(path, options.variable)
+    raise InputError(f"{path}: ends in {path.suffix or 'nothing'!r}, expected {', '.join(SUFFIXES)}")
+
+
+def read_variable(path: Path, options: FileOptions) -> Signal:
+    """A variable of a file that holds several."""
+    if not path.stat().st_size:
+        raise InputError(f"{path}: is empty")
+    read = {".mat": read_mat, ".npz": read_npz}.get(path.suffix.lower(), read_hdf5)
+    leaves = cwru_leaves(path, read(path))
+    if not options.variable:
+        signal = cwru_signal(path, leaves, options.channels)
+        if signal is not None:
+            return signal
+    found = find_variable(path, leaves, options.variable, options.channels)
+    if CWRU_VARIABLE.fullmatch(found.source):
+        record = cwru_record(found.source)
+        found = found._replace(rate=cwru_rate(record), record=record)
+    return signal_of(path, found, options.channels, options.layout)
