@@ -6,6 +6,7 @@ import argparse
 import math
 import shlex
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 MAX_COUNT = 2**31 - 1
@@ -87,6 +88,7 @@ def as_flag(value: object) -> str:
 
 
 def to_go_on(**flags: object) -> str:
-    """The flags to resume a command with, quoted for a shell; a flag of None is left out."""
-    given = ((f"--{name}", as_flag(value)) for name, value in flags.items() if value is not None)
-    return "to go on: " + shlex.join(word for flag in given for word in flag)
+    """The flags to resume a command with, quoted for a shell; a flag of None is left out, one of True has no value."""
+    given = {f"--{name}": value for name, value in flags.items() if value is not None}
+    words = ((flag,) if value is True else (flag, as_flag(value)) for flag, value in given.items())
+    return "to go on: " + shlex.join(chain.from_iterable(words))

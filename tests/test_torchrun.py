@@ -153,7 +153,7 @@ def test_a_batch_has_an_image_for_every_process(alone_in, monkeypatch):
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     args = parser.parse_args(["--batch-size", "2"])
-    with pytest.raises(InputError, match="^--batch-size 2: less than an image for each of 3 processes"):
+    with pytest.raises(InputError, match="^--batch-size 2: less than a sample for each of 3 processes"):
         train.prepare(args, Processes(0, 3))
 
 

@@ -17,6 +17,13 @@ from .cifar10 import read_cifar10
 from .images import Dataset, Split
 from .mnist import read_mnist
 
+# which files are read, and where they come from
+SOURCES = {
+    "mnist": "they are train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
+    "t10k-labels-idx1-ubyte, with or without .gz, as torchvision.datasets.MNIST(DIR, download=True) fetches them",
+    "cifar10": "cifar-10-python.tar.gz of www.cs.toronto.edu/~kriz/cifar.html, or its folder cifar-10-batches-py",
+}
+
 
 def load(name: str, folder: str | Path | None, *, noise: float, seed: int) -> Dataset:
     """Read a data set and add ``noise * U(0, 1)`` to every value of both splits.
@@ -37,7 +44,7 @@ def load(name: str, folder: str | Path | None, *, noise: float, seed: int) -> Da
     if name == "digits":
         train, test = read_digits()
     elif folder is None:
-        raise InputError(f"{name} needs the folder that holds its files: --data-dir")
+        raise InputError(f"{name} needs the folder that holds its files: --data-dir; {SOURCES[name]}")
     else:
         train, test = (read_mnist if name == "mnist" else read_cifar10)(Path(folder))
     generator = torch.Generator().manual_seed(seed)

@@ -86,10 +86,10 @@ def add_file_flags(
     )
 
 
-def add_window_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how recordings are cut and split. One that is not given is None."""
+def add_window_flags(parser: argparse.ArgumentParser, step: str = "a window") -> None:
+    """Add the flags that say how recordings are cut and split. One that is not given is None, ``step`` in words."""
     add = parser.add_argument_group("windows of recordings").add_argument
-    add("--step", type=count(), help="points from one window to the next (default: a window)")
+    add("--step", type=count(), help=f"points from one window to the next (default: {step})")
     add(
         "--normalise",
         choices=get_args(Normalise),

@@ -29,6 +29,11 @@ def line_of(row: Row) -> str:
     return f"epoch {row.epoch:3}  {''.join(results)}{row.seconds:.1f} s"
 
 
+def accuracies(row: Row) -> str:
+    """The accuracy of each split."""
+    return ", ".join(f"{name} {result.accuracy:.2%}" for name, result in row.results.items())
+
+
 def write_curve(run: Run, folder: Path) -> None:
     """Replace ``curve.csv``: a line for each epoch."""
     with replacing(folder / "curve.csv") as path, path.open("w", newline="") as file:

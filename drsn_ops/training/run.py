@@ -143,7 +143,7 @@ class Run:
         self.step = state["step"]
         self.rows = [Row.of(row, self.plan.splits) for row in state["rows"]]
         if self.plan.keeps_best:
-            self.best = state["best"]
+            self.best = {name: tensor.to(self.device) for name, tensor in state["best"].items()}
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])

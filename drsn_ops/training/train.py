@@ -1,8 +1,9 @@
-"""The command ``python -m drsn_ops train``: it trains a published network by its recipe.
+"""The command ``python -m drsn_ops train``: it trains a network on recordings, or a published network by its recipe.
 
 A run has a folder of its own. ``checkpoint.pt`` and ``curve.csv`` are replaced after every epoch, ``curve.png`` is
-drawn at the end. A run that is cut off leaves whole files, see `files`. The original program for CIFAR-10 keeps its
-last ten checkpoints, one every 500 steps of 100 images; here only the latest is kept.
+drawn at the end. On recordings, ``model.pt`` is replaced after every epoch that is better than those before, and the
+report on it is written at the end. A run that is cut off leaves whole files, see `files`. The original program for
+CIFAR-10 keeps its last ten checkpoints, one every 500 steps of 100 images; here only the latest is kept.
 
 With ``torchrun --nproc-per-node 2 -m drsn_ops train`` the processes share every batch, see `processes`. The result is,
 to rounding, that of one process, and any number of processes can resume it.
@@ -12,103 +13,77 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..arguments import MAX_REAL, InputError, count, defaults, learning_rate, number, seed, to_go_on
+import torch
+
+from ..arguments import InputError, to_go_on
 from ..data.datasets import load
 from ..data.fingerprint import require_same_data, source_of
-from ..modules import THRESHOLDS
+from .board import Board, board_in, require_tensorboard
 from .checkpoints import Place, claim_place, read_checkpoint, save_checkpoint
+from .flags import add_arguments, settings_of
+from .keeper import MODEL, Keeper
+from .machine import require_compiler, require_precision
 from .processes import Processes, processes, usable_device
-from .recipes import BACKENDS, RECIPES, Settings
-from .report import describe, draw_curve, line_of, write_curve
+from .recipes import Settings
+from .recordings import RecordingSettings
+from .report import accuracies, describe, draw_curve, line_of, write_curve
 from .run import Run, repeatable
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of ``train``. A flag that is not given takes its value from the checkpoint or the recipe."""
-    add, recipe = parser.add_argument, partial(defaults, RECIPES)
-    add("--data", choices=tuple(RECIPES), help="data set (default: digits, which needs no files)")
-    add(
-        "--data-dir",
-        type=Path,
-        help="folder of MNIST's idx files or CIFAR-10's Python batches, as published or as torchvision leaves them, "
-        "or CIFAR-10's archive",
-    )
-    add("--epochs", type=count(), help=f"passes over the training images ({recipe('epochs')})")
-    add("--batch-size", type=count(2), help=f"images a step ({recipe('batch_size')})")
-    add("--lr", type=learning_rate, help=f"learning rate at the start ({recipe('lr')})")
-    add(
-        "--noise",
-        type=number(float, 0, MAX_REAL),
-        help=f"width of the uniform noise added to every image ({recipe('noise')})",
-    )
-    add(
-        "--thresholds", choices=(*THRESHOLDS, "none"), help="none is the plain ResNet (default: channel-wise)"
-    )
-    add(
-        "--backend",
-        choices=BACKENDS,
-        help="compiled operators, or their plain PyTorch reference (default: drsn_ops)",
-    )
-    add("--device", default="cpu", help="where to train (default: cpu)")
-    add("--seed", type=seed, help="of noise, initialisation and order (default: 0)")
-    add(
-        "--output-dir",
-        type=Path,
-        help="an empty or new folder (default: runs/DATA, numbered where it exists)",
-    )
-    add(
-        "--checkpoint",
-        type=Path,
-        help="file to save to after each epoch (default: checkpoint.pt in the folder, or the one to resume)",
-    )
-    add(
-        "--resume", type=Path, help="checkpoint to go on from, in its own folder unless --output-dir is given"
-    )
+__all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     # needed at the end: missing ones are reported before the training
     import matplotlib  # noqa: F401
+    import sklearn  # noqa: F401
     import tqdm  # noqa: F401
 
     with repeatable(), processes(args.device) as together, ExitStack() as claims:
         with together.agreeing():
-            job, home = prepare(args, together)
+            job, home, keeper = prepare(args, together)
         # nothing is written before every process is ready
         with together.agreeing():
             place = None
             if together.leads:
                 claim = claim_place(job, args.output_dir, args.checkpoint, args.resume, home)
                 place = claims.enter_context(claim)
-        return train(job, place) if place else follow(job)
+        if place is None:
+            return follow(job)
+        board = claims.enter_context(board_in(place.folder, job)) if args.tensorboard else None
+        return train(job, place, keeper, board)
 
 
-def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path | None]:
-    """The run that the flags ask for, and the folder of the one that is resumed. Writes nothing."""
+def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path | None, Keeper | None]:
+    """The run that the flags ask for, the folder of the one that is resumed, and what keeps the model of recordings.
+
+    Writes nothing.
+    """
     state = read_checkpoint(args.resume) if args.resume else None
     home: Path | None = None
     try:
         settings = settings_of(args, state["settings"] if state else None)
         if settings.batch_size < processes.count:
             raise InputError(
-                f"--batch-size {settings.batch_size}: less than an image for each of {processes.count} processes"
+                f"--batch-size {settings.batch_size}: less than a sample for each of {processes.count} processes"
             )
         device = usable_device(args.device)
-        data = load(settings.data, settings.data_dir, noise=settings.noise, seed=settings.seed)
-        run = Run(settings, data, device, processes)
+        if args.compile:
+            require_compiler(device)
+        if args.tensorboard:
+            require_tensorboard()
+        run, keeper = begin(settings, device, processes, bool(args.compile))
         if state:
-            begun = state["fingerprint"], source_of(settings.data, state["settings"]["data_dir"])
-            require_same_data(
-                args.resume, begun, (run.plan.fingerprint, source_of(settings.data, settings.data_dir))
-            )
+            begun = state["fingerprint"], source(state["settings"])
+            require_same_data(args.resume, begun, (run.plan.fingerprint, source(asdict(settings))))
             run.restore(state)
             home = Path(os.path.normpath(args.resume.parent / state["folder"]))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -117,68 +92,72 @@ def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path |
         raise InputError(
             f"{args.resume}: a checkpoint of another network ({type(error).__name__})"
         ) from error
-    if len(run.rows) >= settings.epochs:
-        raise InputError(
-            f"{args.resume}: {len(run.rows)} epochs are done; --epochs {settings.epochs} leaves none to do"
-        )
     # a checkpoint that was moved without its folder goes on where it is
-    return run, home if home is None or home.is_dir() else args.resume.parent
+    home = home if home is None or home.is_dir() else args.resume.parent
+    judged = keeper is None or keeper.has_judged(args.output_dir or home)
+    if run.finished and judged:
+        done = f"{args.resume}: {len(run.rows)} epochs are done"
+        if len(run.rows) < settings.epochs:
+            raise InputError(f"{done}, the best is {run.best_epoch}; expected a longer --patience")
+        raise InputError(f"{done}; --epochs {settings.epochs} leaves none to do")
+    require_precision(run)
+    return run, home, keeper
 
 
-def settings_of(args: argparse.Namespace, saved: Mapping[str, Any] | None) -> Settings:
-    """Each setting from its flag, or else from the checkpoint, or else from the recipe.
-
-    Raises:
-        InputError: a flag contradicts the checkpoint, or would have no effect.
-    """
-    data = args.data or (saved or {}).get("data", "digits")
-    base = saved or {
-        "thresholds": THRESHOLDS[0],
-        "backend": BACKENDS[0],
-        "seed": 0,
-        "data_dir": None,
-        **vars(RECIPES[data]),
-    }
-    values = {"data": data}
-    for name in [field.name for field in fields(Settings)][1:]:
-        flag = getattr(args, name)
-        values[name] = base[name] if flag is None else str(flag.absolute()) if name == "data_dir" else flag
-    for name, value in values.items():
-        # epochs may be added, and the files may have moved
-        if saved and value != saved[name] and name not in ("epochs", "data_dir"):
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{args.resume}: a checkpoint of {flag} {saved[name]}, not of {flag} {value}")
-    settings = Settings(**values)
-    if settings.data == "digits" and settings.data_dir:
-        raise InputError(
-            f"--data-dir {args.data_dir}: expected none with --data digits; --data mnist or cifar10 reads files"
-        )
-    if args.backend and settings.thresholds == "none":
-        raise InputError(
-            f"--backend {args.backend}: expected none with --thresholds none, which shrinks nothing"
-        )
-    return settings
+def begin(
+    settings: Settings | RecordingSettings, device: torch.device, processes: Processes, compiled: bool
+) -> tuple[Run, Keeper | None]:
+    """A new run of these settings, and for recordings what keeps its model."""
+    if isinstance(settings, Settings):
+        images = load(settings.data, settings.data_dir, noise=settings.noise, seed=settings.seed)
+        return Run(settings, images, device, processes, compiled), None
+    loaded = settings.load()
+    if processes.leads:
+        warn_of(loaded.recordings.passed_over)
+    return Run(settings, loaded, device, processes, compiled), Keeper(settings, loaded)
 
 
-def train(run: Run, place: Place) -> int:
+def source(settings: Mapping[str, Any]) -> str:
+    """How messages name the data of these settings."""
+    return source_of(settings["data"], settings.get("data_dir"))
+
+
+def warn_of(passed_over: Sequence[Path]) -> None:
+    """Name the first of the files that are no recordings."""
+    if passed_over:
+        others = f" and {len(passed_over) - 1} others" if len(passed_over) > 1 else ""
+        print(f"passed over, as no recordings: {passed_over[0]}{others}", file=sys.stderr)
+
+
+def train(run: Run, place: Place, keeper: Keeper | None, board: Board | None) -> int:
     """Train to the last epoch in the leading process, print, save and draw. Returns the exit status."""
-    print(describe(run))
+    print(describe(run), flush=True)
     try:
-        train_epochs(run, place)
+        train_epochs(run, place, keeper, board)
+        print(
+            f"final accuracy: {accuracies(run.rows[-1])}"
+            if keeper is None
+            else keeper.judge(run, place.folder)
+        )
     except KeyboardInterrupt:
         if place.checkpoint.exists():
             device = str(run.device) if run.processes.count == 1 else run.device.type
-            flags = {"resume": place.checkpoint, "device": None if device == "cpu" else device}
+            flags = {
+                "resume": place.checkpoint,
+                "device": None if device == "cpu" else device,
+                "compile": run.compiled or None,
+                "tensorboard": board and True,
+            }
             print(f"interrupted; {to_go_on(**flags)}")
-            finish(run, place)
+            finish(run, place, keeper)
         raise
-    results = run.rows[-1].results
-    print(f"final accuracy: {', '.join(f'{name} {result.accuracy:.2%}' for name, result in results.items())}")
-    finish(run, place)
+    finish(run, place, keeper)
+    if keeper:
+        print(keeper.next_commands(place.folder))
     return 0
 
 
-def train_epochs(run: Run, place: Place) -> None:
+def train_epochs(run: Run, place: Place, keeper: Keeper | None, board: Board | None) -> None:
     """Train the remaining epochs with a progress bar; after each one, save and print a line."""
     from tqdm import tqdm
 
@@ -192,9 +171,15 @@ def train_epochs(run: Run, place: Place) -> None:
 
         # before the first epoch: a run that is interrupted in it can be resumed, and a full disk is noticed
         save(run, place, place.new)
+        if keeper:
+            keeper.save(run, place.folder)
         while not run.finished:
             row = run.epoch(partial(advance, "training"), partial(advance, "evaluating"))
             save(run, place)
+            if keeper and run.best_epoch == row.epoch:
+                keeper.save(run, place.folder)
+            if board:
+                board.add(row)
             bar.write(line_of(row))
 
 
@@ -204,12 +189,14 @@ def save(run: Run, place: Place, new: bool = False) -> None:
     write_curve(run, place.folder)
 
 
-def finish(run: Run, place: Place) -> None:
+def finish(run: Run, place: Place, keeper: Keeper | None) -> None:
     """Draw the curve, if there is one yet, and print where the files are."""
     curves = [place.folder / "curve.csv"]
     if run.rows:
         draw_curve(run, place.folder)
         curves.append(place.folder / "curve.png")
+        if keeper:
+            print(f"model: {place.folder / MODEL}, of epoch {run.best_epoch}")
     print(f"curve: {', '.join(map(str, curves))}\ncheckpoint: {place.checkpoint}")
 
 

@@ -1,0 +1,291 @@
+"""The flags of ``python -m drsn_ops train``, and the settings that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from ..arguments import (
+    MAX_REAL,
+    InputError,
+    as_flag,
+    count,
+    defaults,
+    learning_rate,
+    number,
+    seed,
+)
+from ..data.flags import add_file_flags, add_window_flags
+from ..modules import THRESHOLDS
+from ..noise import KINDS
+from .networks import NETWORKS, arguments_of
+from .plan import Precision
+from .recipes import BACKENDS, RECIPES, Settings
+from .recordings import SIMULATED, RecordingSettings, Schedule
+
+NAMES = (*RECIPES, SIMULATED)
+# earlier forms: the folder is --data-dir
+KINDS_OF_FOLDERS = ("cwru", "folder")
+MAX_DECIBELS = 130  # beyond this the noise is lost in float32
+MAX_SIGNALS, MAX_BLOCKS, MAX_WIDTH = 10_000_000, 1000, 65_536
+# of recordings that are simulated, since there are no files and each is one window
+FILE_FLAGS = (
+    *("variable", "channels", "layout", "delimiter", "decimal", "encoding", "sampling_rate", "resample"),
+    *("pad", "step", "split"),
+)
+NETWORK_FLAGS = ("blocks", "widths", "thresholds")
+INSTEAD = {
+    "noise": "--snr and --noise-kind add noise to recordings",
+    "backend": "recordings take the compiled operators",
+    "data_dir": "--data is their path itself",
+    "network": "the images have the network of their program",
+    "snr": "--noise is that of images",
+    "noise_kind": "--noise is that of images",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``train``. A flag that is not given takes its value from the checkpoint or the defaults."""
+    records = {**RECIPES, "recordings": RecordingSettings}
+    every, recipe = partial(defaults, records), partial(defaults, RECIPES)
+    own = partial(defaults, {"recordings": RecordingSettings})
+    add = parser.add_argument
+    add(
+        "--data",
+        metavar="DATA",
+        help="a path to recordings: a folder that holds a folder for each class, files of the bearing data of Case "
+        f"Western Reserve University, or UCR's files; or a name: {', '.join(NAMES)} (default: digits, which needs no "
+        "files)",
+    )
+    add(
+        "--data-dir",
+        type=Path,
+        help="folder of MNIST's idx files or CIFAR-10's Python batches, as published or as torchvision leaves them, "
+        "or CIFAR-10's archive; of recordings with --data cwru or folder",
+    )
+    add("--epochs", type=count(), help=f"passes over the training samples ({every('epochs')})")
+    add("--batch-size", type=count(2), help=f"samples a step ({every('batch_size')})")
+    add("--lr", type=learning_rate, help=f"learning rate at the start ({every('lr')})")
+    add(
+        "--thresholds", choices=(*THRESHOLDS, "none"), help="none is the plain ResNet (default: channel-wise)"
+    )
+    add("--device", default="cpu", help="where to train (default: cpu)")
+    add("--compile", action="store_true", default=None, help="train through torch.compile")
+    add("--seed", type=seed, help="of splits, noise, initialisation and order (default: 0)")
+    add(
+        "--output-dir",
+        type=Path,
+        help="an empty or new folder (default: runs/DATA, numbered where it exists)",
+    )
+    add(
+        "--checkpoint",
+        type=Path,
+        help="file to save to after each epoch (default: checkpoint.pt in the folder, or the one to resume)",
+    )
+    add(
+        "--resume", type=Path, help="checkpoint to go on from, in its own folder unless --output-dir is given"
+    )
+    add("--tensorboard", action="store_true", default=None, help="write the curve for TensorBoard too")
+    images = parser.add_argument_group("images").add_argument
+    images(
+        "--noise",
+        type=number(float, 0, MAX_REAL),
+        help=f"width of the uniform noise added to every image ({recipe('noise')})",
+    )
+    images(
+        "--backend",
+        choices=BACKENDS,
+        help="compiled operators, or their plain PyTorch reference (default: drsn_ops)",
+    )
+    recordings = parser.add_argument_group("training on recordings").add_argument
+    recordings(
+        "--network",
+        choices=NETWORKS,
+        help="the paper's network, the ConvNet that it compares with, or RSNet-18 or 34 of the public PyTorch port "
+        f"({own('network')})",
+    )
+    recordings("--blocks", type=count(1, MAX_BLOCKS), help=f"units of drsn and convnet ({own('blocks')})")
+    recordings(
+        "--widths",
+        type=count(1, MAX_WIDTH),
+        nargs="+",
+        metavar="CHANNELS",
+        help=f"channels of each stage of drsn and convnet ({own('widths')})",
+    )
+    recordings(
+        "--schedule",
+        choices=get_args(Schedule),
+        help="of the learning rate: step divides it by 10 after two and four fifths of the steps, cosine lowers it to "
+        f"0 ({own('schedule')})",
+    )
+    recordings(
+        "--patience",
+        type=count(),
+        metavar="EPOCHS",
+        help="stop after as many epochs without a lower validation loss (default: train to the last)",
+    )
+    recordings(
+        "--class-weights",
+        choices=("balanced",),
+        help="every class counts alike in the loss, however many windows it has (default: every window counts alike)",
+    )
+    recordings(
+        "--amp",
+        choices=get_args(Precision),
+        help="train in this precision where operators allow it (default: float32)",
+    )
+    recordings(
+        "--snr",
+        type=number(float, -100, MAX_DECIBELS),
+        metavar="DB",
+        help="add noise to every window at this signal-to-noise ratio, once (default: none)",
+    )
+    recordings("--noise-kind", choices=KINDS, help=f"with --snr ({own('noise_kind')})")
+    recordings(
+        "--num-signals",
+        type=count(1, MAX_SIGNALS),
+        help=f"how many recordings of --data {SIMULATED} to simulate ({own('num_signals')})",
+    )
+    recordings("--points", type=count(16), help=f"points of a window ({own('points')})")
+    recordings(
+        "--validation-share",
+        type=number(float, 0, 0.999),
+        metavar="SHARE",
+        help="of the training recordings, kept apart to choose the best epoch; 0 keeps the last one "
+        f"({own('validation_share')})",
+    )
+    add_window_flags(parser, step="half a window")
+    add_file_flags(parser)
+
+
+def settings_of(args: argparse.Namespace, saved: Mapping[str, Any] | None) -> Settings | RecordingSettings:
+    """Each setting from its flag, or else from the checkpoint, or else from the recipe or the defaults.
+
+    Raises:
+        InputError: a flag contradicts the checkpoint, or would have no effect.
+    """
+    data: str = data_of(args) if saved is None or args.data is not None else saved.get("data", "")
+    kind = Settings if data in RECIPES else RecordingSettings
+    require_effects(args, kind, data)
+    given = {"data": data, **flags_of(args, kind)}
+    for name, value in given.items():
+        before, flag = (saved or given).get(name), "--" + name.replace("_", "-")
+        if value != before and not may_change(name, before, value):
+            raise InputError(
+                f"{args.resume}: a checkpoint of {flag} {as_flag(before)}, not of {flag} {as_flag(value)}"
+            )
+    values = {**(saved or defaults_of(data)), **given}
+    settings = kind(**values)
+    if isinstance(settings, Settings):
+        require_image_effects(args, settings)
+    else:
+        require_recording_effects(args, settings)
+    return settings
+
+
+def data_of(args: argparse.Namespace) -> str:
+    """The name of the data, or the absolute path of recordings."""
+    if args.data is None or args.data in NAMES:
+        return args.data or "digits"
+    path = Path(args.data)
+    if args.data in KINDS_OF_FOLDERS and args.data_dir:
+        path = args.data_dir
+    elif args.data in KINDS_OF_FOLDERS and not path.exists():
+        raise InputError(
+            f"--data {args.data} needs the folder that holds its files: --data-dir DIR, or --data DIR"
+        )
+    elif args.data_dir:
+        raise InputError(f"--data-dir {args.data_dir}: expected none with --data {args.data}, a path itself")
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such file or folder; --data takes a path to recordings, or one of {', '.join(NAMES)}"
+        )
+    return os.path.abspath(path)
+
+
+def defaults_of(data: str) -> dict[str, Any]:
+    """The settings without a flag, those of the recipe for images."""
+    if data not in RECIPES:
+        return {
+            field.name: field.default for field in fields(RecordingSettings) if field.default is not MISSING
+        }
+    recipe = RECIPES[data]
+    return {
+        "thresholds": THRESHOLDS[0],
+        "backend": BACKENDS[0],
+        "seed": 0,
+        "data_dir": None,
+        **{name: getattr(recipe, name) for name in ("epochs", "batch_size", "lr", "noise")},
+    }
+
+
+def flags_of(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The settings of this kind of which a flag was given, in plain values."""
+    values = {field.name: getattr(args, field.name, None) for field in fields(kind) if field.name != "data"}
+    return {name: plain(value) for name, value in values.items() if value is not None}
+
+
+def plain(value: Any) -> Any:
+    """A flag's value as a checkpoint keeps it."""
+    if isinstance(value, Path):
+        return str(value.absolute())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def may_change(name: str, before: object, now: object) -> bool:
+    """Whether a resumed run may have another value: epochs may be added, and files may have moved."""
+    if name == "data":
+        return before not in NAMES and now not in NAMES
+    return name in ("epochs", "patience", "data_dir")
+
+
+def refuse(name: str, value: Any, reason: str) -> None:
+    """Raise InputError for a flag."""
+    shown = "" if value is True else f" {as_flag(plain(value) if isinstance(value, list) else value)}"
+    raise InputError(f"--{name.replace('_', '-')}{shown}: expected {reason}")
+
+
+def require_effects(args: argparse.Namespace, kind: type, data: str) -> None:
+    """Raise InputError where a flag of the other kind of data was given."""
+    other = RecordingSettings if kind is Settings else Settings
+    foreign = {field.name for field in fields(other)} - {field.name for field in fields(kind)}
+    if args.data in KINDS_OF_FOLDERS:
+        foreign -= {"data_dir"}
+    for name in sorted(foreign):
+        value = getattr(args, name, None)
+        if value is not None:
+            what = f"--data {data}" if data in NAMES else "recordings"
+            hint = f"; {INSTEAD[name]}" if name in INSTEAD else ""
+            refuse(name, value, f"none with {what}{hint}")
+
+
+def require_image_effects(args: argparse.Namespace, settings: Settings) -> None:
+    """Raise InputError where a flag has no effect on images."""
+    if settings.data == "digits" and settings.data_dir:
+        refuse("data_dir", args.data_dir, "none with --data digits; --data mnist or cifar10 reads files")
+    if args.backend and settings.thresholds == "none":
+        refuse("backend", args.backend, "none with --thresholds none, which shrinks nothing")
+
+
+def require_recording_effects(args: argparse.Namespace, settings: RecordingSettings) -> None:
+    """Raise InputError where a flag has no effect on recordings."""
+    simulated = settings.data == SIMULATED
+    taken = arguments_of(settings.network)
+    useless = {name: f"none with --network {settings.network}" for name in NETWORK_FLAGS if name not in taken}
+    if settings.snr is None:
+        useless["noise_kind"] = "--snr with it"
+    if settings.split == "given":
+        useless["test_share"] = "none with --split given"
+    if simulated:
+        useless |= dict.fromkeys(FILE_FLAGS, f"none with --data {SIMULATED}, whose recordings are windows")
+    else:
+        useless["num_signals"] = f"none but with --data {SIMULATED}"
+    for name, reason in useless.items():
+        value = getattr(args, name)
+        if value is not None:
+            refuse(name, value, reason)

@@ -1,0 +1,75 @@
+"""Keeps the model of a run on recordings, and judges it at the end."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from .model import Model
+from .networks import build
+from .recordings import Loaded, RecordingSettings, parts_of
+from .run import Run
+from .verdict import write_verdict
+
+MODEL = "model.pt"
+REPORT = ("report.txt", "report.json", "confusion.csv", "confusion.png", "predictions.csv")
+
+
+class Keeper(NamedTuple):
+    """What is kept of a run besides its checkpoint: the model of its best epoch, and the report on it."""
+
+    settings: RecordingSettings
+    data: Loaded
+
+    def model(self, run: Run) -> Model:
+        """The network of the best epoch."""
+        found = self.data.recordings
+        arguments = self.settings.arguments(found)
+        # no random numbers are drawn: the run goes on with them
+        with torch.device("meta"):
+            network = build(self.settings.network, arguments)
+        network.load_state_dict(run.best, assign=True)
+        name, reading = self.settings.network, found.reading
+        return Model(network, name, arguments, found.classes, reading, self.data.trained_on)
+
+    def save(self, run: Run, folder: Path) -> None:
+        """Replace the model's file, once there is an epoch."""
+        if run.rows:
+            self.model(run).save(folder / MODEL)
+
+    def judge(self, run: Run, folder: Path) -> str:
+        """Replace the report's files. Returns the verdict in a few lines."""
+        found = self.data.recordings
+        title = f"{run.plan.title}, epoch {run.best_epoch} of {len(run.rows)}"
+        both = len({*found.train.recording.tolist()} & {*found.test.recording.tolist()})
+        report = write_verdict(
+            self.model(run), parts_of(found), found.files, folder, title=title, trained_on=both
+        )
+        lines = []
+        for scope, noun in (("by_window", "window"), ("by_recording", "recording")):
+            own = report[scope]
+            lines.append(
+                f"by {noun}: accuracy {own['accuracy']:.2%}, balanced {own['balanced_accuracy']:.2%}; "
+                f"always guessing {own['majority_class']}: {own['majority_share']:.2%}"
+            )
+        counts = (
+            f"{split['recordings']} ({split['windows']}) {part}" for part, split in report["splits"].items()
+        )
+        lines.append(f"recordings (windows): {', '.join(counts)}")
+        lines.append(f"report: {', '.join(str(folder / name) for name in REPORT)}")
+        return "\n".join(lines)
+
+    def has_judged(self, folder: Path | None) -> bool:
+        """Whether the folder has the report's files, of which the last one written is asked for."""
+        return folder is not None and (folder / REPORT[-1]).exists()
+
+    def next_commands(self, folder: Path) -> str:
+        """What to do with the model, ready to paste."""
+        model = shlex.quote(str(folder / MODEL))
+        return (
+            f"next: python -m drsn_ops predict {model} FILE_OR_FOLDER ...\n"
+            f"      python -m drsn_ops export {model} --format onnx"
+        )

@@ -1,0 +1,242 @@
+"""Training on recordings: its settings, the windows that they ask for, and the plan of a run on these."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..arguments import InputError, as_flag
+from ..data.fingerprint import fingerprint
+from ..data.recordings import Reading, Recordings, Windows, join, read_recordings
+from ..data.signals import FileOptions
+from ..data.splits import PARTS, Recording, Split, Splitting
+from ..data.vibration import CLASSES, vibration
+from ..data.windows import Cutting, Normalise
+from ..noise import Kind, add_noise
+from .model import checksums
+from .networks import arguments_of, build
+from .plan import Plan, Precision, Samples, size
+
+SIMULATED = "vibration"
+SIMULATED_RATE = 12_800.0
+# of a network that has no L2 term of its own, times the learning rate; twice the factor of the others' term
+WEIGHT_DECAY = 1e-4
+Schedule = Literal["step", "cosine"]
+
+
+class Loaded(NamedTuple):
+    """The recordings as they are trained on, with noise, and the checksums of those in the training split, without."""
+
+    recordings: Recordings
+    trained_on: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RecordingSettings:
+    """Everything that determines what a run on recordings computes. A checkpoint holds them.
+
+    ``data`` is the path of the recordings, or ``"vibration"``, of which there are ``num_signals``. A ``step`` of None
+    is half a window, see `read_recordings` for the other fields of that kind.
+    """
+
+    data: str
+    network: str = "drsn"
+    thresholds: str = "channel-wise"
+    blocks: int = 6
+    widths: tuple[int, ...] = (8, 16, 32)
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 0.05
+    schedule: Schedule = "cosine"
+    patience: int | None = None
+    class_weights: str | None = None
+    amp: Precision | None = None
+    seed: int = 0
+    points: int = 2048
+    step: int | None = None
+    normalise: Normalise = "standard"
+    pad: bool = False
+    split: Split | None = None
+    test_share: float = 0.25
+    validation_share: float = 0.2
+    snr: float | None = None
+    noise_kind: Kind = "gaussian"
+    num_signals: int = 1440
+    variable: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    layout: str = "auto"
+    delimiter: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
+    sampling_rate: float | None = None
+    resample: bool = False
+
+    @property
+    def name(self) -> str:
+        """That of the folder."""
+        return Path(self.data).name or "recordings"
+
+    def load(self) -> Loaded:
+        """Read or simulate the recordings, and add the noise.
+
+        Raises:
+            InputError: they cannot be used so.
+        """
+        try:
+            found = self.simulated() if self.data == SIMULATED else self.read()
+        except ValueError as error:
+            raise InputError(f"--{error}") from error
+        trained_on = checksums(found.train)
+        if self.snr is not None:
+            generator = torch.Generator().manual_seed(self.seed)
+            noisy: Any = {
+                part: self.noisy(windows, generator, found.files) for part, windows in parts_of(found).items()
+            }
+            found = found._replace(**noisy)
+        return Loaded(found, trained_on)
+
+    def read(self) -> Recordings:
+        """The recordings of a folder."""
+        return read_recordings(
+            self.data,
+            variable=self.variable,
+            channels=self.channels,
+            layout=self.layout,
+            delimiter=self.delimiter,
+            decimal=self.decimal,
+            encoding=self.encoding,
+            sampling_rate=self.sampling_rate,
+            resample=self.resample,
+            points=self.points,
+            step=self.step or max(self.points // 2, 1),
+            normalise=self.normalise,
+            pad=self.pad,
+            split=self.split,
+            test_share=self.test_share,
+            validation_share=self.validation_share,
+            seed=self.seed,
+        )
+
+    def simulated(self) -> Recordings:
+        """Recordings of the simulated machine, of one window each."""
+        made = vibration(self.num_signals, points=self.points, rate=SIMULATED_RATE)
+        cutting = Cutting(self.points, None, self.normalise)
+        files = tuple(Path(SIMULATED, str(i)) for i in range(self.num_signals))
+        windows = [cutting.windows(path, x[0].numpy()) for path, x in zip(files, made.x, strict=True)]
+        start = np.zeros(1, np.int64)
+        recordings = [
+            Recording(str(path), label, None, start)
+            for path, label in zip(files, made.labels.tolist(), strict=True)
+        ]
+        splitting = Splitting("recording", self.test_share, self.validation_share, self.seed, self.points)
+        how, shares = splitting.shares(SIMULATED, recordings, CLASSES)
+        train, validation, test = (join(shares[part], windows, recordings) for part in PARTS)
+        reading = Reading(FileOptions(), cutting, SIMULATED_RATE)
+        return Recordings(train, validation, test, CLASSES, files, reading, (), how)
+
+    def noisy(self, windows: Windows, generator: torch.Generator, files: tuple[Path, ...]) -> Windows:
+        """The windows with noise at the ratio of the settings, drawn once."""
+        silent = (windows.x == 0).flatten(1).all(1)
+        if silent.any():
+            path = files[int(windows.recording[silent][0])]
+            raise InputError(
+                f"{path}: has a window of {self.points} points that are all the same, to which no noise can be added "
+                "at a ratio; expected none with --snr"
+            )
+        x = add_noise(windows.x, cast(float, self.snr), self.noise_kind, generator=generator)
+        return windows._replace(x=x)
+
+    def arguments(self, found: Recordings) -> dict[str, Any]:
+        """The network's arguments, plain values."""
+        wanted: dict[str, Any] = {
+            "in_channels": found.train.x.shape[1],
+            "num_classes": len(found.classes),
+            "thresholds": None if self.thresholds == "none" else self.thresholds,
+        }
+        if self.network in ("drsn", "convnet"):
+            wanted |= {"blocks": self.blocks, "widths": list(self.widths)}
+        taken = arguments_of(self.network)
+        return {name: value for name, value in wanted.items() if name in taken}
+
+    def plan(self, data: Loaded, device: torch.device) -> Plan:
+        """SGD with momentum 0.9 on the windows, with the network's L2 term or, where it has none, weight decay."""
+        found, arguments = data.recordings, self.arguments(data.recordings)
+        if len(found.train.labels) < 2:
+            raise InputError(f"{self.data}: has one window to train on, expected two or more")
+        try:
+            network = build(self.network, arguments).to(device)
+        except ValueError as error:
+            raise InputError(f"--{error}") from error
+        samples = {part: Samples(windows.x, windows.labels) for part, windows in parts_of(found).items()}
+        # the test split is for the report alone
+        splits = {
+            part: Samples(*(t.to(device) for t in own)) for part, own in samples.items() if part != "test"
+        }
+        if self.patience and "validation" not in splits:
+            raise InputError(
+                f"--patience {self.patience}: expected a validation part, as of --validation-share"
+            )
+        weights = balanced(found.train.labels, len(found.classes)) if self.class_weights else None
+        thresholds = f", thresholds {self.thresholds}" if "thresholds" in arguments else ""
+        return Plan(
+            network,
+            optimiser(network, self.lr),
+            splits=splits,
+            fingerprint=fingerprint(samples.values()),
+            learning_rate=self.learning_rate,
+            data=self.describe(found),
+            what=f"{self.network}{thresholds}: {size(network)}",
+            title=f"{self.name}: {self.network}{thresholds}, seed {self.seed}",
+            weights=None if weights is None else weights.to(device),
+            precision=self.amp,
+            running=True,
+            keeps_best=True,
+            patience=self.patience,
+        )
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The rate of a step, counted from 0, of ``steps``.
+
+        ``"step"`` divides it by 10 after two and after four fifths of them, as the paper does; ``"cosine"`` lowers it
+        along half a period to 0.
+        """
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * step / steps)) / 2
+        passed = (5 * step >= 2 * steps) + (5 * step >= 4 * steps)
+        return self.lr * 0.1**passed
+
+    def describe(self, found: Recordings) -> str:
+        """What is trained on, in a line."""
+        rate = "" if found.reading.sampling_rate is None else f" at {found.reading.sampling_rate:g} Hz"
+        counts = ", ".join(f"{len(windows.labels)} {part}" for part, windows in parts_of(found).items())
+        noise = "" if self.snr is None else f", {self.noise_kind} noise at {as_flag(self.snr)} dB"
+        return (
+            f"{self.data}: {len(found.files)} recordings of {len(found.classes)} classes, in windows of {self.points} "
+            f"points{rate}, split by {found.split}: {counts}{noise}"
+        )
+
+
+def parts_of(found: Recordings) -> dict[str, Windows]:
+    """The splits that have windows."""
+    parts = {"train": found.train, "validation": found.validation, "test": found.test}
+    return {part: windows for part, windows in parts.items() if len(windows.labels)}
+
+
+def optimiser(network: nn.Module, lr: float) -> torch.optim.SGD:
+    """Gradient descent with momentum 0.9."""
+    decay = 0.0 if isinstance(network, models.ShrinkageNetwork) else WEIGHT_DECAY
+    return torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=decay)
+
+
+def balanced(labels: Tensor, classes: int) -> Tensor:
+    """Weights by which every class has the same share of the loss: N / (classes * count), or 0 without samples."""
+    counts = labels.bincount(minlength=classes)
+    weights = len(labels) / (classes * counts.clamp(min=1))
+    return torch.where(counts > 0, weights, 0.0).to(torch.get_default_dtype())
