@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from drsn_ops.arguments import InputError
-from drsn_ops.data.signals import FileOptions, read_signal
+from drsn_ops.data.cwru_files import CWRU_48_KHZ, CWRU_FAN_END, CWRU_NUMBERS, cwru_class, cwru_number
+from drsn_ops.data.signals import FileOptions, read_signal, read_table
 
 io = pytest.importorskip("scipy.io")
 pandas = pytest.importorskip("pandas")
@@ -41,7 +42,9 @@ def refused(path, message, **options):
 def assert_read(signal, values, channels=("0",), rate=None, record=None):
     values = np.asarray(values)
     values = values[:, None] if values.ndim == 1 else values
-    np.testing.assert_array_equal(signal.values, values)
+    # openpyxl writes 16 digits
+    np.testing.assert_allclose(signal.values, values, rtol=1e-15, strict=False)
+    assert signal.values.shape == values.shape
     assert signal[1:] == (channels, rate, record)
 
 
@@ -86,8 +89,10 @@ T = np.arange(60) / 8000
         (table(T, X[:, 0], T + 5, head="time,x,t\n"), {}, (X[:, 0], ("x",), 8000)),
         # counted from 1970 in ms
         (table(np.arange(60) * 2 + 1.7e12, X[:, 0], head="timestamp,x\n"), {}, (X[:, 0], ("x",), 500)),
-        # rounded to the fourth digit, a step has no more than two
-        ("time x\n" + "".join(f"{i / 8000:.4f} {i % 7}\n" for i in range(60)), {}, (np.arange(60) % 7, ("x",), 8000)),
+        # rounded to the fourth digit, which is no shorter than a step
+        ("time x\n" + "".join(f"{i / 8000:.4f} {i % 7}\n" for i in range(600)), {}, (np.arange(600) % 7, ("x",), 8000)),
+        ("time x\n" + "".join(f"{i / 8000:.4f} {i % 7}\n" for i in range(20)), {}, (np.arange(20) % 7, ("x",))),
+        ("time x\n" + "".join(f"{i / 8e6:.4f} {i % 7}\n" for i in range(9999)), {}, (np.arange(9999) % 7, ("x",))),
         # an index says no rate
         (pandas.DataFrame({"x": X[:, 0]}).to_csv(), {}, (X[:, 0], ("x",))),
         (pandas.DataFrame(X[:, :1]).to_csv(), {}, (X[:, 0], ("0",))),
@@ -106,8 +111,7 @@ T = np.arange(60) / 8000
 def test_text(file, content, options, expected):
     signal = read(file("a.csv", content), **options)
     expected = [*expected, *(("0",), None)[len(expected) - 1 :]]
-    rate = expected[2] and pytest.approx(expected[2], rel=1e-2 if "0.0001 " in content else 1e-9)
-    assert_read(signal, expected[0], expected[1], rate)
+    assert_read(signal, *expected)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
@@ -169,3 +173,461 @@ def test_encodings(file, encoding):
 )  # fmt: skip
 def test_text_that_is_refused(file, content, options, message):
     refused(file("a.csv", content), f"a.csv: {message}", **options)
+
+
+def struct(**fields):
+    """An array of structs, from a list for each field."""
+    count = len(next(iter(fields.values())))
+    array = np.zeros(count, [(name, object) for name in fields])
+    for name, values in fields.items():
+        array[name] = (
+            [*values] if not isinstance(values[0], np.ndarray) else np.array([*values, None], object)[:-1]
+        )
+    return array
+
+
+def paderborn(bearing="N15_M07_F10_K001_1"):
+    """A file of Paderborn University: channels of two rasters, and the times of each."""
+    names, rasters = ("force", "phase_current_1", "vibration_1"), ("Mech_4kHz", "HostService", "HostService")
+    data = (X[:20, 0], X[:, 1], X[:, 2])
+    y = struct(Name=names, Data=data, Raster=rasters)
+    times = (np.arange(20) / 4000, np.arange(60) / 64_000)
+    x = struct(Name=("Time", "Time"), Data=times, Raster=("Mech_4kHz", "HostService"))
+    return {bearing: {"Info": {"Date": "2012"}, "X": x, "Y": y, "Description": "damaged"}}
+
+
+@pytest.mark.parametrize(
+    "variables, options, expected",
+    [
+        ({"x": X[:, :1]}, {}, (X[:, 0],)),
+        ({"x": X[:1].T.T}, {}, (X[0],)),
+        ({"x": X[:, :1], "rpm": 1797, "note": "text", "limits": [1.0, 2, 3]}, {}, (X[:, 0],)),
+        ({"x": X, "fs": 25_600}, {"channels": ("2", "0")}, (X[:, [2, 0]], ("2", "0"), 25_600)),
+        # channels in rows
+        ({"x": X.T}, {"channels": ("1",)}, (X[:, 1], ("1",))),
+        ({"a": X[:, 0], "b": X[:, 1]}, {"variable": ("c", "b")}, (X[:, 1],)),
+        ({"a_1": X[:, 0], "b": X[:, 1]}, {"variable": ("[xyz]*", "a_*")}, (X[:, 0],)),
+        ({"a": X[:, 0], "b": X[:, 1]}, {"channels": ("b", "a")}, (X[:, [1, 0]], ("b", "a"))),
+        ({"x": X[:, 0], "t": T}, {}, (X[:, 0], ("0",), 8000)),
+        ({"x": X[:, 0], "time_ms": T * 1000, "y": X[:, 1]}, {"variable": ("y",)}, (X[:, 1], ("0",), 8000)),
+        # as of the Society for Machinery Failure Prevention Technology: the rate of the shaft is another one
+        ({"bearing": {"sr": 48_828, "gs": X[:, 0], "load": 25, "rate": 25}}, {}, (X[:, 0], ("0",), 48_828)),
+        ({"bearing": {"sr": 48_828, "gs": X[:, 0]}, "z": X}, {"variable": ("*.gs",)}, (X[:, 0], ("0",), 48_828)),
+        ({"bearing": {"Sampling_Rate": 8, "gs": X[:, 0]}, "z": X}, {"variable": ("bearing",)}, (X[:, 0], ("0",), 8)),
+        ({"s": {"x": X[:, 0]}, "Fs": 8, "r": {"fs": 9}}, {}, (X[:, 0], ("0",), 8)),
+        # two numbers that are no one rate
+        ({"x": X[:, 0], "fs": 8, "sr": 9}, {}, (X[:, 0],)),
+        ({"runs": struct(x=[X[:, 0], X[:, 1]])}, {"variable": ("runs.1.x",)}, (X[:, 1],)),
+        (paderborn(), {"variable": ("vibration_1",)}, (X[:, 2], ("0",), 64_000)),
+        (paderborn(), {"variable": ("vibration*",)}, (X[:, 2], ("0",), 64_000)),
+        (paderborn(), {"variable": ("force",)}, (X[:20, 0], ("0",), 4000)),
+        (paderborn(), {"channels": ("vibration_1", "phase_current_1")},
+         (X[:, [2, 1]], ("vibration_1", "phase_current_1"), 64_000)),
+        ({"x": (X[:, 0] * 1000).astype(np.int16)}, {}, ((X[:, 0] * 1000).astype(np.int16),)),
+        ({"x": X[:, 0].astype(np.float32)}, {}, (X[:, 0].astype(np.float32),)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("compressed", [False, True])
+def test_matlab(tmp_path, variables, options, expected, compressed):
+    io.savemat(tmp_path / "a.mat", variables, do_compression=compressed)
+    signal = read(tmp_path / "a.mat", **options)
+    values, channels, rate = [*expected, *(("0",), None)[len(expected) - 1 :]]
+    assert_read(signal, values, channels, rate and pytest.approx(rate, rel=1e-9))
+    assert signal.values.dtype == values.dtype
+
+
+def write_hdf5(path, variables, matlab=True):
+    """As MATLAB 7.3 writes it, or as plain HDF5: MATLAB's axes lie in the other order, and vectors have two."""
+
+    def add(group, name, value):
+        if isinstance(value, dict):
+            inner = group.create_group(name)
+            for field, one in value.items():
+                add(inner, field, one)
+        elif isinstance(value, np.ndarray) and value.dtype.names:
+            inner = group.create_group(name)
+            for field in value.dtype.names:
+                held = [
+                    hidden.create_dataset(f"{name}{field}{i}", data=one) for i, one in enumerate(value[field])
+                ]
+                inner.create_dataset(field, data=[[one.ref] for one in held], dtype=h5py.ref_dtype)
+        else:
+            kind = "char" if isinstance(value, str) else "double"
+            value = (
+                np.array([[ord(letter)] for letter in value], np.uint16)
+                if kind == "char"
+                else np.asarray(value)
+            )
+            stored = group.create_dataset(name, data=np.atleast_2d(value.T) if matlab else value)
+            if matlab:
+                stored.attrs["MATLAB_class"] = np.bytes_(kind)
+
+    with h5py.File(path, "w", userblock_size=512) as file:
+        hidden = file.create_group("#refs#")
+        for name, value in variables.items():
+            add(file, name, value)
+
+
+@pytest.mark.parametrize(
+    "variables, options, expected",
+    [
+        ({"x": X[:, :1]}, {}, (X[:, 0],)),
+        ({"x": X, "note": "text", "fs": [[8.0]]}, {"channels": ("1",)}, (X[:, 1], ("1",), 8)),
+        ({"x": X.T}, {"channels": ("1",)}, (X[:, 1], ("1",))),
+        ({"bearing": {"sr": 48_828.0, "gs": X[:, :1], "load": 25.0}}, {}, (X[:, 0], ("0",), 48_828)),
+        ({"runs": struct(x=[X[:, 0], X[:, 1]])}, {"variable": ("runs.x.1",)}, (X[:, 1],)),
+    ],
+)
+def test_hdf5(tmp_path, variables, options, expected):
+    values, channels, rate = [*expected, *(("0",), None)[len(expected) - 1 :]]
+    write_hdf5(tmp_path / "a.mat", variables)
+    assert_read(read(tmp_path / "a.mat", **options), values, channels, rate)
+    write_hdf5(tmp_path / "a.h5", variables, matlab=False)
+    assert_read(read(tmp_path / "a.h5", **options), values, channels, rate)
+    # MATLAB's layouts are those of MATLAB
+    write_hdf5(tmp_path / "a.mat", {"x": X[:6, :]})
+    refused(
+        tmp_path / "a.mat",
+        r"has shape \(6, 3\), and which side counts the points cannot be told; .* --layout",
+    )
+
+
+@pytest.mark.parametrize(
+    "variables, options, message",
+    [
+        ({"a": X[:, 0], "b": X[:50]}, {}, r"holds 'b' \(50 x 3\), 'a' \(60\); expected --variable"),
+        ({"fs": 8.0, "note": "text"}, {}, r"holds 'fs' \(one number\), 'note' \(text\); expected --variable"),
+        ({"a": X[:, 0], "s": {"b": X}}, {"variable": ("b",)}, "no variable 'b' .--variable., but 's.b' .60 x 3., 'a'"),
+        ({"a_1": X[:, 0], "a_2": X}, {"variable": ("a_*",)}, r"'a_\*' \(--variable\) fits a_1, a_2; expected one"),
+        ({"a": "text"}, {"variable": ("a",)}, r"variable 'a' \(--variable\) is text, expected numbers"),
+        ({"a": 3.0}, {"variable": ("a",)}, r"variable 'a' \(--variable\) is one number, expected numbers"),
+        ({"a": X[:, 0] * 1j}, {"variable": ("a",)}, "holds complex128, expected real numbers"),
+        ({"a": X[:, 0], "b": X[:50, 0]}, {"channels": ("b", "a")}, "channels differ in length: 'b' .50,., 'a' .60"),
+        ({"x": X}, {}, "holds 3 channels, 0 to 2; expected --channels"),
+        ({"x": np.zeros((9, 60, 3))}, {}, r"shape \(9, 60, 3\), expected .* or --layout windows for"),
+        ({"x": np.zeros((9, 60, 3, 2))}, {}, r"shape \(9, 60, 3, 2\), expected .* at most three axes"),
+        ({f"x{i}": X[:, 0] for i in range(20)}, {}, "'x11' .60. and 8 more; expected --variable"),
+    ],
+)  # fmt: skip
+def test_variables_that_are_refused(tmp_path, variables, options, message):
+    io.savemat(tmp_path / "a.mat", variables)
+    refused(tmp_path / "a.mat", f"a.mat: .*{message}", **options)
+
+
+def cwru(path, *records, ends=("DE", "FE"), shape=(-1, 1)):
+    """A file of Case Western Reserve University."""
+    variables = {
+        f"X{record:03d}_{end}_time": (X[:, ends.index(end)] + record) for record in records for end in ends
+    }
+    io.savemat(path, {name: values.reshape(shape) for name, values in variables.items()} | {"RPM": 1797})
+    return path
+
+
+def test_cwru(tmp_path):
+    path = cwru(tmp_path / "105.mat", 105, ends=("DE", "FE", "BA"))
+    assert_read(read(path), X[:, 0] + 105, ("DE",), 12_000, 105)
+    assert_read(read(path, channels=("FE", "DE")), X[:, [1, 0]] + 105, ("FE", "DE"), 12_000, 105)
+    assert_read(read(path, channels=("2",)), X[:, 2] + 105, ("BA",), 12_000, 105)
+    assert_read(read(path, variable=("*_FE_time",)), X[:, 1] + 105, ("0",), 12_000, 105)
+    refused(path, "105.mat: has no channel 'X' .* the channels 'DE', 'FE', 'BA'", channels=("X",))
+    for record, rate in ((97, 48_000), (109, 48_000), (278, 12_000)):
+        assert read(cwru(tmp_path / "any.mat", record))[2:] == (rate, record)
+    # the variables of the largest faults have numbers of their own
+    assert read(cwru(tmp_path / "3005.mat", 48)).record == 3005
+    # of two records the one that the file is named after
+    for name in ("99", "Normal_2", "normal_2_99", "99_Normal_2"):
+        assert_read(read(cwru(tmp_path / f"{name}.mat", 98, 99)), X[:, 0] + 99, ("DE",), 48_000, 99)
+    refused(cwru(tmp_path / "any.mat", 98, 99), "any.mat: holds the records 98, 99, and is named after none")
+    refused(
+        cwru(tmp_path / "1.mat", 270, ends=("FE", "BA")),
+        "1.mat: holds the channels 'FE', 'BA'; expected --channels",
+    )
+    refused(
+        cwru(tmp_path / "105.mat", 105, shape=(30, 2)),
+        r"X105_DE_time is float64 of shape \(30, 2\), expected a column",
+    )
+
+
+@pytest.mark.parametrize(
+    "label, number, names",
+    [
+        ("normal", 98, "98 normal_1_98 Normal_1 98_Normal_1 Time_Normal_1_098 normal_1 48k_Normal_1_98"),
+        ("normal", None, "normal Normal-baseline"),
+        (
+            "inner race 0.007",
+            105,
+            "105 0105 105_0 IR007_0_105 12k_Drive_End_IR007_0_105 ir007_105 12K_DE_IR007_0_105",
+        ),
+        ("inner race 0.028", 3004, "3004 IR028_3_3004"),
+        ("ball 0.014", 186, "186 12k_Drive_End_B014_1_186 b014_1_186 186_1"),
+        ("ball 0.014", None, "B014_1 B014 12k_Drive_End_B014_1 12kHz-B014-1"),
+        ("outer race 0.014", 197, "OR014@6_0_197 OR014_6_0_197 197@6_0 12k_Drive_End_OR014@6_0_197"),
+        ("outer race 0.007", None, "OR007@12_3 OR007@6_0 OR007_3 OR007@3_0"),
+    ],
+)
+def test_names_of_cwru(tmp_path, label, number, names):
+    for name in names.split():
+        assert (cwru_class(tmp_path / f"{name}.mat"), cwru_number(tmp_path / f"{name}.mat")) == (
+            label,
+            number,
+        )
+
+
+@pytest.mark.parametrize(
+    "message, names",
+    [
+        ("but one at 48 kHz, 109; expected to move it away, or", "109 IR007_0_109 48k_Drive_End_IR007_0_109"),
+        ("but one at 48 kHz, 136; expected to", "OR007_6_1_136 48k_Drive_End_OR007@6_1_136 136@6_1"),
+        ("but one at 48 kHz; expected to", "48k_Drive_End_IR007_0 48kHz_B014_1"),
+        ("but one of the fan end's bearing, 2(78|94); expected to", "278 12k_Fan_End_IR007_0_278 294@6_0"),
+        ("but one of the fan end's bearing; expected to", "12k_Fan_End_IR007_0 FE_B014_1"),
+        (
+            "such as 105 or IR007_0; expected one, or one folder a class",
+            "157 bearing IR035_0 IR0071 OR028@6_0 105_x 1_2_3",
+        ),
+    ],
+)
+def test_names_that_are_none_of_cwrus(tmp_path, message, names):
+    for name in names.split():
+        wanted = (
+            f"{name}.mat: not the number or name of a CWRU baseline or 12 kHz drive-end record, {message}"
+        )
+        with pytest.raises(InputError, match=wanted):
+            cwru_class(tmp_path / f"{name}.mat")
+    with pytest.raises(InputError, match="its name says ball 0.014, but number 105 is inner race 0.007"):
+        cwru_class(tmp_path / "B014_1_105.mat")
+
+
+def test_numbers_of_cwru():
+    numbers = [number for numbers in CWRU_NUMBERS.values() for number in numbers]
+    # 4 loads of the baseline and 15 faults, as the tables list them
+    assert len(numbers) == len(set(numbers)) == 64
+    assert set(numbers) & CWRU_48_KHZ == set(CWRU_NUMBERS["normal"])
+    assert not CWRU_FAN_END & (CWRU_48_KHZ | set(numbers))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["f4", ">f8", "f2", "i2", "u1"])
+def test_numpy(tmp_path, dtype, order):
+    values = (100 * np.abs(X)).astype(dtype, order=order)
+    np.save(tmp_path / "a.npy", values)
+    signal = read(tmp_path / "a.npy", channels=("2",))
+    assert_read(signal, values[:, 2], ("2",))
+    assert signal.values.dtype == values.dtype
+    np.savez(tmp_path / "a.npz", a=values, b=values[:, 0], fs=8)
+    assert_read(read(tmp_path / "a.npz", variable=("b",)), values[:, 0], ("0",), 8)
+    np.savez_compressed(tmp_path / "a.npz", values)
+    assert_read(read(tmp_path / "a.npz", channels=("1",)), values[:, 1], ("1",))
+    np.save(tmp_path / "a.npy", np.stack([T, X[:, 0]]))
+    assert_read(read(tmp_path / "a.npy"), X[:, 0], ("1",), 8000)
+    # a vector has no name, and goes by the one that a model knows
+    np.save(tmp_path / "a.npy", X[:, 0])
+    assert_read(read(tmp_path / "a.npy", channels=("DE",)), X[:, 0])
+
+
+UNTOLD = (
+    "which side counts the points cannot be told; expected --layout points-first, channels-first or windows"
+)
+
+
+@pytest.mark.parametrize(
+    "shape, layout, expected",
+    [
+        ((60,), "auto", lambda x: x[:, None]),
+        ((1, 60, 1), "auto", lambda x: x[0]),
+        ((640, 64), "auto", lambda x: x),
+        ((3, 30), "auto", lambda x: x.T),
+        ((6, 4), "points-first", lambda x: x),
+        ((6, 4), "channels-first", lambda x: x.T),
+        ((6, 4), "windows", lambda x: x[:, :, None]),
+        ((60,), "windows", lambda x: x[None, :, None]),
+        ((5, 60, 2), "windows", lambda x: x),
+        ((5, 2, 60), "windows", lambda x: x.swapaxes(1, 2)),
+        ((3, 29), "auto", UNTOLD),
+        ((660, 66), "auto", UNTOLD),
+        ((500, 2048), "auto", UNTOLD),
+        ((5, 6, 4), "windows", UNTOLD),
+        ((5, 60, 2), "auto", r"has shape \(5, 60, 2\), expected \(points, channels\), or --layout windows"),
+        (
+            (5, 6, 4, 2),
+            "windows",
+            r"has shape \(5, 6, 4, 2\), expected \(points, channels\), or at most three axes",
+        ),
+        ((0, 5), "auto", "holds no numbers"),
+        ((1,), "auto", "holds one number"),
+        ((), "auto", "holds one number"),
+    ],
+)
+def test_layouts(tmp_path, shape, layout, expected):
+    values = np.random.default_rng(0).standard_normal(shape)
+    np.save(tmp_path / "a.npy", values)
+    if isinstance(expected, str):
+        refused(tmp_path / "a.npy", f"a.npy: .*{expected}", layout=layout)
+        return
+    channels = tuple(map(str, range(expected(values).shape[-1])))
+    assert_read(read(tmp_path / "a.npy", layout=layout, channels=channels), expected(values), channels)
+
+
+@pytest.mark.parametrize("suffix, subtype", [("wav", "PCM_16"), ("wav", "FLOAT"), ("flac", "PCM_24")])
+def test_sound(tmp_path, suffix, subtype):
+    path = tmp_path / f"a.{suffix}"
+    values = np.round(X / 8 * 2**15) / 2**15
+    soundfile.write(path, values[:, 0], 51_200, subtype=subtype)
+    assert_read(read(path), values[:, 0], ("0",), 51_200)
+    soundfile.write(path, values, 51_200, subtype=subtype)
+    assert_read(read(path, channels=("2", "0")), values[:, [2, 0]], ("2", "0"), 51_200)
+    refused(path, "holds 3 channels, 0 to 2; expected --channels")
+
+
+FRAME = pandas.DataFrame({"time": T, "x": X[:, 0], "y": X[:, 1]})
+
+
+@pytest.mark.parametrize(
+    "suffix, write",
+    [
+        ("parquet", lambda frame, path: frame.to_parquet(path)),
+        ("xlsx", lambda frame, path: frame.to_excel(path, index=False)),
+    ],
+)
+def test_frames(tmp_path, suffix, write):
+    path = tmp_path / f"a.{suffix}"
+    write(FRAME, path)
+    assert_read(read(path, channels=("y",)), X[:, 1], ("y",), 8000)
+    refused(path, r"the channels 'time' \(the time\), 'x', 'y'; expected --channels")
+    write(FRAME[["x"]], path)
+    assert_read(read(path), X[:, 0], ("x",))
+    # a column of text alone is no channel; one that has numbers too is damaged
+    write(FRAME[["x"]].assign(state="worn"), path)
+    assert_read(read(path), X[:, 0], ("x",))
+    for bad in (None, "bad"):
+        write(
+            FRAME.assign(
+                y=FRAME["y"].where(FRAME["y"] != X[7, 1], bad).astype(object if bad is None else str)
+            ),
+            path,
+        )
+        refused(path, r"row \d+ of 'y' is empty or text, expected a number", channels=("x",))
+    write(FRAME.assign(time=pandas.Timestamp("2026-01-01") + pandas.to_timedelta(T, unit="s")), path)
+    # Excel's dates are whole milliseconds
+    assert read(path, channels=("x",)).rate == (8000 if suffix == "parquet" else None)
+
+
+def test_sheets(tmp_path):
+    with pandas.ExcelWriter(tmp_path / "a.xlsx") as book:
+        FRAME[["x"]].to_excel(book, sheet_name="run 1", header=False, index=False)
+        FRAME[["y"]].to_excel(book, sheet_name="run 2", header=False, index=False)
+    assert_read(read(tmp_path / "a.xlsx", variable=("run 2",)), X[:, 1])
+    refused(
+        tmp_path / "a.xlsx", "holds the sheets 'run 1', 'run 2'; expected one .* or --variable with its name"
+    )
+    refused(tmp_path / "a.xlsx", "holds the sheets 'run 1', 'run 2'; .* --variable", variable=("run 3",))
+
+
+def test_tables(file):
+    for name, mark in (("a_TRAIN.tsv", "\t"), ("a_TRAIN.txt", "  "), ("a_TRAIN.csv", ",")):
+        lines = "".join(mark.join(["-1", *map(repr, row), "NaN"]) + "\n" for row in X.tolist())
+        names, values = read_table(file(name, lines), FileOptions())
+        np.testing.assert_array_equal(values, np.c_[np.full(60, -1), X, np.full(60, np.nan)])
+        assert names == ()
+    assert read_table(file("a.csv", "a,b\n1.5,2\n"), FileOptions()).names == ("a", "b")
+
+
+def npy(shape, descr="<f8"):
+    """A .npy file of 50 float64 that says it has another shape."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(400)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"\x93NUMPY\x01\x00", "cannot be read"),
+        (b"PK\x03\x04" + bytes(60), "cannot be read: the magic string is not correct"),
+        (npy("(99999999999999999,)"), f"holds 400 bytes of data where its header says {8 * (10**17 - 1)}"),
+        (npy("(4294967296, 4294967296)"), "cannot be read: it holds 400 bytes of data where"),
+        (npy("(-5, -10)"), "cannot be read: "),
+        (b"\x93NUMPY\x03\x00" + bytes(60), "it is of .npy version 3.0, expected 1.0 or 2.0"),
+        (npy("(49,)"), "cannot be read: it holds 400 bytes of data where its header says 392"),
+        (npy("(50,)")[:-1], "cannot be read: it holds 399 bytes of data where its header says 400"),
+        (npy("(50,)", "<f7"), "cannot be read"),
+        (npy("((((50,)"), "cannot be read"),
+        (npy("(50,)", "|O"), "cannot be read: it holds Python objects, expected numbers"),
+        (npy("(50,)", "|b1")[:-350], "holds bool, expected real numbers"),
+        (npy("(25,)", "<c16"), "holds complex128, expected real numbers"),
+        (npy("(50,)", "<U2"), "holds <U2, expected real numbers"),
+    ],
+)
+def test_damaged_npy(file, content, message):
+    refused(file("a.npy", content), f"a.npy: .*{message}")
+
+
+def write_mat(path):
+    io.savemat(path, {"x": X})
+
+
+@pytest.mark.parametrize(
+    "suffix, write",
+    [
+        ("mat", write_mat),
+        ("mat", lambda path: write_hdf5(path, {"x": X})),
+        ("h5", lambda path: write_hdf5(path, {"x": X}, matlab=False)),
+        ("npy", lambda path: np.save(path, X)),
+        ("npz", lambda path: np.savez_compressed(path, x=X)),
+        ("wav", lambda path: soundfile.write(path, X[:, 0] / 9, 8000)),
+        ("flac", lambda path: soundfile.write(path, X[:, 0] / 9, 8000)),
+        ("parquet", FRAME.to_parquet),
+        ("xlsx", FRAME.to_excel),
+    ],
+)
+def test_damaged_files(tmp_path, suffix, write):
+    path = tmp_path / f"a.{suffix}"
+    refused(path, "No such file or directory")
+    write(path)
+    whole = path.read_bytes()
+    read(path, channels=("0",) if suffix != "xlsx" and suffix != "parquet" else ("x",))
+    path.write_bytes(b"")
+    refused(path, "is empty")
+    # cut anywhere, another content, another format
+    for content in (
+        whole[:7],
+        whole[: len(whole) // 2],
+        whole[:-9],
+        b"1.0\n2.0\n" * 99,
+        bytes(999),
+        b"PK\x03\x04" * 99,
+    ):
+        path.write_bytes(content)
+        refused(path, f"a.{suffix}: cannot be read")
+
+
+def test_endings(file, tmp_path):
+    refused(file("a.dat", "1\n"), r"ends in '.dat', expected .mat, .csv, .*, .xlsx")
+    assert_read(read(file("a.TXT", "1\n2\n")), [1, 2])
+    (tmp_path / "a.npy").mkdir()
+    refused(tmp_path / "a.npy", "a.npy: ")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"variable": "x"}, "variable: got 'x', expected a tuple of names"),
+        ({"channels": (1,)}, r"channels: got \(1,\), expected a tuple of names"),
+        (
+            {"layout": "rows"},
+            "layout: got 'rows', expected 'auto', 'points-first', 'channels-first' or 'windows'",
+        ),
+        ({"decimal": ";"}, "decimal: got ';', expected None, '.' or ','"),
+        (
+            {"delimiter": "ab"},
+            "delimiter: got 'ab', expected a character that is in no number, 'tab' or 'space'",
+        ),
+        ({"delimiter": "1"}, "delimiter: got '1', expected a character"),
+        ({"delimiter": ",", "decimal": ","}, "delimiter: got ',', expected a character"),
+        ({"encoding": "utf-9"}, "encoding: got 'utf-9', expected one that Python knows"),
+    ],
+)
+def test_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        FileOptions(**options)
+    FileOptions(("a",), ("0",), "windows", "tab", ",", "latin-1")
+    FileOptions(delimiter="\\t")

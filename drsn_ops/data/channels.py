@@ -133,10 +133,13 @@ def choose(
 ) -> list[int]:
     """The indices of the channels that are wanted by name or, where no name is the same, by number from 0.
 
-    Without ``channels`` it is the only one that is no time, or the one of the name ``default``.
+    Without ``channels`` it is the only one that is no time, or the one of the name ``default``. The only one of a file
+    without names goes by any name.
     """
+    others = [i for i in range(len(names)) if i not in times]
+    if len(channels) == len(others) == 1 and not named and not channels[0].isdecimal():
+        return others
     if not channels:
-        others = [i for i in range(len(names)) if i not in times]
         if default in names:
             return [names.index(default)]
         if len(others) != 1:

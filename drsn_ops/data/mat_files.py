@@ -24,10 +24,11 @@ def read_mat(path: Path) -> Leaves:
     from scipy.io import loadmat
 
     try:
-        return leaves_of(loadmat(path, simplify_cells=True))
+        variables = loadmat(path, simplify_cells=True)
     # a damaged file can raise nearly anything
     except Exception as error:
         raise InputError(f"{path}: cannot be read as a MATLAB file: {first_line(error)}") from error
+    return leaves_of(variables)
 
 
 def read_hdf5(path: Path) -> Leaves:
@@ -56,6 +57,7 @@ def read_hdf5(path: Path) -> Leaves:
 
     try:
         with h5py.File(path) as file:
-            return leaves_of(tree(file))
+            variables = tree(file)
     except Exception as error:
         raise InputError(f"{path}: cannot be read as an HDF5 file: {first_line(error)}") from error
+    return leaves_of(variables)

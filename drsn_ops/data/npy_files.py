@@ -48,6 +48,7 @@ def read_npz(path: Path) -> Leaves:
         raise InputError(f"{path}: cannot be read: it is no .npz file")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return leaves_of({name: arrays[name] for name in arrays.files})
+            variables = {name: arrays[name] for name in arrays.files}
     except Exception as error:
         raise InputError(f"{path}: cannot be read: {first_line(error)}") from error
+    return leaves_of(variables)

@@ -13,6 +13,8 @@ from ..arguments import InputError, first_line
 from .channels import Found
 from .variables import LISTED
 
+NUMBER = "number"
+
 
 def read_parquet(path: Path) -> Found:
     """The columns of numbers and of times.
@@ -53,18 +55,25 @@ def read_xlsx(path: Path, sheets: Sequence[str] = ()) -> Found:
             f"{path}: holds the sheets {held}; expected one with numbers, or --variable with its name"
         )
     frame = filled[names[0]]
-    is_number = frame.map(lambda cell: isinstance(cell, (int, float)) and cell == cell)
-    full = np.flatnonzero(is_number.all(axis=1))
-    if not len(full):
-        raise InputError(f"{path}: sheet {names[0]!r} has no row of numbers alone")
-    first = int(full[0])
+    kinds = frame.map(kind_of)
+    # the last row tells which columns hold numbers
+    first = int(np.argmax((kinds == kinds.iloc[-1]).all(axis=1)))
     header = frame.iloc[first - 1] if first else None
-    body = frame.iloc[first:].reset_index(drop=True)
-    body.columns = (
-        [str(i) for i in range(body.shape[1])] if header is None else [str(cell) for cell in header]
-    )
+    if header is not None and (kinds.iloc[first - 1][kinds.iloc[-1] == NUMBER] == NUMBER).any():
+        raise InputError(
+            f"{path}: row {first} of sheet {names[0]!r} has other columns of numbers than the last"
+        )
+    body = frame.iloc[first:].reset_index(drop=True).infer_objects()
+    body.columns = [str(cell) for cell in (range(body.shape[1]) if header is None else header)]
     read = columns_of(path, body, first + 1)
     return read if header is not None else Found(read.values)
+
+
+def kind_of(cell: Any) -> str:
+    """Whether a cell holds a number, a date, text or nothing."""
+    if isinstance(cell, (int, float)) and not isinstance(cell, bool):
+        return NUMBER if cell == cell else "nothing"
+    return "text" if isinstance(cell, str) else type(cell).__name__
 
 
 def columns_of(path: Path, frame: Any, first: int) -> Found:

@@ -33,6 +33,8 @@ EPOCHS = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3))
 FEWEST = 10
 # A step of as many mean steps is a gap in the recording.
 LEAP = 3
+# Times whose rounding leaves the rate open by more than this share say none.
+DOUBT = 3e-4
 
 
 def seconds_of(unit: str) -> float | None:
@@ -48,7 +50,8 @@ def find_times(
     A column is one of times if its name says so, such as ``time``, ``t``, ``Time (ms)``, ``Zeit [s]`` or
     ``timestamp``, or if it is the first of several without names and rises by equal steps. The unit is that of its
     name or of the line of units, else the second. Whole numbers without a name, and the consecutive ones of a column
-    such as ``index``, count the points and say no rate. The only column is always a signal.
+    such as ``index``, count the points and say no rate, nor do times that are too coarse to. The only column is always
+    a signal.
 
     Raises:
         InputError: named times go back, stand still or leap, or two columns of times say different rates.
@@ -83,16 +86,25 @@ def find_times(
 
 
 def rate_of(column: npt.NDArray[np.float64], scale: float | None = None) -> float | None:
-    """The rate that times in units of ``scale`` seconds say; None for an index without a unit."""
+    """The rate that times in units of ``scale`` seconds say; None for an index without a unit, or where they are too
+    coarse to tell it.
+    """
     if scale is None:
         scale = next((unit for least, unit in EPOCHS if column[0] > least), None)
     if scale is None:
         if is_whole(column):
             return None
         scale = 1.0
-    rate = (len(column) - 1) / (float(column[-1] - column[0]) * scale)
-    # of times that are printed, the last digit is rounded
-    return float(round(rate)) if abs(rate - round(rate)) < 1e-6 * rate else rate
+    # the line that fits best: of times that are printed, the last digit is rounded
+    count = len(column)
+    place = np.arange(count) - (count - 1) / 2
+    step = float(place @ (column - column[0])) / float(place @ place)
+    off = column - column[0] - step * place
+    doubt = float(off.std()) / step * (12 / count**3) ** 0.5
+    if doubt > DOUBT:
+        return None
+    rate = 1 / (step * scale)
+    return float(round(rate)) if abs(rate - round(rate)) < max(1e-6, 3 * doubt) * rate else rate
 
 
 def is_whole(column: npt.NDArray[np.float64]) -> bool:
@@ -115,7 +127,9 @@ def require_steps(path: Path, name: str, column: npt.NDArray[np.float64]) -> Non
         raise InputError(f"{path}: its times {name!r} are not all finite numbers")
     steps = np.diff(column)
     mean = (column[-1] - column[0]) / max(len(steps), 1)
-    for bad, trouble in ((steps < 0, "go back"), (steps > max(LEAP * mean, 0), "leap")):
+    # stamps that stand still between two of their smallest steps are coarse
+    coarse = 2 * steps.min(where=steps > 0, initial=np.inf) if (steps == 0).any() else 0.0
+    for bad, trouble in ((steps < 0, "go back"), (steps > max(LEAP * mean, coarse), "leap")):
         if bad.any():
             at = int(np.argmax(bad))
             raise InputError(

@@ -69,24 +69,34 @@ def is_channel(value: Any) -> bool:
 
 
 def measured(struct: Mapping[str, Any]) -> Leaves:
-    """The channels within a struct by their own names; a channel of times gives the others of its raster the rate."""
-    lists = [field for field in struct.values() if isinstance(field, list)]
-    channels = [channel for field in lists for channel in field if is_channel(channel)]
+    """The channels within a struct by their own names, but for the field X, whose times give the others their rate."""
+    channels = [
+        channel
+        for field, value in struct.items()
+        for channel in (value if isinstance(value, list) and field != "X" else ())
+        if is_channel(channel)
+    ]
     names = [channel["Name"] for channel in channels]
     times = struct.get("X", [])
-    times = [value for value in (times if isinstance(times, list) else [times]) if is_channel(value)]
-    rates = {}
-    for time in times:
-        data = np.asarray(time["Data"])
-        if is_vector(data) and is_even(data.astype(np.float64)):
-            rates[str(time.get("Raster", time["Name"])), data.size] = rate_of(data.astype(np.float64), 1.0)
+    times = [time for time in (times if isinstance(times, list) else [times]) if is_channel(time)]
     return {
-        channel["Name"]: Leaf(
-            channel["Data"], rates.get((str(channel.get("Raster")), np.size(channel["Data"])))
-        )
+        channel["Name"]: Leaf(channel["Data"], rate_of_raster(channel, times))
         for channel in channels
-        if channel not in times and names.count(channel["Name"]) == 1
+        if names.count(channel["Name"]) == 1
     }
+
+
+def rate_of_raster(channel: Mapping[str, Any], times: Sequence[Mapping[str, Any]]) -> float | None:
+    """The rate of a channel by the times of its raster, or by the only ones of its length."""
+    same = [
+        time
+        for time in times
+        if is_vector(time["Data"]) and np.size(time["Data"]) == np.size(channel["Data"])
+    ]
+    own = [time for time in same if channel.get("Raster") in (time.get("Raster"), time["Name"])] or same
+    vectors = [time["Data"].astype(np.float64) for time in own]
+    rates = {rate_of(vector, 1.0) for vector in vectors if is_even(vector)}
+    return rates.pop() if len(rates) == 1 else None
 
 
 def find_variable(path: Path, leaves: Leaves, patterns: Sequence[str], channels: Sequence[str]) -> Found:
@@ -114,7 +124,7 @@ def find_variable(path: Path, leaves: Leaves, patterns: Sequence[str], channels:
     if patterns:
         name = named(path, leaves, numbers.keys() - times, patterns)
     else:
-        name = only(path, numbers, numbers.keys() - times)
+        name = only(path, leaves, numbers.keys() - times)
     value = leaves[name].value
     if not isinstance(value, np.ndarray):
         raise InputError(
@@ -162,7 +172,7 @@ def rate_in(leaves: Leaves, name: str, times: Iterable[str]) -> float | None:
         place = place.rpartition(".")[0]
         beside = [other for other in leaves if other.rpartition(".")[0] == place]
         said = {
-            float(leaves[other].value)
+            float(np.ravel(leaves[other].value)[0])
             for other in beside
             if re.sub("[_ ]", "", other.rpartition(".")[2]).casefold() in RATES
             and is_number(leaves[other].value)
