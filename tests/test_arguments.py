@@ -101,7 +101,7 @@ def test_the_walk_has_every_number():
                 "40 for small, 100 for full",
                 "-5 5 for small",
                 "1080 for small, 28800 for full",
-                "one folder for each class, named after it, each with at least two recordings",
+                "the folder of your recordings: one folder for each class, named after it",
             ],
         ),
     ],

@@ -128,7 +128,7 @@ def make_calls(folder):
     x, gate, images = features(3, 4, 50), shrinkage.fc, features(6, 1, 8, 8)
     folder = make_recordings(folder)
     simulated = replace(SMALL, num_signals=24, points=64)
-    recorded = replace(SMALL, data="folder", data_dir=str(folder), num_signals=None, points=20)
+    recorded = replace(SMALL, data=str(folder), num_signals=None, points=20)
     split = data.Split(images, torch.arange(6))
     run = Run(
         Settings("digits", "channel-wise", "drsn_ops", 1, 3, 0.1, 0.0, 0),

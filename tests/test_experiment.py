@@ -24,8 +24,8 @@ from drsn_ops import noise
 from drsn_ops.__main__ import main
 from drsn_ops.benchmark.machine import processor
 from drsn_ops.data.vibration import CLASSES
-from drsn_ops.experiment import cell, command, report, schedule, signals
-from drsn_ops.experiment.settings import FULL, NETWORKS, SMALL, Cell, Result
+from drsn_ops.experiment import averages, cell, command, figures, report, schedule, signals
+from drsn_ops.experiment.settings import FULL, NETWORKS, SMALL, Cell, Result, settings_of
 from drsn_ops.experiment.storage import read_features, read_settings, result_path
 from drsn_ops.models import ConvolutionalUnit
 from drsn_ops.modules import RSBU
@@ -36,8 +36,9 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
-TINY = "--num-signals 72 --points 64 --blocks 3 --epochs 2 --batch-size 16 --seeds 2 --noise pink gaussian --snr 5 -5"
-TINY = TINY.split() + ["--networks", "ResNet", "DRSN-CW", "--workers", "1"]
+TINY = "--num-signals 72 --points 64 --blocks 3 --epochs 2 --batch-size 16 --seeds 2"
+GRID = "--noise-kind pink gaussian --snr 5 -5 --networks ResNet DRSN-CW --workers 1"
+TINY = [*TINY.split(), *GRID.split()]
 PNG = b"\x89PNG"
 
 
@@ -96,7 +97,7 @@ def test_a_run(folder, monkeypatch, capsys):
         rows, key=key
     )
     assert {(row["network"], row["parameters"]) for row in rows} == {("ResNet", "1864"), ("DRSN-CW", "2648")}
-    assert len({(r["network"], r["noise"], r["snr"], r["seed"]) for r in rows}) == 16
+    assert len({(r["network"], r["noise_kind"], r["snr"], r["seed"]) for r in rows}) == 16
     assert all((own / name).read_bytes().startswith(PNG) for name in ("accuracy.png", "tsne.png"))
     assert "48 training and 24 test signals of 64 points, 8 classes" in out
     table = (own / "table.md").read_text()
@@ -273,48 +274,100 @@ def write_recordings(folder, values):
             np.save(folder / label / f"{i}.npy", values(random.standard_normal(64 * 5)))
 
 
-RECORDED = [*TINY[2:], "--data", "folder", "--noise", "gaussian", "--snr", "5", "--data-dir"]
+RECORDED = [*TINY[2:], "--noise-kind", "gaussian", "--snr", "5", "--data"]
 
 
 def test_recordings(folder, capsys):
-    """The signals of a folder; whole recordings are tested on, and the seed selects them."""
+    """The windows of a folder; whole recordings are tested on, and the seed selects them."""
     write_recordings(folder / "data", lambda values: values)
+    (folder / "data" / "sensor.pdf").write_text("")
     assert run(*RECORDED, "data", "--output-dir", "own") == 0
-    assert "folder: 30 training and 10 test signals of 64 points, 2 classes" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert (
+        f"{folder}/data: 30 training and 10 test windows of 64 points, of 6 and 2 recordings, 2 classes"
+        in out
+    )
+    assert err == "drsn_ops experiment: passed over 1 file that is no recording: sensor.pdf\n"
     assert len(results(folder / "own")) == 4
-    assert "here recordings (folder), each window less its mean;" in (folder / "own" / "table.md").read_text()
+    table = (folder / "own" / "table.md").read_text()
+    assert "The data are recordings, `data`, in windows: 64 points" in table and "paper" not in table
+    assert "| train | 6 | 30 | 50.00 ± 0.00 |\n| test | 2 | 10 | 50.00 ± 0.00 |" in table
     own = read_settings(folder / "own")
-    assert own.num_signals is None and own.column is None and Path(own.data_dir).is_absolute()
+    assert own.num_signals is None and own.channels is None and Path(own.data) == folder / "data"
     tests = [data.x[data.test] for data in (signals.load(own, seed) for seed in range(4))]
     assert any(not tests[0].equal(test) for test in tests)
-    # the experiment goes on where its recordings have moved to, and remembers it
+
+
+@pytest.mark.parametrize("flags", [["--data"], ["--data", "folder", "--data-dir"], ["--data-dir"]])
+def test_an_experiment_goes_on_where_its_recordings_have_moved_to(folder, monkeypatch, flags):
+    """And remembers it. The name before ``--data-dir`` is the older way."""
+    write_recordings(folder / "data", lambda values: values)
+    flag = ["--data", "folder", "--data-dir"] if flags == ["--data-dir"] else flags
+    few = ("--networks", "ResNet", "--seeds", 1, "--output-dir", "own")
+    assert run(*RECORDED[:-1], *flag, "data", *few) == 0
     (folder / "data").rename("moved")
-    (folder / "own" / "cells" / "ResNet_gaussian_+5.0dB_1.json").unlink()
-    assert run("--resume", "own", "--data-dir", "moved") == 0
-    assert len(results(folder / "own")) == 4
-    assert Path(read_settings(folder / "own").data_dir) == folder / "moved"
-    np.save(folder / "moved" / "bad" / "3.npy", np.full(64 * 5, 0.1))
-    capsys.readouterr()
-    assert run(*RECORDED, "moved", "--output-dir", "other") == 2
-    assert "has a window of 64 points that are all the same" in capsys.readouterr().err
-    assert not (folder / "other").exists()
+    next((folder / "own" / "cells").glob("*.json")).unlink()
+    trained = watch_cells(monkeypatch)
+    assert run("--resume", "own", *flags, "moved") == 0
+    assert len(trained) == 1 and read_settings(folder / "own").data == str(folder / "moved")
+
+
+def test_a_window_without_a_signal_is_refused(folder, capsys):
+    """Noise has no ratio to it. One channel of several may be silent."""
+    write_recordings(folder / "data", lambda values: values)
+    np.save(folder / "data" / "bad" / "3.npy", np.full(64 * 5, 0.1))
+    flags = [*RECORDED, "data", "--output-dir", "other"]
+    message = f"{folder}/data/bad/3.npy: has a window of 64 points that are all the same"
+    assert_refused(run, flags, message, folder, capsys)
+    write_recordings(folder / "two", lambda values: np.stack([values, np.full(64 * 5, 0.1)], 1))
+    assert run(*RECORDED, "two", "--channels", "0,1", "--output-dir", "own") == 0
+    x = signals.load(read_settings(folder / "own"), 0).x
+    assert x.shape == (40, 2, 64) and not x[:, 1].any() and x[:, 0].any(-1).all()
+
+
+def test_networks_have_the_channels_of_the_data(folder):
+    """The channels that were asked for, each standardised, so that neither offset nor scale is left of them."""
+    write_recordings(folder / "data", lambda values: np.stack([values, 2 * values + 100, values**2], 1))
+    first = {}
+    for name, flag in (("0", "--column"), ("1", "--channels"), ("0,2", "--channels")):
+        flags = (flag, name, "--networks", "ResNet", "--seeds", 1, "--output-dir", name)
+        assert run(*RECORDED, "data", *flags) == 0
+        own = read_settings(folder / name)
+        assert own.channels == tuple(name.split(","))
+        first[name] = signals.load(own, 0).x
+    torch.testing.assert_close(first["0"], first["1"])
+    assert first["0,2"].shape[1] == 2 and first["0,2"][:, :1].equal(first["0"])
+    parameters = [next(iter(results(folder / name).values()))["parameters"] for name in first]
+    assert parameters == [1762, 1762, 1762 + 3 * 4]
+    x = first["0,2"].double()
+    torch.testing.assert_close(x.mean(-1), torch.zeros(40, 2).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(x.std(-1, correction=0), torch.ones(40, 2).double(), rtol=0, atol=1e-6)
+
+
+def test_recordings_are_split_and_cut_as_asked(folder, monkeypatch):
+    """Flags of reading are kept, so that what is resumed reads the same."""
+    write_recordings(folder / "data", lambda values: values)
+    asked = "--split time --test-share 0.4 --step 32 --normalise mean".split()
+    assert run(*RECORDED, "data", *asked, "--output-dir", "own") == 0
+    own = read_settings(folder / "own")
+    assert (own.split, own.test_share, own.step, own.normalise) == ("time", 0.4, 32, "mean")
+    data = signals.load(own, 0)
+    assert len(data.recording[data.test].unique()) == len(data.recording[data.train].unique()) == 8
+    assert data.test.equal(signals.load(own, 1).test) and len(data.test) == 8 * 4
+    table = (folder / "own" / "table.md").read_text()
+    assert "all test on the last part of each recording" in table and "and keeps its power" in table
+    trained = watch_cells(monkeypatch)
+    assert run("--resume", "own", *asked) == 0 and not trained
 
 
 def test_other_recordings_than_the_experiments_are_refused(folder, capsys):
     """Otherwise one table would mix the results of both."""
-    for name, factor in (("my data", 1), ("others", 2)):
-        write_recordings(folder / name, lambda values, factor=factor: factor * values)
+    for name, power in (("my data", 1), ("others", 3)):
+        write_recordings(folder / name, lambda values, power=power: values**power)
     assert run(*RECORDED, "my data", "--networks", "ResNet", "--output-dir", "own") == 0
-    message = (
-        "own: begun with other data than folder in {0}/others holds now; these were folder in {0}/my data"
-    )
-    flags = ["--resume", "own", "--data-dir", "others"]
+    message = "own: begun with other data than {0}/others holds now; these were {0}/my data"
+    flags = ["--resume", "own", "--data", "others"]
     assert_refused(run, flags, message.format(folder), folder, capsys)
-    # of a version that did not note what tells them apart
-    settings = json.loads((folder / "own" / "settings.json").read_text())
-    assert settings.pop("fingerprint")
-    (folder / "own" / "settings.json").write_text(json.dumps(settings))
-    assert run("--resume", "own") == 0
 
 
 def test_what_is_printed_to_go_on_can_be_pasted(folder, monkeypatch, capsys):
@@ -342,18 +395,36 @@ def test_a_lost_worker_is_one_line(folder, monkeypatch, capsys):
     )
 
 
-def test_a_column_of_the_recordings(folder):
-    """The column that was asked for; its offset is not part of the signal, nor of the power that scales the noise."""
-    write_recordings(folder / "data", lambda values: np.stack([values, 2 * values + 100], 1))
-    loaded = []
-    for column in (0, 1):
-        flags = ("--column", column, "--networks", "ResNet", "--seeds", 1, "--output-dir", column)
-        assert run(*RECORDED, "data", *flags) == 0
-        own = read_settings(folder / str(column))
-        assert own.column == str(column)
-        loaded.append(signals.load(own, 0).x)
-    torch.testing.assert_close(loaded[1], 2 * loaded[0], rtol=0, atol=1e-4)
-    torch.testing.assert_close(loaded[1].mean(-1), torch.zeros(40, 1), rtol=0, atol=1e-4)
+def test_an_experiment_grows(whole, folder, monkeypatch):
+    """What it has stays as it is, also what the t-SNE shows; in the end it is what a larger one is from the start."""
+    one = "--networks DRSN-CW --noise-kind pink --snr -5 --seeds 1 --output-dir own".split()
+    assert run(*TINY, *one) == 0
+    first = read_settings(folder / "own").shown()
+    assert first == [Cell("DRSN-CW", "pink", -5.0, 0)]
+    files = {path: path.read_bytes() for path in (folder / "own" / "cells").iterdir()}
+    trained = watch_cells(monkeypatch)
+    for more, count in (("--seeds 2", 1), ("--snr -5 5 --seeds 2", 2), (" ".join(TINY), 12)):
+        assert run("--resume", "own", *more.split()) == 0
+        assert len(trained) == count and not {*trained} & {*first}
+        del trained[:]
+    assert results(folder / "own") == results(whole) and len(files) == 2
+    assert all(path.read_bytes() == before for path, before in files.items())
+    own = read_settings(folder / "own")
+    assert (own.networks, own.noise_kind) == (("DRSN-CW", "ResNet"), ("pink", "gaussian"))
+    assert own.snr == (-5.0, 5.0) and own.seeds == 2
+    assert own.shown() == [*first, Cell("ResNet", "pink", -5.0, 0)]
+    assert all(read_features(folder / "own", c) for c in own.shown())
+    assert run("--resume", "own") == 0 and not trained
+
+
+def test_settings_of_an_experiment_that_grows():
+    saved = replace(SMALL, networks=("DRSN-CW",), snr=(9.0, -5.0, 0.0), seeds=2, shown_snr=0.0)
+    asked = {"networks": ("ResNet", "DRSN-CW"), "snr": (-20.0, -5.0, 0.0, 9.0, -30.0), "seeds": 4}
+    now = settings_of(asked, None, saved, Path("old"))
+    assert now == replace(saved, networks=("DRSN-CW", "ResNet"), snr=(9.0, -5.0, 0.0, -20.0, -30.0), seeds=4)
+    assert [c.snr for c in now.shown()] == [0.0, 0.0] and replace(now, shown_snr=None).shown()[0].snr == -5
+    assert settings_of({}, None, saved, Path("old")) == saved
+    assert settings_of({"snr": (1.0, 2.0)}, None, None, None).shown_snr == 2
 
 
 def test_the_full_preset_is_the_papers():
@@ -365,7 +436,7 @@ def test_the_full_preset_is_the_papers():
         100,
         128,
     )
-    assert FULL.snr == tuple(range(-5, 6)) and FULL.noise == ("gaussian", "laplacian", "pink")
+    assert FULL.snr == tuple(range(-5, 6)) and FULL.noise_kind == ("gaussian", "laplacian", "pink")
     assert FULL.lr == 0.1 and FULL.folds == FULL.seeds == 10
 
 
@@ -378,7 +449,7 @@ def test_names_of_cells_tell_them_apart():
 def test_every_network_sees_the_same_noise():
     seeds = {}
     for c in FULL.cells():
-        seeds.setdefault(c.noise_seed, set()).add((c.noise, c.snr, c.seed))
+        seeds.setdefault(c.noise_seed, set()).add((c.noise_kind, c.snr, c.seed))
     assert len(seeds) == 330 and all(len(noises) == 1 for noises in seeds.values())
 
 
@@ -418,7 +489,7 @@ def test_the_networks_are_the_papers(tiny):
     thresholds = {"ConvNet": None, "ResNet": None, "DRSN-CS": "channel-shared", "DRSN-CW": "channel-wise"}
     parameters = {"ConvNet": 8416, "ResNet": 8416, "DRSN-CS": 10220, "DRSN-CW": 11552}
     for name in NETWORKS:
-        network = cell.build(FULL, name, 8)
+        network = cell.build(FULL, name, 1, 8)
         assert sum(p.numel() for p in network.parameters()) == parameters[name]
         assert len(network.units) == 12
         for unit in network.units:
@@ -484,7 +555,7 @@ def test_seconds_are_of_the_training_alone(tiny, monkeypatch):
 
     monkeypatch.setattr(cell, "time", SimpleNamespace(perf_counter=lambda: clock))
     monkeypatch.setattr(cell, "fit", passing(1, lambda *_: None))
-    for name in ("load", "add_noise", "build", "momentum", "features_of", "accuracy"):
+    for name in ("load", "add_noise", "build", "momentum", "features_of", "predict", "macro_f1"):
         monkeypatch.setattr(cell, name, passing(60, getattr(cell, name)))
     assert train(tiny, Cell("ResNet", "gaussian", 0.0, 0))[0].seconds == 1
 
@@ -493,7 +564,7 @@ def test_learning_rates_and_l2(tiny):
     """0.1, 0.01 and 0.001 over two, two and one fifth of the epochs, and the penalty's gradient."""
     torch.manual_seed(0)
     x, labels = torch.randn(33, 1, 64), torch.arange(33) % 8
-    network = cell.build(tiny, "DRSN-CW", 8)
+    network = cell.build(tiny, "DRSN-CW", 1, 8)
     network.l2 = 1e3
     before = network.units[0].conv1.weight.detach().clone()
     rates, gradients = [], []
@@ -513,13 +584,15 @@ def test_a_network_learns(tiny):
     assert result.train_accuracy > 0.3 and result.test_accuracy > 0.3
 
 
-def made(network, noise, snr, seed, test):
-    return Result(network, noise, snr, seed, 0.5, test, 2.0, 1000, "one machine" if seed else "another")
+def made(network, noise_kind, snr, seed, test):
+    """Of 40 test signals in 4 recordings, of which the largest class has 20 %."""
+    cell_of, origin = (network, noise_kind, snr, seed), "one machine" if seed else "another"
+    return Result(*cell_of, 0.5, test, test / 2, 0.1, 0.2, 9 + seed, 4, 100, 40, 2.0, 1000, origin)
 
 
 def test_table_of_known_results():
     """Seeds of 0.6 and 0.8 over the noises: mean 70 %, standard deviation of n - 1 0.1414."""
-    grid = replace(SMALL, networks=("ResNet", "DRSN-CW"), noise=("pink",), snr=(-5.0, 5.0), seeds=2)
+    grid = replace(SMALL, networks=("ResNet", "DRSN-CW"), noise_kind=("pink",), snr=(5.0, -5.0), seeds=2)
     known = [
         made("ResNet", "pink", -5.0, 0, 0.5),
         made("ResNet", "pink", 5.0, 0, 0.7),
@@ -528,11 +601,17 @@ def test_table_of_known_results():
         *(made("DRSN-CW", "pink", snr, seed, 0.25 + seed / 4) for snr in (-5.0, 5.0) for seed in (1, 0)),
     ]
     lines = report.table(grid, known).splitlines()
-    paper = "91.96 ± 1.05 | 86.25 ± 1.34"
-    assert f"| ResNet | 50.00 ± 0.00 | 70.00 ± 14.14 | {paper} | 1000 | 2.0 |" in lines
-    assert "| DRSN-CW | 50.00 ± 0.00 | 37.50 ± 17.68 | 94.84 ± 0.55 | 89.57 ± 0.87 | 1000 | 2.0 |" in lines
-    assert "| pink, -5 dB | 60.00 ± 14.14 | 37.50 ± 17.68 |" in lines
-    assert "| pink, 5 dB | 80.00 ± 14.14 | 37.50 ± 17.68 |" in lines
+    assert lines[0] == "|  | train | test | test macro-F1 | parameters | seconds a cell |"
+    assert "| ResNet | 50.00 ± 0.00 | 70.00 ± 14.14 | 35.00 ± 7.07 | 1000 | 2.0 |" in lines
+    assert "| DRSN-CW | 50.00 ± 0.00 | 37.50 ± 17.68 | 18.75 ± 8.84 | 1000 | 2.0 |" in lines
+    splits = lines[lines.index("| split of a seed | recordings | windows | largest class / % |") :]
+    assert splits[2:4] == ["| train | 9 to 10 | 100 | 10.00 ± 0.00 |", "| test | 4 | 40 | 20.00 ± 0.00 |"]
+    by_noise = lines[lines.index("| test | ResNet | DRSN-CW |") :]
+    assert by_noise[2:5] == [
+        "| all | 70.00 ± 14.14 | 37.50 ± 17.68 |",
+        "| pink, -5 dB | 60.00 ± 14.14 | 37.50 ± 17.68 |",
+        "| pink, 5 dB | 80.00 ± 14.14 | 37.50 ± 17.68 |",
+    ]
     # seed by seed: 0.25 - 0.6 and 0.5 - 0.8
     after = lines[lines.index("| test, above ResNet | DRSN-CW |") :]
     assert after[2:] == [
@@ -543,103 +622,234 @@ def test_table_of_known_results():
     assert "Computed on: another; one machine." in lines
     # it goes under a heading of the README's
     assert not any(line.startswith("#") for line in lines)
-    assert any("the mean over the seeds (2) ± their standard deviation (n - 1)" in line for line in lines)
+    assert any("the mean over 2 seeds ± their standard deviation (n - 1)" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "changes, beside",
+    [
+        ({}, True),
+        ({"noise_kind": ("pink", "gaussian", "laplacian"), "snr": (5.0, 0.0, -5.0)}, True),
+        ({"noise_kind": ("gaussian", "laplacian")}, False),
+        ({"noise_kind": (*SMALL.noise_kind, "uniform")}, False),
+        ({"snr": (5.0,)}, False),
+        ({"snr": (-5.0, 5.0, 20.0)}, False),
+        ({"data": "/recordings"}, False),
+    ],
+)
+def test_the_papers_figures_are_beside_its_kind_of_data_alone(changes, beside):
+    """The simulated machine, and means over the paper's noises."""
+    grid = replace(SMALL, seeds=1, **changes)
+    text = report.table(grid, [made(*c, 0.5) for c in grid.cells()])
+    assert (
+        "| DRSN-CW | 50.00 | 50.00 | 25.00 | 94.84 ± 0.55 | 89.57 ± 0.87 | 1000 | 2.0 |" in text
+    ) == beside
+    assert ("the paper's: train" in text) == ("The paper's ± is as printed there." in text) == beside
+
+
+def test_what_was_done_to_the_signals_is_said():
+    grid = replace(SMALL, seeds=1)
+    known = [made(*c, 0.5) for c in grid.cells()]
+    said = {n: report.caption(replace(grid, normalise=n), known) for n in ("none", "mean", "standard")}
+    assert "Each signal keeps its mean and its power." in said["none"]
+    assert "each signal is taken less its mean in each channel, and keeps its power" in said["mean"]
+    assert "less its mean and divided by its standard deviation" in said["standard"]
+
+
+def test_a_toy_run_is_called_one():
+    """40 test signals, of which the largest class is 20 %: two standard errors above it are 32.6 %."""
+    grid = replace(
+        SMALL, networks=("ResNet", "DRSN-CW", "DRSN-CS"), noise_kind=("pink",), snr=(0.0,), seeds=1
+    )
+    known = [made(*c, test) for c, test in zip(grid.cells(), (0.32, 0.1, 0.34), strict=True)]
+    text = report.caption(grid, known)
+    assert "by two standard errors: ResNet, DRSN-CW.**" in text and "One test signal is 2.50 points" in text
+    assert "constant answer" not in report.caption(grid, [made(*c, 0.34) for c in grid.cells()])
 
 
 def test_one_seed_has_no_spread():
-    grid = replace(SMALL, networks=("ResNet",), noise=("pink",), snr=(0.0,), seeds=1)
+    grid = replace(SMALL, networks=("ResNet",), noise_kind=("pink",), snr=(0.0,), seeds=1)
     lines = report.table(grid, [made("ResNet", "pink", 0.0, 0, 0.5)]).splitlines()
     assert "| pink, 0 dB | 50.00 |" in lines
     assert not any("above ResNet |" in line for line in lines)
-    assert report.percent([-1e-9], "+") == "+0.00" and report.percent([-0.1], "+") == "-10.00"
-
-
-def test_curves_show_mean_and_spread(monkeypatch, tmp_path):
-    """Lines connect the means in the order of the ratios, bands are one standard deviation wide on each side."""
-    from matplotlib.axes import Axes
-
-    grid = replace(SMALL, networks=("ResNet",), noise=("pink",), snr=(5.0, -5.0), seeds=2)
-    known = [
-        made("ResNet", "pink", 5.0, 0, 0.7),
-        made("ResNet", "pink", 5.0, 1, 0.9),
-        made("ResNet", "pink", -5.0, 0, 0.4),
-        made("ResNet", "pink", -5.0, 1, 0.4),
-    ]
-    drawn = {}
-    for name in ("plot", "fill_between"):
-        inside = getattr(Axes, name)
-        monkeypatch.setattr(
-            Axes,
-            name,
-            lambda self, *args, name=name, inside=inside, **options: (
-                drawn.setdefault(name, args),
-                inside(self, *args, **options),
-            )[1],
-        )
-    report.plot_accuracy(grid, known, tmp_path / "a.png")
-    assert drawn["plot"][0] == [-5.0, 5.0] and drawn["plot"][1] == pytest.approx([40, 80])
-    assert drawn["fill_between"][1] == pytest.approx([40, 80 - 200**0.5])
-    assert drawn["fill_between"][2] == pytest.approx([40, 80 + 200**0.5])
-    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+    text = "\n".join(lines)
+    assert "They are of 1 seed" in text and "1 seeds" not in text and "±" not in text
+    assert averages.percent([-1e-9], "+") == "+0.00" and averages.percent([-0.1], "+") == "-10.00"
 
 
 def figure_of(monkeypatch, plot, *args):
     """What a function draws, as a figure of matplotlib's."""
     from matplotlib.figure import Figure
 
-    figures, inside = [], Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **o: figures.append(self) or inside(self, *a, **o)
-    )
+    drawn, inside = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **o: drawn.append(self) or inside(self, *a, **o))
     plot(*args)
-    return figures[0]
+    return drawn[0]
 
 
-def test_curves_are_named(monkeypatch, tmp_path):
-    grid = replace(SMALL, seeds=1)
+def band(axes):
+    """The outline of the first band: its lower and its upper edge over the ratios."""
+    corners = np.unique(axes.collections[0].get_paths()[0].vertices, axis=0)
+    return corners.tolist()
+
+
+def test_curves_show_mean_and_spread(monkeypatch, tmp_path):
+    """Lines connect the means in the order of the ratios, bands are one standard deviation wide on each side."""
+    grid = replace(SMALL, networks=("ResNet", "DRSN-CW"), noise_kind=("pink",), snr=(5.0, -5.0), seeds=2)
+    known = [
+        made("ResNet", "pink", 5.0, 0, 0.7),
+        made("ResNet", "pink", 5.0, 1, 0.9),
+        made("ResNet", "pink", -5.0, 0, 0.4),
+        made("ResNet", "pink", -5.0, 1, 0.4),
+        made("DRSN-CW", "pink", 5.0, 0, 0.8),
+        made("DRSN-CW", "pink", 5.0, 1, 0.8),
+        made("DRSN-CW", "pink", -5.0, 0, 0.6),
+        made("DRSN-CW", "pink", -5.0, 1, 0.6),
+    ]
+    figure = figure_of(monkeypatch, figures.plot_accuracy, grid, known, tmp_path / "a.png")
+    upper, lower = figure.axes
+    assert upper.lines[0].get_xdata().tolist() == [-5, 5]
+    assert upper.lines[0].get_ydata() == pytest.approx([40, 80])
+    assert np.allclose(band(upper), [[-5, 40], [5, 80 - 200**0.5], [5, 80 + 200**0.5]])
+    # the largest class has 20 %
+    assert upper.lines[2].get_ydata() == pytest.approx([20, 20])
+    # seed by seed, above ResNet: 20 and 20, 10 and -10
+    assert lower.lines[0].get_ydata() == pytest.approx([20, 0])
+    assert np.allclose(band(lower), [[-5, 20], [5, -(200**0.5)], [5, 200**0.5]])
+    assert lower.lines[0].get_color() == upper.lines[1].get_color() != upper.lines[0].get_color()
+    assert lower.get_ylabel() == "above ResNet / points"
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+
+
+def test_one_ratio_has_error_bars(monkeypatch, tmp_path):
+    grid = replace(SMALL, networks=("ResNet", "DRSN-CW"), noise_kind=("pink",), snr=(0.0,), seeds=2)
+    known = [made(*c, 0.5 + 0.2 * c.seed) for c in grid.cells()]
+    figure = figure_of(monkeypatch, figures.plot_accuracy, grid, known, tmp_path / "a.png")
+    upper, lower = figure.axes
+    bars = [container.lines[2][0].get_segments()[0][:, 1] for container in upper.containers]
+    assert np.allclose(bars, [[60 - 200**0.5, 60 + 200**0.5]] * 2) and not upper.collections[2:]
+    assert [text.get_text() for text in lower.get_xticklabels()] == ["ResNet", "DRSN-CW"]
+    assert lower.get_xlabel() == "at 0 dB" and len(lower.containers) == 1
+
+
+def test_one_seed_has_neither_band_nor_bar(monkeypatch, tmp_path):
+    """And is one seed, not 1 seeds. Without another network than ResNet, or without it, there is no gain to show."""
+    for networks, ratios in ((("ResNet",), (0.0,)), (("DRSN-CS", "DRSN-CW"), (0.0, 5.0))):
+        grid = replace(SMALL, networks=networks, snr=ratios, seeds=1)
+        known = [made(*c, 0.5) for c in grid.cells()]
+        figure = figure_of(monkeypatch, figures.plot_accuracy, grid, known, tmp_path / "a.png")
+        monkeypatch.undo()
+        assert figure.get_suptitle() == "1 seed" and len(figure.axes) == 3
+        assert all(not axes.collections for axes in figure.axes)
+
+
+def assert_all_is_seen(figure):
+    """The legend is within the picture and beside the panels, and so are the titles."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, picture = legend.get_window_extent(), figure.bbox
+    assert picture.x0 <= box.x0 and box.x1 <= picture.x1 and picture.y0 <= box.y0 and box.y1 <= picture.y1
+    for axes in figure.axes:
+        inside = axes.get_tightbbox()
+        assert not Bbox.intersection(box, inside)
+        assert inside.x0 >= -1 and inside.x1 <= picture.x1 + 1 and inside.width > 0.5 * figure.dpi
+
+
+@pytest.mark.parametrize("networks", [("ResNet",), tuple(NETWORKS)])
+@pytest.mark.parametrize("kinds", [1, 3])
+@pytest.mark.parametrize("ratios", [1, 3])
+def test_curves_are_named(monkeypatch, tmp_path, networks, kinds, ratios):
+    snr = tuple(range(ratios))
+    grid = replace(SMALL, networks=networks, noise_kind=SMALL.noise_kind[:kinds], snr=snr)
     known = [made(*c, 0.5) for c in grid.cells()]
-    figure = figure_of(monkeypatch, report.plot_accuracy, grid, known, tmp_path / "a.png")
-    assert [axes.get_title() for axes in figure.axes] == [f"{name} noise" for name in grid.noise]
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == list(NETWORKS)
+    figure = figure_of(monkeypatch, figures.plot_accuracy, grid, known, tmp_path / "a.png")
+    assert [axes.get_title() for axes in figure.axes[:kinds]] == [f"{name} noise" for name in grid.noise_kind]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == [*(networks if ratios > 1 else ()), "always the largest class"]
+    assert_all_is_seen(figure)
+
+
+@pytest.mark.parametrize("classes", [2, 12, 30])
+def test_classes_are_told_apart(monkeypatch, tmp_path, classes):
+    """By colours that are all different, and above ten by markers; their names are whole text, however long."""
+    from matplotlib.colors import to_rgb
+
+    names = [f"${i}$ _a name of more than forty characters, {i}" for i in range(classes)]
+    names[0] = "_good"
+    labels = torch.arange(4 * classes) % classes
+    shown = [{"features": torch.randn(len(labels), 16), "labels": labels}]
+    cells = [Cell("DRSN-CW", "pink", 5.0, 0)]
+    monkeypatch.setattr(figures, "embedded", lambda x: x[:, :2].numpy())
+    figure = figure_of(monkeypatch, figures.plot_features, cells, shown, names, tmp_path / "a.png")
+    points = figure.axes[0].collections
+    assert len({tuple(own.get_facecolor()[0]) for own in points}) == len(points) == classes
+    handles = figure.legends[0].legend_handles
+    assert len({handle.get_marker() for handle in handles}) == (1 if classes <= 10 else 5)
+    for own, handle in zip(points, handles, strict=True):
+        assert own.get_facecolor()[0][:3] == pytest.approx(to_rgb(handle.get_color()))
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert (
+        texts[0] == "_good"
+        and texts[1] == "$1$ _a name of more …forty characters, 1"
+        and len(texts) == classes
+    )
+    assert_all_is_seen(figure)
+
+
+def test_features_that_are_not_finite_are_said_to_be(monkeypatch, tmp_path):
+    """Of a network whose training diverged."""
+    labels = torch.arange(20) % 2
+    shown = [{"features": torch.full((20, 4), torch.nan), "labels": labels}]
+    cells = [Cell("DRSN-CW", "pink", 5.0, 0)]
+    figure = figure_of(monkeypatch, figures.plot_features, cells, shown, ("a", "b"), tmp_path / "a.png")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not finite"]
 
 
 def test_the_features_that_are_shown(whole, monkeypatch, tmp_path):
     """Those of the first noise, the middle ratio and the first seed, in their classes' colours."""
     from sklearn.manifold import TSNE
 
-    shown = replace(SMALL, networks=("DRSN-CW",), noise=("pink", "gaussian"), snr=(9.0, -5.0, 0.0)).shown()
+    shown = replace(
+        SMALL, networks=("DRSN-CW",), noise_kind=("pink", "gaussian"), snr=(9.0, -5.0, 0.0)
+    ).shown()
     assert shown == [Cell("DRSN-CW", "pink", 0.0, 0)]
     given, inside = [], TSNE.fit_transform
     monkeypatch.setattr(TSNE, "fit_transform", lambda self, x: given.append(x) or inside(self, x))
     own = read_settings(whole)
     cells = own.shown()
-    figure = figure_of(monkeypatch, report.plot_features, own, whole, tmp_path / "a.png")
+    figure = figure_of(monkeypatch, report.plot_shown, own, whole, tmp_path / "a.png")
     assert [axes.get_title() for axes in figure.axes] == ["ResNet", "DRSN-CW"]
     for axes, x, c in zip(figure.axes, given, cells, strict=True):
         saved = read_features(whole, c)
         assert np.array_equal(x, saved["features"].numpy())
-        colours = axes.collections[0].get_array()
-        assert np.array_equal(colours, saved["labels"].numpy()) and len(set(colours.tolist())) == 8
+        assert [len(points.get_offsets()) for points in axes.collections] == [3] * 8
     assert "pink noise, 5 dB, seed 0" in figure.get_suptitle()
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(CLASSES)
-    points = figure.axes[0].collections[0]
-    for label, handle in enumerate(legend.legend_handles):
-        assert handle.get_markerfacecolor() == pytest.approx(points.to_rgba(label))
+    assert_all_is_seen(figure)
 
 
 BAD = [
-    (["--noise", "brown"], "argument --noise: invalid choice: 'brown'"),
+    (["--noise", "brown"], "argument --noise-kind: invalid choice: 'brown'"),
     (["--networks", "VGG"], "argument --networks: invalid choice: 'VGG'"),
     (["--num-signals", "23"], "--num-signals: got 23, expected at least 24"),
     (["--points", "128001"], "--points: got 128001, expected at most 128000, 10 seconds"),
     (["--blocks", "4"], "--blocks: got 4, expected a multiple of the number of widths, 3"),
     (["--device", "abacus"], "--device abacus: cannot be used here"),
-    (["--data-dir", "nowhere"], "expected none with --data vibration"),
+    (["--data-dir", "nowhere"], "--data-dir: got nowhere, expected none with --data vibration"),
+    (["--data", "old", "--data-dir", "nowhere"], "--data-dir: got nowhere, expected none with --data old"),
     (["--data", "cwru"], "--data cwru needs the folder that holds its files: --data-dir"),
-    (["--data", "folder", "--data-dir", "nowhere"], "nowhere: no such folder"),
-    (["--data", "folder", "--num-signals", "99", "--data-dir", "old"], "expected none with --data folder"),
-    (["--column", "1"], "--column: got 1, expected none with --data vibration"),
+    (
+        ["--data", "nowhere"],
+        "nowhere: no such file or folder; --data takes that of recordings, or vibration",
+    ),
+    (["--data", "folder", "--data-dir", "nowhere"], "nowhere: no such file or folder"),
+    (["--data", "old", "--num-signals", "99"], "--num-signals: got 99, expected none with --data /"),
+    (["--column", "1"], "got --channels 1, expected none with --data vibration, which has no files"),
+    (["--resample"], "got --resample, expected none with --data vibration"),
+    (["--split", "time"], "got --split time, expected none with --data vibration"),
     (["--output-dir", "old"], "--output-dir old: not an empty folder"),
     (["--output-dir", "new", "--resume", "old"], "argument --resume: not allowed with argument --output-dir"),
     (["--resume", "nowhere"], "settings.json: no such file"),
@@ -648,10 +858,33 @@ BAD = [
     (["--resume", "list"], "settings.json: damaged"),
     (["--resume", "later"], "settings.json: not the settings of an experiment of this version"),
     (["--resume", "mistyped"], "settings.json: not the settings of an experiment of this version"),
+    (["--resume", "unmarked"], "settings.json: not the settings of an experiment of this version"),
     (["--resume", "unknown"], "settings.json: not the settings of an experiment of this version"),
     (["--resume", "old", "--lr", "0.1000001"], "old: an experiment of --lr 0.1, not of --lr 0.1000001"),
     (["--resume", "old", "--epochs", "3"], "old: an experiment of --epochs 2, not of --epochs 3"),
-    (["--resume", "old", "--snr", "5"], "old: an experiment of --snr 5 -5, not of --snr 5"),
+    (
+        ["--resume", "old", "--snr", "5"],
+        "old: an experiment of --snr 5 -5, not of --snr 5: it can get more when it is resumed, not fewer",
+    ),
+    (
+        ["--resume", "old", "--seeds", "1"],
+        "old: an experiment of --seeds 2, not of --seeds 1: it can get more",
+    ),
+    (
+        ["--resume", "old", "--networks", "ResNet", "ConvNet"],
+        "an experiment of --networks ResNet DRSN-CW, not of",
+    ),
+    (
+        ["--resume", "old", "--seeds", "3", "--normalise", "mean"],
+        "--normalise standard, not of --normalise mean",
+    ),
+    (["--resume", "old", "--step", "9"], "old: an experiment of no --step, not of --step 9"),
+    (["--resume", "old", "--data", "other"], "old: an experiment of --data vibration, not of --data /"),
+    (
+        ["--resume", "before"],
+        "before/settings.json: an experiment in format 1 of drsn_ops; this version, "
+        f"{drsn_ops.__version__}, goes on with format 2 only",
+    ),
     (
         ["--resume", "old", "--preset", "small"],
         "old: an experiment of --num-signals 72, not of --num-signals",
@@ -667,6 +900,8 @@ def old(whole, tmp_path_factory):
     saved = (whole / "settings.json").read_text()
     for name, text in {
         "other": "{}",
+        "before": '{"format": "drsn_ops.experiment 1", "data": "vibration", "column": null}',
+        "unmarked": saved[: saved.index(',\n "fingerprint"')] + "}",
         "cut": saved[:50],
         "list": "[]",
         "later": saved.replace('"blocks"', '"layers"'),

@@ -27,10 +27,10 @@ from .settings import NETWORKS, Cell, Result, Settings
 from .signals import load
 
 
-def build(settings: Settings, network: str, classes: int) -> models.ShrinkageNetwork:
-    """A network of this name, newly initialised."""
+def build(settings: Settings, network: str, channels: int, classes: int) -> models.ShrinkageNetwork:
+    """A network of this name for signals of so many channels, newly initialised."""
     try:
-        return NETWORKS[network].build(1, classes, blocks=settings.blocks)
+        return NETWORKS[network].build(channels, classes, blocks=settings.blocks)
     except ValueError as error:
         raise InputError(f"--{error}") from error
 
@@ -53,12 +53,12 @@ def train_cell(
     data = load(settings, cell.seed)
     with one_thread(), repeatable():
         generator = torch.Generator().manual_seed(cell.noise_seed)
-        noisy = add_noise(data.x, cell.snr, cast(Kind, cell.noise), generator=generator)
+        noisy = add_noise(data.x, cell.snr, cast(Kind, cell.noise_kind), generator=generator)
         train, test = (
             (noisy[split].to(device), data.labels[split].to(device)) for split in (data.train, data.test)
         )
         torch.manual_seed(cell.seed)
-        network = build(settings, cell.network, len(data.classes)).to(device)
+        network = build(settings, cell.network, data.x.shape[1], len(data.classes)).to(device)
         # before the clock starts: PyTorch imports its compiler for a process's first optimiser, which takes seconds
         optimiser = momentum(network.parameters(), settings.lr)
         start = time.perf_counter()
@@ -67,15 +67,24 @@ def train_cell(
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
         features = features_of(network, test[0])
-        result = Result(
-            *cell,
-            accuracy(network, features_of(network, train[0]), train[1]),
-            accuracy(network, features, test[1]),
-            seconds,
-            sum(parameter.numel() for parameter in network.parameters()),
-            origin,
-        )
-    return result, {"features": features.cpu(), "labels": test[1].cpu()}
+        guessed = [predict(network, seen) for seen in (features_of(network, train[0]), features)]
+    train_labels, test_labels = (data.labels[split] for split in (data.train, data.test))
+    result = Result(
+        *cell,
+        accuracy(guessed[0], train_labels),
+        accuracy(guessed[1], test_labels),
+        macro_f1(guessed[1], test_labels),
+        majority(train_labels),
+        majority(test_labels),
+        len(data.recording[data.train].unique()),
+        len(data.recording[data.test].unique()),
+        len(train_labels),
+        len(test_labels),
+        seconds,
+        sum(parameter.numel() for parameter in network.parameters()),
+        origin,
+    )
+    return result, {"features": features.cpu(), "labels": test_labels}
 
 
 def fit(
@@ -112,7 +121,24 @@ def features_of(network: models.ShrinkageNetwork, x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def accuracy(network: models.ShrinkageNetwork, features: Tensor, labels: Tensor) -> float:
-    """The share of signals that the classifier assigns to their class."""
-    right = network.classifier(features).argmax(1) == labels
-    return int(right.sum()) / len(labels)
+def predict(network: models.ShrinkageNetwork, features: Tensor) -> Tensor:
+    """The class that the classifier assigns each signal to, (N,), on the CPU."""
+    classes: Tensor = network.classifier(features).argmax(1)
+    return classes.cpu()
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> float:
+    """The share of signals that were assigned to their class."""
+    return int((predicted == labels).sum()) / len(labels)
+
+
+def macro_f1(predicted: Tensor, labels: Tensor) -> float:
+    """The mean of the F1 of the classes that are there or were predicted; 0 is that of a class that is never right."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0))
+
+
+def majority(labels: Tensor) -> float:
+    """The share of the largest class."""
+    return int(labels.bincount().max()) / len(labels)

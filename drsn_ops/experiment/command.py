@@ -13,18 +13,21 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import MAX_PROCESSES, as_flag, count, defaults, learning_rate, number, to_go_on
-from ..data.fingerprint import fingerprint, require_same_data, source_of
+from ..arguments import MAX_PROCESSES, InputError, as_flag, count, defaults, learning_rate, number, to_go_on
+from ..data.fingerprint import fingerprint, require_same_data
+from ..data.flags import add_file_flags, add_window_flags, reading_arguments
 from ..noise import KINDS
 from ..training.folders import claimed, new_folder
 from ..training.processes import Processes, processes, usable_device
 from .cell import build
 from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for
-from .settings import DATA, NETWORKS, PRESETS, Cell, Result, Settings, settings_of
-from .signals import load
+from .settings import NETWORKS, PRESETS, SIMULATED, Cell, Result, Settings, counted, settings_of
+from .signals import Data, load
 from .storage import read_fingerprint, read_results, read_settings, result_path, save_settings
 
+ALIASES = ("cwru", "folder")  # of --data, before --data-dir PATH
+NAMED = 5  # of the files that were passed over
 MAX_DECIBELS = 130  # beyond this the noise is lost in float32
 MAX_SIGNALS, MAX_SEEDS, MAX_BLOCKS = 10_000_000, 10_000, 1000
 
@@ -35,29 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--preset", choices=tuple(PRESETS), help="small: minutes on two cores (default); full: the paper's")
     add(
         "--data",
-        choices=DATA,
-        help="vibration: simulated signals (default); cwru: bearing data of Case Western Reserve University; "
-        "folder: recordings of your own",
+        metavar="NAME|PATH",
+        help=f"{SIMULATED}: simulated signals (default), or the folder of your recordings: one folder for each class, "
+        "named after it, or files named as those of Case Western Reserve University (CWRU)",
     )
-    add(
-        "--data-dir",
-        type=Path,
-        help="for folder: a folder that holds one folder for each class, named after it, each with at least two "
-        "recordings; a recording is a .npy or .csv file of at least as many numbers as --points, all at one sampling "
-        "rate. For cwru: .mat files under their published numbers or names, as 105.mat or IR007_0.mat, or one folder "
-        "of .mat files for each class",
-    )
-    add(
-        "--column",
-        help="the signal's column in the files of a folder, where they have several: a number from 0, or a name from "
-        "the first line of .csv files",
-    )
+    add("--data-dir", type=Path, help="the folder of the recordings, after --data cwru or --data folder")
     add(
         "--num-signals",
         type=count(1, MAX_SIGNALS),
         help=f"how many signals to simulate ({preset('num_signals')})",
     )
-    add("--points", type=count(16), help=f"points of a signal ({preset('points')})")
+    add("--points", type=count(16), help=f"points of a window ({preset('points')})")
+    add_file_flags(parser)
+    add_window_flags(parser)
     add(
         "--networks",
         nargs="+",
@@ -66,11 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(NETWORKS)} (default: all)",
     )
     add(
-        "--noise",
+        "--noise-kind",
         nargs="+",
         choices=KINDS,
         metavar="KIND",
-        help=f"{', '.join(KINDS)} ({preset('noise')})",
+        help=f"{', '.join(KINDS)} ({preset('noise_kind')})",
     )
     add(
         "--snr",
@@ -100,18 +93,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="an empty or new folder (default: runs/experiment-PRESET, numbered where it exists)",
     )
-    folder.add_argument("--resume", type=Path, metavar="DIR", help="folder of an experiment to go on with")
+    folder.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="folder of an experiment to go on with; it may get more seeds, ratios, kinds of noise and networks",
+    )
 
 
 def requested(args: argparse.Namespace, saved: Settings | None) -> Settings:
     """The settings that the flags ask for, checked against what is resumed."""
-    flags = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
-    for name, value in flags.items():
-        if isinstance(value, list):
-            flags[name] = tuple(dict.fromkeys(value))
-        elif isinstance(value, Path):
-            flags[name] = str(value.absolute())
-    return settings_of(flags, args.preset, saved, args.resume)
+    given = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
+    flags = {**given, **reading_arguments(args), "data": place(args, saved)}
+    lists = {name: tuple(dict.fromkeys(value)) for name, value in flags.items() if isinstance(value, list)}
+    return settings_of({**flags, **lists}, args.preset, saved, args.resume)
+
+
+def place(args: argparse.Namespace, saved: Settings | None) -> str | None:
+    """The name of the simulated machine or the path of the recordings, None where neither is given."""
+    if args.data_dir is None:
+        if args.data in ALIASES and not Path(args.data).exists():
+            raise InputError(f"--data {args.data} needs the folder that holds its files: --data-dir")
+        return args.data if args.data in (None, SIMULATED) else str(Path(args.data).absolute())
+    if args.data in ALIASES or (args.data is None and saved and not saved.simulated):
+        return str(args.data_dir.absolute())
+    raise InputError(
+        f"--data-dir: got {args.data_dir}, expected none with --data {args.data or SIMULATED}; --data takes a path"
+    )
 
 
 def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path, list[Cell]]:
@@ -125,9 +133,10 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
     mark = fingerprint([(data.x, data.labels)])
     begun = read_fingerprint(args.resume) if args.resume else None
     if saved and begun:
-        was, now = (source_of(s.data, s.data_dir) for s in (saved, settings))
-        require_same_data(args.resume, (begun, was), (mark, now))
-    networks = {name: build(settings, name, len(data.classes)) for name in settings.networks}
+        require_same_data(args.resume, (begun, saved.data), (mark, settings.data))
+    if data.passed_over:
+        print(f"drsn_ops experiment: {passed_over(data.passed_over)}", file=sys.stderr)
+    networks = {name: build(settings, name, data.x.shape[1], len(data.classes)) for name in settings.networks}
     if args.resume:
         folder = claims.enter_context(claimed(args.resume))
     else:
@@ -141,16 +150,35 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
         # a file of a cell that is not done is damaged; from here on, a file means that its cell is done
         result_path(folder, cell).unlink(missing_ok=True)
     parameters = (f"{name} ({sum(p.numel() for p in n.parameters())})" for name, n in networks.items())
+    noises = f"{', '.join(settings.noise_kind)} noise at {as_flag(settings.snr)} dB"
     print(
-        f"{settings.data}: {len(data.train)} training and {len(data.test)} test signals of {settings.points} points, "
-        f"{len(data.classes)} classes\n"
-        f"{', '.join(settings.noise)} noise at {as_flag(settings.snr)} dB, {settings.seeds} seeds\n"
+        f"{settings.data}: {described(settings, data)}\n"
+        f"{noises}, {counted(settings.seeds, 'seed')}\n"
         f"{settings.blocks} blocks, parameters: {', '.join(parameters)}\n"
-        f"SGD: learning rate {settings.lr:g}, batches of {settings.batch_size}, {settings.epochs} epochs\n"
-        f"{len(settings.cells())} cells, {len(done)} of them done, in {folder}",
+        f"SGD: learning rate {settings.lr:g}, batches of {settings.batch_size}, {counted(settings.epochs, 'epoch')}\n"
+        f"{counted(len(settings.cells()), 'cell')}, {len(done)} of them done, in {folder}",
         flush=True,
     )
     return settings, folder, left
+
+
+def described(settings: Settings, data: Data) -> str:
+    """How many signals there are to train and to test on, and what they are like."""
+    noun = "signal" if settings.simulated else "window"
+    channels = data.x.shape[1]
+    each = f"{settings.points} points" + (f" in {channels} channels" if channels > 1 else "")
+    counts = f"{len(data.train)} training and {counted(len(data.test), f'test {noun}')} of {each}"
+    if not settings.simulated:
+        train, test = (len(data.recording[split].unique()) for split in (data.train, data.test))
+        counts += f", of {train} and {counted(test, 'recording')}"
+    return f"{counts}, {len(data.classes)} classes; normalise: {settings.normalise}"
+
+
+def passed_over(files: Sequence[Path]) -> str:
+    """The files that are no recordings, in words."""
+    names = ", ".join(path.name for path in files[:NAMED]) + (", ..." if len(files) > NAMED else "")
+    are = "file that is no recording" if len(files) == 1 else "files that are no recordings"
+    return f"passed over {len(files)} {are}: {names}"
 
 
 def train_cells(job: Job, cells: Sequence[Cell], workers: int) -> None:
@@ -163,7 +191,7 @@ def train_cells(job: Job, cells: Sequence[Cell], workers: int) -> None:
     def report(result: Result) -> None:
         bar.update()
         bar.write(
-            f"{result.network:7}  {result.noise:9} {result.snr:+6g} dB  seed {result.seed}  "
+            f"{result.network:7}  {result.noise_kind:9} {result.snr:+6g} dB  seed {result.seed}  "
             f"train {result.train_accuracy:7.2%}  test {result.test_accuracy:7.2%}  {result.seconds:.1f} s"
         )
 

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 from .. import models
 from ..arguments import InputError, as_flag
 
-DATA = ("vibration", "cwru", "folder")
+SIMULATED = "vibration"  # the simulated machine: any other --data is a path
+PLAIN = "ResNet"  # the network without shrinkage, with which the others are compared
+# Settings that an experiment can have more of when it is resumed: no cell that is trained depends on them.
+GROWING = ("networks", "noise_kind", "snr", "seeds")
 
 
 class Network(NamedTuple):
@@ -37,7 +40,7 @@ class Cell(NamedTuple):
     """One network, trained and tested at one noise."""
 
     network: str
-    noise: str
+    noise_kind: str
     snr: float
     seed: int
 
@@ -45,66 +48,94 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """The cell's name in its files' names."""
         # without a presentation type, a float is formatted with as many digits as distinguish it from any other
-        return f"{self.network}_{self.noise}_{self.snr:+}dB_{self.seed}"
+        return f"{self.network}_{self.noise_kind}_{self.snr:+}dB_{self.seed}"
 
     @property
     def noise_seed(self) -> int:
         """The seed of the noise: different for every noise, and the same for every network."""
-        return zlib.crc32(f"{self.noise} {self.snr} {self.seed}".encode())
+        return zlib.crc32(f"{self.noise_kind} {self.snr} {self.seed}".encode())
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that determines what an experiment computes.
 
-    ``folds``: 1 / folds of the simulated signals are test signals; seed k tests on fold k modulo folds.
-    ``num_signals`` is None for recordings, ``data_dir`` is None for simulated signals. ``column`` selects a column of
-    a folder's files, by its number from 0 or its name; None if they have one column.
+    Args:
+        data: ``"vibration"``, the simulated machine, or the absolute path of recordings.
+        num_signals: how many signals are simulated; None for recordings.
+        normalise: of each window and channel, before the noise.
+        folds: 1 / folds of the simulated signals are test signals; seed k tests on fold k modulo folds.
+        shown_snr: the ratio that the t-SNE shows, the same when the experiment has grown; None for the middle one.
+
+    The others from ``variable`` on are those of `drsn_ops.data.read_recordings`, None where it has its own default.
     """
 
     data: str
-    data_dir: str | None
-    column: str | None
     num_signals: int | None
     points: int
+    normalise: str
     blocks: int
     epochs: int
     batch_size: int
     lr: float
     folds: int
     networks: tuple[str, ...]
-    noise: tuple[str, ...]
+    noise_kind: tuple[str, ...]
     snr: tuple[float, ...]
     seeds: int
+    shown_snr: float | None = None
+    variable: tuple[str, ...] | None = None
+    channels: tuple[str, ...] | None = None
+    layout: str | None = None
+    delimiter: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
+    sampling_rate: float | None = None
+    resample: bool | None = None
+    pad: bool | None = None
+    step: int | None = None
+    split: str | None = None
+    test_share: float | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the signals are the simulated machine's."""
+        return self.data == SIMULATED
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How recordings are read, beside ``points`` and ``normalise``: what was asked for."""
+        names = [field.name for field in fields(self)]
+        asked = {name: getattr(self, name) for name in names[names.index("variable") :]}
+        return {name: value for name, value in asked.items() if value is not None}
 
     def cells(self) -> list[Cell]:
         """The grid, seed by seed."""
-        grid = product(range(self.seeds), self.noise, self.snr, self.networks)
-        return [Cell(network, noise, snr, seed) for seed, noise, snr, network in grid]
+        grid = product(range(self.seeds), self.noise_kind, self.snr, self.networks)
+        return [Cell(network, kind, snr, seed) for seed, kind, snr, network in grid]
 
     def shown(self) -> list[Cell]:
-        """The cells that the t-SNE shows: the first noise, the middle ratio (the upper of two), the first seed.
+        """The cells that the t-SNE shows: the first kind of noise, the first seed, the middle ratio (the upper of two).
 
         The paper does not say which noise and ratio its figure shows.
         """
-        snr = sorted(self.snr)[len(self.snr) // 2]
-        return [Cell(network, self.noise[0], snr, 0) for network in self.networks]
+        middle = sorted(self.snr)[len(self.snr) // 2] if self.shown_snr is None else self.shown_snr
+        return [Cell(network, self.noise_kind[0], middle, 0) for network in self.networks]
 
 
 # The paper's recipe. Ten seeds over ten folds are its ten-fold cross-validation.
 FULL = Settings(
-    data="vibration",
-    data_dir=None,
-    column=None,
+    data=SIMULATED,
     num_signals=28_800,
     points=2048,
+    normalise="standard",
     blocks=12,
     epochs=100,
     batch_size=128,
     lr=0.1,
     folds=10,
     networks=tuple(NETWORKS),
-    noise=("gaussian", "laplacian", "pink"),
+    noise_kind=("gaussian", "laplacian", "pink"),
     snr=tuple(float(decibels) for decibels in range(-5, 6)),
     seeds=10,
 )
@@ -118,16 +149,25 @@ PRESETS = {"small": SMALL, "full": FULL}
 class Result(NamedTuple):
     """The result of one cell.
 
-    Accuracies are those of the network in evaluation mode, on the noisy signals. ``seconds`` is the time of its
-    training alone, ``origin`` names the machine and the versions, see `schedule.origin_of`.
+    Accuracies and the macro-F1, the mean of the classes' F1, are those of the network in evaluation mode, on the noisy
+    signals, from 0 to 1. ``majority`` is the share of the largest class: what a constant answer reaches. A
+    simulated signal counts as a recording of one window. ``seconds`` is the time of the training alone, ``origin``
+    names the machine and the versions, see `schedule.origin_of`.
     """
 
     network: str
-    noise: str
+    noise_kind: str
     snr: float
     seed: int
     train_accuracy: float
     test_accuracy: float
+    test_macro_f1: float
+    train_majority: float
+    test_majority: float
+    train_recordings: int
+    test_recordings: int
+    train_windows: int
+    test_windows: int
     seconds: float
     parameters: int
     origin: str
@@ -138,25 +178,52 @@ class Result(NamedTuple):
         return Cell(*self[:4])
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def flagged(name: str, value: object) -> str:
+    """A setting with its flag, as the command line takes it."""
+    flag = "--" + name.replace("_", "-")
+    if value is None or value is False:
+        return f"no {flag}"
+    return flag if value is True else f"{flag} {as_flag(value)}"
+
+
 def settings_of(
     flags: Mapping[str, Any], preset: str | None, saved: Settings | None, folder: Path | None
 ) -> Settings:
     """Each setting from its flag, or else from the preset or, without one, from the experiment that is resumed.
 
     Raises:
-        InputError: the experiment that is resumed has other settings. Only the folder of its recordings may differ:
-            it may have moved.
+        InputError: the experiment that is resumed has other settings. It may have grown, see `GROWING`, and the folder
+            of its recordings may have moved.
     """
     base = PRESETS[preset or "small"] if saved is None or preset else saved
     values = {**asdict(base), **{name: flag for name, flag in flags.items() if flag is not None}}
-    if values["data"] != "vibration" and flags.get("num_signals") is None:
+    if values["data"] != SIMULATED and flags.get("num_signals") is None:
         values["num_signals"] = None
-    settings = Settings(**values)
-    for field in fields(Settings):
-        ours, theirs = getattr(settings, field.name), getattr(saved or settings, field.name)
-        if ours != theirs and field.name != "data_dir":
-            flag = "--" + field.name.replace("_", "-")
-            raise InputError(
-                f"{folder}: an experiment of {flag} {as_flag(theirs)}, not of {flag} {as_flag(ours)}"
-            )
-    return settings
+    asked = Settings(**values)
+    return grown(saved, asked, folder) if saved else replace(asked, shown_snr=asked.shown()[0].snr)
+
+
+def grown(saved: Settings, asked: Settings, folder: Path | None) -> Settings:
+    """The settings of an experiment that is resumed: what it had in the order it had it, and then what is new."""
+    changes: dict[str, Any] = {"data": asked.data}
+    for name in (field.name for field in fields(Settings) if field.name != "shown_snr"):
+        ours, theirs = getattr(asked, name), getattr(saved, name)
+        if ours == theirs or (name == "data" and not asked.simulated and not saved.simulated):
+            continue
+        refusal = f"{folder}: an experiment of {flagged(name, theirs)}, not of {flagged(name, ours)}"
+        if name not in GROWING:
+            raise InputError(refusal)
+        if name == "seeds":
+            fewer = ours < theirs
+            changes[name] = ours
+        else:
+            fewer = not {*theirs} <= {*ours}
+            changes[name] = (*theirs, *(item for item in ours if item not in theirs))
+        if fewer:
+            raise InputError(f"{refusal}: it can get more when it is resumed, not fewer")
+    return replace(saved, **changes)

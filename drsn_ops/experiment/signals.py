@@ -3,88 +3,104 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ..arguments import InputError
 from ..data.recordings import read_recordings
-from ..data.vibration import CLASSES, vibration
-from .settings import Settings
+from ..data.vibration import CHUNK, CLASSES, vibration
+from ..data.windows import Cutting, Normalise
+from .settings import SIMULATED, Settings, flagged
 
 
 class Data(NamedTuple):
-    """Signals without noise, (N, 1, points), their classes, (N,), and the indices of the two splits."""
+    """Signals without noise, (N, channels, points), and the indices of the two splits.
+
+    ``labels`` and ``recording``, (N,), are each one's class and the number of its recording. ``passed_over`` are the
+    files that are no recordings of a class.
+    """
 
     x: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     train: Tensor
     test: Tensor
+    recording: Tensor
+    passed_over: tuple[Path, ...] = ()
 
 
 @lru_cache(maxsize=1)
-def simulated(signals: int, points: int) -> tuple[Tensor, Tensor]:
+def simulated(signals: int, points: int, normalise: str) -> tuple[Tensor, Tensor]:
     """The simulated signals and their classes, the same for every seed."""
     try:
         made = vibration(signals, points=points)
     except ValueError as error:
         raise InputError(f"--{error}") from error
-    return made.x, made.labels
+    cutting = Cutting(points, None, cast(Normalise, normalise))
+    # in parts: in between, the values are in float64
+    parts = (cutting.windows(Path(SIMULATED), part.movedim(1, 2).numpy()) for part in made.x.split(CHUNK))
+    return torch.cat([torch.from_numpy(part) for part in parts]), made.labels
 
 
 @lru_cache(maxsize=1)
 def load(settings: Settings, seed: int) -> Data:
-    """The data of one seed. A fold of the simulated signals is tested on, or some whole recordings.
+    """The data of one seed. A fold of the simulated signals is tested on, or some of the recordings.
 
     Raises:
         InputError: settings that contradict each other, or files that cannot be used.
     """
-    if settings.column is not None and settings.data != "folder":
-        raise InputError(f"--column: got {settings.column}, expected none with --data {settings.data}")
-    return load_simulated(settings, seed) if settings.data == "vibration" else load_recordings(settings, seed)
+    return load_simulated(settings, seed) if settings.simulated else load_recordings(settings, seed)
 
 
 def load_simulated(settings: Settings, seed: int) -> Data:
     """Test on the fold of this seed, train on the others. Every fold has equally many signals of each class."""
     from sklearn.model_selection import StratifiedKFold
 
-    if settings.data_dir is not None:
-        raise InputError(f"--data-dir: got {settings.data_dir}, expected none with --data vibration")
+    for name, value in settings.reading.items():
+        raise InputError(
+            f"got {flagged(name, value)}, expected none with --data {SIMULATED}, which has no files"
+        )
     least = len(CLASSES) * settings.folds
     if settings.num_signals is None or settings.num_signals < least:
         raise InputError(f"--num-signals: got {settings.num_signals}, expected at least {least}")
-    x, labels = simulated(settings.num_signals, settings.points)
+    x, labels = simulated(settings.num_signals, settings.points, settings.normalise)
     folds = StratifiedKFold(settings.folds, shuffle=True, random_state=0).split(labels, labels)
     train, test = map(torch.from_numpy, list(folds)[seed % settings.folds])
-    return Data(x, labels, CLASSES, train, test)
+    return Data(x, labels, CLASSES, train, test, torch.arange(len(x), device="cpu"))
 
 
 def load_recordings(settings: Settings, seed: int) -> Data:
-    """Test on the windows of a quarter of the recordings, which the seed selects.
-
-    Each window is taken less its mean: the sensor's offset carries no information, but would add to the power that the
-    noise is scaled to.
-    """
-    if settings.data_dir is None:
-        raise InputError(f"--data {settings.data} needs the folder that holds its files: --data-dir")
+    """Test on the part of the recordings that the seed selects, or that the way of splitting does."""
     if settings.num_signals is not None:
         raise InputError(
             f"--num-signals: got {settings.num_signals}, expected none with --data {settings.data}"
         )
-    data = read_recordings(
-        settings.data_dir,
-        channels=() if settings.column is None else (settings.column,),
-        points=settings.points,
-        normalise="mean",
-        seed=seed,
-    )
-    train, test = data.train, data.test
-    x = torch.cat([train.x, test.x])
-    if (x == x[..., :1]).all(-1).any():
+    if not Path(settings.data).exists():
         raise InputError(
-            f"{settings.data_dir}: has a window of {settings.points} points that are all the same"
+            f"{settings.data}: no such file or folder; --data takes that of recordings, or {SIMULATED}"
         )
-    indices = torch.arange(len(x), device="cpu").split([len(train.x), len(test.x)])
-    return Data(x, torch.cat([train.labels, test.labels]), data.classes, *indices)
+    try:
+        read = read_recordings(
+            settings.data,
+            points=settings.points,
+            normalise=cast(Normalise, settings.normalise),
+            seed=seed,
+            **settings.reading,
+        )
+    except ValueError as error:
+        name, _, problem = str(error).partition(":")
+        raise InputError(f"--{name.replace('_', '-')}:{problem}") from error
+    x, labels, recording = (torch.cat(pair) for pair in zip(read.train, read.test, strict=True))
+    # noise at a ratio needs a signal
+    flat = (x == x[..., :1]).all(-1).all(-1)
+    if flat.any():
+        path = read.files[int(recording[flat][0])]
+        raise InputError(
+            f"{path}: has a window of {settings.points} points that are all the same, to which noise has no ratio; "
+            "expected recordings without such a part, or longer windows: --points"
+        )
+    train, test = torch.arange(len(x), device="cpu").split([len(read.train.x), len(read.test.x)])
+    return Data(x, labels, read.classes, train, test, recording, read.passed_over)

@@ -1,6 +1,6 @@
 """The files of an experiment's folder.
 
-settings.json     written once; an experiment that is resumed has the same settings
+settings.json     written at the start, and again when the experiment grows
 cells/NAME.json   the result of one cell, written when it is trained
 cells/NAME.pt     the features of the cells that the t-SNE shows, written before their result
 """
@@ -16,25 +16,29 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from .. import __version__
 from ..arguments import InputError
 from ..files import replacing, save_tensors
 from ..noise import KINDS
-from .settings import DATA, NETWORKS, Cell, Result, Settings
+from .settings import NETWORKS, Cell, Result, Settings
 
-FORMAT = "drsn_ops.experiment 1"
+FORMAT = "drsn_ops.experiment 2"
 
 
 def save_settings(settings: Settings, fingerprint: Sequence[float], folder: Path) -> None:
-    """Write the settings and the signals' fingerprint; a resumed experiment may note another folder of recordings."""
+    """Write the settings and the signals' fingerprint: of an experiment that is resumed too, which may have grown."""
     (folder / "cells").mkdir(exist_ok=True)
     values = {"format": FORMAT, **asdict(settings), "fingerprint": fingerprint}
     write_json(values, folder / "settings.json")
 
 
-def read_fingerprint(folder: Path) -> list[float] | None:
-    """The fingerprint of the experiment's signals, or None: earlier versions did not write it."""
-    fingerprint = read_json(folder / "settings.json").get("fingerprint")
-    return fingerprint if fits(fingerprint, tuple[float, ...]) else None
+def read_fingerprint(folder: Path) -> list[float]:
+    """The fingerprint of the experiment's signals."""
+    path = folder / "settings.json"
+    fingerprint: list[float] | None = read_json(path).get("fingerprint")
+    if fingerprint is None or not fits(fingerprint, tuple[float, ...]):
+        raise InputError(f"{path}: not the settings of an experiment of this version")
+    return fingerprint
 
 
 def read_settings(folder: Path) -> Settings:
@@ -42,12 +46,19 @@ def read_settings(folder: Path) -> Settings:
     path = folder / "settings.json"
     values = read_json(path)
     values.pop("fingerprint", None)
-    if values.pop("format", None) != FORMAT:
+    name, _, version = str(values.pop("format", None)).rpartition(" ")
+    ours, _, expected = FORMAT.rpartition(" ")
+    if name != ours:
         raise InputError(f"{path}: not the settings of an experiment of this program")
+    if version != expected:
+        raise InputError(
+            f"{path}: an experiment in format {version} of drsn_ops; this version, {__version__}, goes on with format "
+            f"{expected} only: begin a new one"
+        )
     if fit(values, Settings):
         lists: dict[str, Any] = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
         settings = Settings(**{**values, **lists})
-        if settings.data in DATA and {*settings.networks} <= {*NETWORKS} and {*settings.noise} <= {*KINDS}:
+        if {*settings.networks} <= {*NETWORKS} and {*settings.noise_kind} <= {*KINDS}:
             return settings
     raise InputError(f"{path}: not the settings of an experiment of this version")
 

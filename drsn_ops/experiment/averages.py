@@ -1,0 +1,44 @@
+"""Means, spreads and paired gains of results over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+
+from .settings import PLAIN, Result
+
+
+def of(network: str, results: Iterable[Result]) -> list[Result]:
+    """The results of this network."""
+    return [result for result in results if result.network == network]
+
+
+def over_seeds(results: Iterable[Result], quantity: str) -> list[float]:
+    """For each seed, in order, the mean of a quantity over its results."""
+    by_seed: dict[int, list[float]] = {}
+    for result in results:
+        by_seed.setdefault(result.seed, []).append(getattr(result, quantity))
+    return [fmean(values) for _, values in sorted(by_seed.items())]
+
+
+def gains(network: str, results: Sequence[Result]) -> list[float]:
+    """For each seed, the network's test accuracy minus that of ResNet, which has the same noise and split."""
+    ours, theirs = (over_seeds(of(name, results), "test_accuracy") for name in (network, PLAIN))
+    return [own - plain for own, plain in zip(ours, theirs, strict=True)]
+
+
+def gaining(networks: Sequence[str]) -> list[str]:
+    """The networks that are compared with ResNet: all others, where it is one of them."""
+    return [name for name in networks if name != PLAIN] if PLAIN in networks else []
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """The standard deviation of a sample (n - 1), None for one value."""
+    return stdev(values) if len(values) > 1 else None
+
+
+def percent(values: Sequence[float], sign: str = "-") -> str:
+    """Mean and spread in percent; with a ``sign`` of "+", a mean that is not negative gets a plus."""
+    deviation = spread(values)
+    mean = round(100 * fmean(values), 2) + 0.0  # turns -0 into 0
+    return f"{mean:{sign}.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")

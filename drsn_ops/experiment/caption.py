@@ -1,0 +1,119 @@
+"""The words of an experiment's report: what was averaged, what was done to the signals, and what the figures show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from ..arguments import as_flag
+from .averages import gaining, of, over_seeds
+from .settings import FULL, PLAIN, Result, Settings, counted
+
+NORMALISED = {
+    "standard": "Before the noise, each {signal} is standardised in each channel: it is taken less its mean and "
+    "divided by its standard deviation. Noise at a ratio grows with the signal, so that otherwise the level alone, of "
+    "signal and noise together, may tell the class.",
+    "mean": "Before the noise, each {signal} is taken less its mean in each channel, and keeps its power. Noise at a "
+    "ratio grows with the signal: the level alone, of signal and noise together, may tell the class.",
+    "none": "Each {signal} keeps its mean and its power. Noise at a ratio grows with both: the level alone, of signal "
+    "and noise together, may tell the class.",
+}
+# how recordings are split where the seed has no part in it
+FIXED = {
+    "time": "all test on the last part of each recording",
+    "given": "the split of all is the one given",
+}
+
+
+def like_the_papers(settings: Settings) -> bool:
+    """Whether the paper's accuracies can stand beside these: its kind of signals, and the noises that it averages over.
+
+    That is the simulated machine in all of its kinds of noise, at ratios from its lowest to its highest.
+    """
+    kinds = {*settings.noise_kind} == {*FULL.noise_kind}
+    ratios = all(end(settings.snr) == end(FULL.snr) for end in (min, max))
+    return settings.simulated and kinds and ratios
+
+
+def caption(settings: Settings, results: Sequence[Result]) -> str:
+    """The text between the tables: what is averaged, what was done to the signals, what differs from the paper."""
+    paragraphs = [
+        f"{averaged(settings)} {own_of_a_seed(settings)} {resolution(settings, results)}",
+        f"{NORMALISED[settings.normalise].format(signal='signal' if settings.simulated else 'window')}",
+        beside_the_paper(settings) if like_the_papers(settings) else alone(settings),
+        f"Computed on: {'; '.join(dict.fromkeys(result.origin for result in results))}.",
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def averaged(settings: Settings) -> str:
+    """What the figures are means of."""
+    ratios = ", ".join(map(as_flag, sorted(settings.snr)))
+    noises = f"in {', '.join(settings.noise_kind)} noise at {ratios} dB"
+    text = f"Accuracy and macro-F1, the mean of the classes' F1, in percent, {noises}."
+    if len(settings.noise_kind) * len(settings.snr) > 1:
+        text += " A seed's figure is the mean over these noises."
+    if settings.seeds == 1:
+        return f"{text} They are of 1 seed: how much they depend on it is not known."
+    return f"{text} Given are the mean over {settings.seeds} seeds ± their standard deviation (n - 1)."
+
+
+def own_of_a_seed(settings: Settings) -> str:
+    """What a seed changes, and what it does not."""
+    if settings.seeds == 1:
+        return "Noise and split are the same for every network. Seconds are of the training alone."
+    own = "its own noise and split"
+    if settings.split in FIXED:
+        own = f"its own noise; {FIXED[settings.split]}"
+    elif not settings.simulated and settings.split is None:
+        own += ", where the folders name none"
+    text = (
+        f"Each seed has its own first parameters, and {own}. Noise and split are the same for every network."
+    )
+    if gaining(settings.networks):
+        text += f" What a network is above {PLAIN} is taken seed by seed."
+    text += " Seeds have training signals in common, so that they are not independent of each other."
+    return f"{text} Seconds are of the training alone."
+
+
+def resolution(settings: Settings, results: Sequence[Result]) -> str:
+    """What one test signal weighs, and which networks are no better than a constant answer."""
+    least = min(result.test_windows for result in results)
+    text = f"One test signal is {100 / least:.2f} points of a cell's accuracy."
+    share = fmean(result.test_majority for result in results)
+    bound = share + 2 * math.sqrt(share * (1 - share) / least)
+    means = {name: fmean(over_seeds(of(name, results), "test_accuracy")) for name in settings.networks}
+    vain = [name for name, mean in means.items() if mean <= bound]
+    if not vain:
+        return text
+    return (
+        f"{text} **Not above a constant answer, the largest class, by two standard errors: {', '.join(vain)}.** "
+        "Such figures show nothing of what a network can learn."
+    )
+
+
+def alone(settings: Settings) -> str:
+    """What the data and the recipe are, and why the paper's accuracies are not beside these."""
+    recipe = (
+        f"{settings.points} points, {settings.blocks} blocks, {counted(settings.epochs, 'epoch')}, batches of "
+        f"{settings.batch_size}, a learning rate from {settings.lr:g} down."
+    )
+    if not settings.simulated:
+        return f"The data are recordings, `{Path(settings.data).name}`, in windows: {recipe}"
+    return (
+        f"The data are {settings.num_signals} simulated signals, one of {settings.folds} folds to test on: {recipe} "
+        "The paper's accuracies, means over its three kinds of noise from -5 to 5 dB, do not belong beside these."
+    )
+
+
+def beside_the_paper(settings: Settings) -> str:
+    """What differs from the paper."""
+    return (
+        f"The data are not the paper's: here {settings.num_signals} simulated signals, one of {settings.folds} folds "
+        "to test on; there 28,800 raw signals of its authors' own rig, one of 10 folds to test on, at -5 to 5 dB in "
+        f"steps of 1. Here and there: {settings.points} and 2048 points, {settings.blocks} and 12 blocks, "
+        f"{settings.epochs} and 100 epochs, batches of {settings.batch_size} and 128, learning rates from "
+        f"{settings.lr:g} and 0.1 down. The paper's ± is as printed there."
+    )
