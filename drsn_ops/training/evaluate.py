@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.model, usable_device(args.device))
     model.reading = overridden(model.reading, args)
     windows, files = read_labelled(args.data, model.reading, model.classes)
-    trained_on = len({*checksums(windows)} & {*model.trained_on})
+    trained_on = sum(checksum in model.trained_on for checksum in checksums(windows))
     title = f"{args.model} on {args.data}"
     if args.snr is not None:
         kind = args.noise_kind or KINDS[0]

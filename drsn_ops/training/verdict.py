@@ -147,12 +147,11 @@ def as_text(report: Mapping[str, Any]) -> str:
     """The report for people."""
     scopes = {"by window": report["by_window"], "by recording": report["by_recording"]}
     blocks = [report["title"]] if report["title"] else []
-    if report["test_recordings_trained_on"]:
+    trained_on = report["test_recordings_trained_on"]
+    if trained_on is not None:
+        flattered = ": what follows flatters it" if trained_on else ""
         tested = report["splits"]["test"]["recordings"]
-        blocks.append(
-            f"{report['test_recordings_trained_on']} of the {tested} test recordings were trained on: "
-            "what follows flatters the model."
-        )
+        blocks.append(f"The model was trained on {trained_on} of these {tested} recordings{flattered}.")
     rows = [["", *scopes]]
     for name, label in (
         ("accuracy", "accuracy"),
