@@ -145,7 +145,9 @@ def _gated_shrink_with_mask(
 
 @_decomposes("gated_shrink")
 def _gated_shrink(x: Tensor, residual: Tensor | None, *rest: Any) -> Tensor:
-    return _gated_shrink_with_mask(x, residual, *rest)[0]
+    # no mask is made and thrown away: its size would tie the program to lengths above or below a byte's
+    wide = widened(x)
+    return _shrink_by(wide, _gate(wide, rest)[2], residual, Layout.of(x))
 
 
 @_decomposes("batch_norm_shrink")

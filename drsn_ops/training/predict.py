@@ -17,6 +17,7 @@ from ..data.signals import SUFFIXES
 from ..files import replacing
 from .model import Model, Prediction, load_model
 from .processes import usable_device
+from .storage import require_another
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status: 1 where a recording could not be used."""
     model = load_model(args.model, usable_device(args.device))
     model.reading = overridden(model.reading, args)
+    if args.output:
+        require_another(args.output, args.model)
     paths = [path for place in args.recordings for path in recordings_in(place)]
     widths = max(len(str(path)) for path in paths), max(map(len, model.classes))
     status = 0

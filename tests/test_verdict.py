@@ -1,0 +1,209 @@
+"""The verdict on a model, its numbers by hand, and the command ``evaluate``."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import assert_refused, contents
+from test_model import CLASSES, make_model
+from torch import nn
+
+from drsn_ops.__main__ import main
+from drsn_ops.data.recordings import Windows, read_labelled
+from drsn_ops.training import verdict
+from drsn_ops.training.confusion import draw_confusion
+from drsn_ops.training.model import checksums
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+
+class Logits(nn.Module):
+    """Windows of three points are the logits themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Conv1d(1, 1, 1, bias=False)
+        nn.init.ones_(self.scale.weight)
+
+    def forward(self, x):
+        return self.scale(x)[:, 0]
+
+
+def windows_of(*recordings):
+    """Windows of recordings: each a class, and the probabilities of its windows."""
+    x = [torch.tensor(rows).log()[:, None] for _, rows in recordings]
+    counts = torch.tensor([len(rows) for rows in x])
+    labels = torch.tensor([CLASSES.index(name) for name, _ in recordings])
+    return Windows(
+        torch.cat(x), labels.repeat_interleave(counts), torch.arange(len(x)).repeat_interleave(counts)
+    )
+
+
+A, B, C = [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]
+TEST = windows_of(
+    ("good", [A, A, B]),  # voted good
+    ("good", [B, C]),  # a vote each, bad has the higher mean
+    ("bad", [A, B]),  # a vote each, bad has the higher mean
+)
+FILES = (Path("a.npy"), Path("b.npy"), Path("c.npy"))
+
+
+@pytest.fixture
+def judged(tmp_path):
+    model = make_model()
+    model.network = Logits()
+    train = windows_of(("good", [A]), ("bad", [A, A]), ("worse", [C]), ("worse", [C]))
+    report = verdict.write_verdict(model, {"train": train, "test": TEST}, FILES, tmp_path, title="a test")
+    return report, tmp_path
+
+
+def test_numbers_by_hand(judged):
+    report, _ = judged
+    by_window, by_recording = report["by_window"], report["by_recording"]
+    assert by_window["confusion"] == [[2, 2, 1], [1, 1, 0], [0, 0, 0]]
+    assert by_recording["confusion"] == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert by_window["accuracy"] == pytest.approx(3 / 7)
+    assert by_window["balanced_accuracy"] == pytest.approx((2 / 5 + 1 / 2) / 2)
+    assert by_window["macro_f1"] == pytest.approx((0.5 + 0.4) / 2)
+    assert (by_window["majority_class"], by_window["majority_share"]) == ("good", pytest.approx(5 / 7))
+    assert by_recording["accuracy"] == pytest.approx(2 / 3)
+    assert by_recording["balanced_accuracy"] == pytest.approx(3 / 4)
+    assert by_recording["macro_f1"] == pytest.approx(2 / 3)
+    good, bad, worse = by_window["classes"].values()
+    assert good == pytest.approx({"precision": 2 / 3, "recall": 2 / 5, "f1": 1 / 2, "support": 5})
+    assert bad == pytest.approx({"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5, "support": 2})
+    # predicted once, and never there
+    assert worse == {"precision": 0.0, "recall": None, "f1": None, "support": 0}
+    assert by_recording["classes"]["worse"] == {"precision": None, "recall": None, "f1": None, "support": 0}
+    assert report["splits"]["train"]["classes"]["worse"] == {"recordings": 2, "windows": 2}
+    assert {name: report["splits"]["test"][name] for name in ("recordings", "windows")} == {
+        "recordings": 3,
+        "windows": 7,
+    }
+
+
+def test_files(judged):
+    report, folder = judged
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "confusion.csv",
+        "confusion.png",
+        "predictions.csv",
+        "report.json",
+        "report.txt",
+    ]
+    found = json.loads((folder / "report.json").read_text(), parse_constant=refuse)
+    assert found == json.loads(json.dumps(report))
+    assert found["title"] == "a test" and found["classes"] == [*CLASSES]
+    text = (folder / "report.txt").read_text()
+    assert "always guessing good     71.43%        66.67%\n" in text
+    assert "No test recording of: worse. The means leave them out.\n" in text
+    assert "worse                   2 (2)  0 (0)\n" in text
+    with (folder / "confusion.csv").open() as file:
+        assert list(csv.reader(file)) == [
+            ["true \\ predicted", *CLASSES],
+            ["good", "2", "2", "1"],
+            ["bad", "1", "1", "0"],
+            ["worse", "0", "0", "0"],
+        ]
+    with (folder / "predictions.csv").open() as file:
+        head, *rows = csv.reader(file)
+    assert head == ["file", "window", "true", "predicted", *CLASSES] and len(rows) == 7
+    assert rows[2] == ["a.npy", "2", "good", "bad", "0.100000", "0.800000", "0.100000"]
+    assert rows[4] == ["b.npy", "1", "good", "worse", "0.250000", "0.250000", "0.500000"]
+    assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def size_of(path):
+    """Width and height of a .png file."""
+    head = path.read_bytes()[16:24]
+    return int.from_bytes(head[:4], "big"), int.from_bytes(head[4:], "big")
+
+
+def test_the_picture_grows(tmp_path):
+    sizes = []
+    for classes in (["a", "b"], [f"a class of a long name, {i}" for i in range(2)], list("abcdefghij")):
+        draw_confusion(np.eye(len(classes), dtype=int).tolist(), classes, "title", tmp_path / "picture.png")
+        sizes.append(size_of(tmp_path / "picture.png"))
+    few, long, many = sizes
+    assert few[0] < long[0] < many[0] or few[0] < many[0]
+    assert few[1] < long[1] and few[1] < many[1]
+
+
+@pytest.fixture
+def folder(alone_in):
+    """A model, and recordings of two of its classes; of the three, one was trained on."""
+    for name, count in (("good", 2), ("worse", 1)):
+        (alone_in / "data" / name).mkdir(parents=True)
+        for i in range(count):
+            values = np.random.default_rng((i, len(name))).standard_normal(100) + 4
+            np.save(alone_in / "data" / name / f"{i}.npy", values)
+    model = make_model()
+    windows, _ = read_labelled("data", model.reading, CLASSES)
+    model.trained_on = (*checksums(windows)[1:2], 12345)
+    model.save("model.pt")
+    return alone_in
+
+
+def evaluate(*flags):
+    return main(["evaluate", *map(str, flags)])
+
+
+def test_evaluate(folder, capsys):
+    before = contents(folder)
+    assert evaluate("model.pt", "--data", "data") == 0
+    printed = capsys.readouterr().out
+    assert contents(folder) == before
+    assert "The model was trained on 1 of these 3 recordings: what follows flatters it.\n" in printed
+    assert "No test recording of: bad." in printed
+    assert evaluate("model.pt", "--data", "data", "--output-dir", "out") == 0
+    assert capsys.readouterr().out.startswith(printed)
+    assert (folder / "out" / "report.txt").read_text() == printed
+    report = json.loads((folder / "out" / "report.json").read_text())
+    assert (
+        report["test_recordings_trained_on"] == 1 and report["by_window"]["classes"]["good"]["support"] == 6
+    )
+
+
+def test_evaluate_in_noise(folder):
+    def rows(name, *flags):
+        assert evaluate("model.pt", "--data", "data", "--output-dir", name, *flags) == 0
+        return (folder / name / "predictions.csv").read_text()
+
+    plain, noisy = rows("plain"), rows("noisy", "--snr", -5)
+    assert plain != noisy == rows("same", "--snr", -5, "--noise-kind", "gaussian", "--seed", 0)
+    assert noisy != rows("seed", "--snr", -5, "--seed", 1) and noisy != rows(
+        "kind", "--snr", -5, "--noise-kind", "pink"
+    )
+    assert "model.pt on data, gaussian noise at -5 dB\n" in (folder / "noisy" / "report.txt").read_text()
+    report = json.loads((folder / "noisy" / "report.json").read_text())
+    assert report["test_recordings_trained_on"] == 1
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--seed", 1], "--seed 1: expected --snr with it"),
+        (["--noise-kind", "pink"], "--noise-kind pink: expected --snr with it"),
+        (["--snr", "nan"], "must be a number from -200 to 200, got 'nan'"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--output-dir", "data"], "--output-dir data: not an empty folder"),
+        (["--device", "nowhere"], "--device nowhere: cannot be used here"),
+        (["--channels", "3"], "3"),
+    ],
+)
+def test_evaluate_refuses(folder, flags, message, capsys):
+    assert_refused(evaluate, ["model.pt", "--data", "data", *flags], message, folder, capsys)
+
+
+def test_a_class_that_the_model_does_not_know(folder, capsys):
+    (folder / "data" / "worse").rename(folder / "data" / "worst")
+    message = "is of class 'worst', expected one of 'good', 'bad', 'worse'"
+    assert_refused(evaluate, ["model.pt", "--data", "data", "--output-dir", "out"], message, folder, capsys)
