@@ -124,7 +124,8 @@ def onnx_content(model: Model, fused: bool) -> bytes:
     )
     assert program is not None
     program.model.metadata_props.update(metadata(model))
-    return program.model_proto.SerializeToString()
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 def load_onnx(content: bytes) -> Loaded:
