@@ -44,7 +44,7 @@ def test_every_flag_is_an_argument():
         "variable": ("X*_DE_time",),
         "channels": ("x", "1"),
         "layout": "channels-first",
-        "delimiter": "\t",
+        "delimiter": r"\t",
         "decimal": ",",
         "encoding": "latin-1",
         "sampling_rate": 25_600.0,
@@ -64,7 +64,7 @@ def test_every_flag_is_an_argument():
 def test_several_names():
     assert arguments("--variable", "a,b.c", "--variable", " d ")["variable"] == ("a", "b.c", "d")
     assert arguments("--column", "2") == arguments("--channels", "2") == {"channels": ("2",)}
-    assert arguments("--delimiter", "tab")["delimiter"] == "\t"
+    assert arguments("--delimiter", "tab")["delimiter"] == "tab"
     assert arguments("--delimiter", ";")["delimiter"] == ";"
 
 
@@ -80,6 +80,8 @@ def test_several_names():
         (["--split", "half"], "argument --split: invalid choice: 'half'"),
         (["--layout", "rows"], "argument --layout: invalid choice: 'rows'"),
         (["--decimal", ";"], "argument --decimal: invalid choice: ';'"),
+        (["--delimiter", "x"], "argument --delimiter: got 'x', expected a character that is in no number"),
+        (["--encoding", "latin-99"], "argument --encoding: got 'latin-99', expected one that Python knows"),
     ],
 )
 def test_bad_values(flags, message):

@@ -242,6 +242,10 @@ def test_names_that_only_look_like_parts(folder):
         InputError, match="many/trainer00.npy is in neither a folder nor a file that is named after"
     ):
         read(folder, split="given")
+    for i, path in enumerate(sorted((folder / "many").iterdir())):
+        path.rename(path.with_name(f"train_{path.name}" if i else "idle.npy"))
+    # one says no part
+    assert read(folder).split == "recording"
     for path in sorted((folder / "many").iterdir()):
         path.rename(path.with_name(f"test_{path.name}"))
     assert read(folder).split == "recording"

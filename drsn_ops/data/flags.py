@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, get_args
 
 from ..arguments import InputError, count, number
+from .channels import LAYOUTS
 from .recordings import Reading
 from .signals import FileOptions
 from .splits import Split
 from .windows import Normalise
 
-LAYOUTS = ("auto", "points-first", "channels-first", "windows")
-ESCAPED = {r"\t": "\t", "tab": "\t", "space": " "}
 FLAGS = (
     *("variable", "channels", "layout", "delimiter", "decimal", "encoding", "sampling_rate", "resample"),
     *("pad", "step", "normalise", "split", "test_share"),
@@ -30,6 +30,16 @@ class Names(argparse.Action):
         if not all(given):
             raise argparse.ArgumentError(self, f"expected names separated by commas, got {values!r}")
         setattr(namespace, self.dest, (*(getattr(namespace, self.dest) or ()), *given))
+
+
+def checked(name: str, text: str) -> str:
+    """The value of an option of files, once `FileOptions` takes it."""
+    option: dict[str, Any] = {name: text}
+    try:
+        FileOptions(**option)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error
+    return text
 
 
 def add_file_flags(
@@ -60,12 +70,17 @@ def add_file_flags(
     )
     add(
         "--delimiter",
-        type=lambda text: ESCAPED.get(text, text),
+        type=partial(checked, "delimiter"),
         metavar="TEXT",
         help="between the columns of text files: a character, tab or space (default: found out)",
     )
     add("--decimal", choices=(".", ","), help="the decimal sign of text files (default: found out)")
-    add("--encoding", metavar="NAME", help="of text files, as utf-8 or latin-1 (default: found out)")
+    add(
+        "--encoding",
+        type=partial(checked, "encoding"),
+        metavar="NAME",
+        help="of text files, as utf-8 or latin-1 (default: found out)",
+    )
     add(
         "--sampling-rate",
         type=number(float, 1e-6, 1e12),

@@ -40,6 +40,8 @@ class Reading:
         cutting: how their values are cut.
         sampling_rate: of the windows, Hz. A file that says none has it; None takes every file as it is.
         resample: whether a file of another rate is resampled. Else it is refused, but for CWRU's records of 48 kHz.
+        unsaid_rate: of files that say none, Hz; None for that of the windows.
+        channels: the names of the windows' channels in the files that were read first. Another file may have others.
     """
 
     options: FileOptions
@@ -47,6 +49,7 @@ class Reading:
     sampling_rate: float | None = None
     resample: bool = False
     unsaid_rate: float | None = None
+    channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rate = self.sampling_rate
@@ -85,11 +88,6 @@ class Reading:
             array = array[..., None]
         elif layout == "channels-first" or (layout == "auto" and array.shape[0] < array.shape[1]):
             array = array.T
-        expected = len(self.options.channels)
-        if expected and array.shape[-1] != expected:
-            raise ValueError(
-                f"{source}: has {array.shape[-1]} channels, expected {expected}: {', '.join(self.options.channels)}"
-            )
         try:
             require_real(name, array)
             return self.cutting.windows(name, self.values(name, Signal(array, (), rate, None)))
@@ -103,10 +101,7 @@ class Reading:
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Reading:
         """The reading of these plain values."""
-        options: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in plain["options"].items()
-        }
-        parts = {"options": FileOptions(**options), "cutting": Cutting(**plain["cutting"])}
+        parts = {"options": FileOptions(**plain["options"]), "cutting": Cutting(**plain["cutting"])}
         return cls(**{**plain, **parts})
 
 
@@ -219,7 +214,7 @@ def read_recordings(
     signals = read_all(found.sources, options)
     paths = [source.name for source in found.sources]
     rate = common_rate(paths, signals, sampling_rate, resample)
-    reading = found_out(replace(reading, sampling_rate=rate), signals)
+    reading = replace(reading, sampling_rate=rate, channels=channels_of(signals))
     windows, recordings = cut_all(found, signals, reading)
     how, shares = splitting.shares(str(place), recordings, found.classes)
     require_no_copies(found.sources, windows, shares)
@@ -252,12 +247,11 @@ def names(given: str | int | Sequence[str | int]) -> tuple[str, ...]:
     return (str(given),) if isinstance(given, str | int) else tuple(map(str, given))
 
 
-def found_out(reading: Reading, signals: Sequence[Signal]) -> Reading:
-    """The reading with the channels of these signals, if none were chosen and all have the same, which have names."""
-    found = {signal.channels for signal in signals}
-    if reading.options.channels or len(found) > 1 or all(name.isdecimal() for name in signals[0].channels):
-        return reading
-    return replace(reading, options=replace(reading.options, channels=signals[0].channels))
+def channels_of(signals: Sequence[Signal]) -> tuple[str, ...]:
+    """What these signals call their channels: numbers where they differ."""
+    first = signals[0].channels
+    same = all(signal.channels == first for signal in signals)
+    return first if same else tuple(map(str, range(len(first))))
 
 
 def read_all(sources: Sequence[Source], options: FileOptions) -> list[Signal]:
@@ -266,7 +260,7 @@ def read_all(sources: Sequence[Source], options: FileOptions) -> list[Signal]:
     records: dict[int, Path] = {}
     for source in sources:
         if source.values is not None:
-            signals.append(Signal(source.values[:, None], (), None, None))
+            signals.append(Signal(source.values[:, None], ("0",), None, None))
             continue
         signal = read_signal(source.path, options)
         if source.published:
@@ -287,7 +281,6 @@ def cut_all(found: Found, signals: list[Signal], reading: Reading) -> tuple[list
     ]
     signals.clear()
     lengths = [pieces_of(held).shape[1] for held in values]
-    widths = [pieces_of(held).shape[2] for held in values]
     shortest = lengths.index(min(lengths))
     cutting = reading.cutting
     if lengths[shortest] < cutting.points and not cutting.pad:
@@ -297,11 +290,6 @@ def cut_all(found: Found, signals: list[Signal], reading: Reading) -> tuple[list
         )
     windows, recordings = [], []
     for i, source in enumerate(found.sources):
-        if widths[i] != widths[0]:
-            raise InputError(
-                f"{source.name}: has {widths[i]} channels, {found.sources[0].name} has {widths[0]}; "
-                "--channels chooses the same of each"
-            )
         windows.append(cutting.windows(source.name, values[i]))
         starts = cutting.starts(values[i])
         recordings.append(Recording(str(source.name), found.classes.index(source.label), source.part, starts))

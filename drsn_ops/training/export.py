@@ -99,7 +99,7 @@ def metadata(model: Model) -> dict[str, str]:
         "points": str(reading.cutting.points),
         "normalise": reading.cutting.normalise,
         "sampling_rate": json.dumps(reading.sampling_rate),
-        "channels": json.dumps(reading.options.channels, ensure_ascii=False),
+        "channels": json.dumps(reading.channels, ensure_ascii=False),
     }
 
 
