@@ -57,6 +57,14 @@ def table(*columns, delimiter=",", decimal=".", head=""):
 T = np.arange(60) / 8000
 
 
+def dates(form, delimiter, *columns):
+    """Lines that begin with a time of so many microseconds."""
+    rows = zip(
+        range(0, 60 * 125, 125), X[:, 0].tolist(), *(column.tolist() for column in columns), strict=True
+    )
+    return "".join(delimiter.join([form.format(time), *map(repr, row)]) + "\n" for time, *row in rows)
+
+
 @pytest.mark.parametrize(
     "content, options, expected",
     [
@@ -68,7 +76,9 @@ T = np.arange(60) / 8000
         ("1.5\r2.5\r", {}, ([1.5, 2.5],)),
         (table(X[:, 0], decimal=",", head="x\n"), {}, (X[:, 0], ("x",))),
         ("0,05\n7\n-0,5\n", {}, ([0.05, 7, -0.5],)),
+        ("1,5e-3\n2,25e-3\n", {}, ([1.5e-3, 2.25e-3],)),
         ("1,5\n2,5\n", {"decimal": ","}, ([1.5, 2.5],)),
+        (20 * "1,-5\n", {"channels": ("1",)}, (20 * [-5], ("1",))),
         (20 * "1,5\n", {"delimiter": ",", "channels": ("1",)}, (20 * [5], ("1",))),
         ("a,b\n1,5\n2,5\n", {"channels": ("b",)}, ([5, 5], ("b",))),
         *(
@@ -87,6 +97,10 @@ T = np.arange(60) / 8000
         (table(T * 1e6, X[:, 0], decimal=",", delimiter=";", head="Zeit [µs];x\n"), {}, (X[:, 0], ("x",), 8000)),
         (table(X[:, 0], T, head="x,timestamp_s\n"), {}, (X[:, 0], ("x",), 8000)),
         (table(T, X[:, 0], T + 5, head="time,x,t\n"), {}, (X[:, 0], ("x",), 8000)),
+        # dates, and times of day
+        (f"when;x\n{dates('2026-05-04 09:59:59.{:06}', ';')}", {}, (X[:, 0], ("x",), 8000)),
+        (f"{dates('2026/05/04T9:59:59,{:06}Z', ';')}", {}, (X[:, 0], ("1",), 8000)),
+        (f"time,x,y\n{dates('23:59:59.{:06}', ',', X[:, 1])}", {"channels": ("y",)}, (X[:, 1], ("y",), 8000)),
         # counted from 1970 in ms
         (table(np.arange(60) * 2 + 1.7e12, X[:, 0], head="timestamp,x\n"), {}, (X[:, 0], ("x",), 500)),
         # rounded to the fourth digit, which is no shorter than a step
@@ -154,6 +168,11 @@ def test_encodings(file, encoding):
         ("a,b\n" + 60 * "1.5,2,3\n", {}, "its first line names 2 columns, the others have 3"),
         ("1,5\n2,5\n", {}, "'1,5' may be two numbers or one with a decimal comma; .* --delimiter , or --decimal ,"),
         ("1,5\n7\n", {}, "'1,5' may be two numbers or one with a decimal comma"),
+        ("Rig 7\nx\n1,5\n2,5\n", {}, "'1,5' may be two numbers or one with a decimal comma"),
+        ("0,05,0,07\n1,05,2,7\n", {}, "'0,05,0,07' may be several numbers or fewer with decimal commas"),
+        ("x\n1.5,2\n3,4,5\n3,4,5\n", {}, "'1.5,2' above the numbers is neither names nor 3 numbers"),
+        ("2026-05-04 09:59:59;1\n2026-13-04 09:59:59;2\n", {}, "its first column has dates .* none: "),
+        ("2026-05-04 09:59:59;1\nnever;2\n2026-05-04 10:00:00;1\n", {}, "its first column has dates .* none: 'never'"),
         ("a,b\n0,05\n1,5\n", {}, "'0,05' may be two numbers or one with a decimal comma"),
         ("1.234,5\n2.345,5\n", {"delimiter": ";"}, "no line holds numbers alone, such as '1.234,5'"),
         (table(*X.T), {}, r"holds 3 channels, 0 to 2; expected --channels, or --layout windows"),

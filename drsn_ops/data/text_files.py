@@ -27,8 +27,13 @@ NUMBERS = {
     mark: re.compile(rf"[+-]?(?:(?:{digits})(?:e[+-]?\d+)?|nan|inf|infinity)", re.IGNORECASE)
     for mark, digits in ((".", r"\d+\.?\d*|\.\d+"), (",", r"\d+(?:,\d+)?|,\d+"))
 }
-# Of two whole numbers with a comma between them, neither is written so: it is one number with a decimal comma.
-DECIMAL_COMMA = re.compile(r"[+-]?\d+,0\d+|[+-]0,\d+")
+# Whole numbers are not written so: a comma beside them is a decimal mark.
+DECIMALS = re.compile(r"[+-]?0\d+(?:e[+-]?\d+)?|\d{2,}e[+-]?\d+|[+-]0", re.IGNORECASE)
+# A date with the year first and a time of day, or a time of day
+DATE = re.compile(
+    r"(?:\d{4}[-/]\d\d?[-/]\d\d?[T ])?\d\d?:\d\d:\d\d(?:[.,]\d+)?(?: ?(?:Z|UTC|[+-]\d\d:?\d\d))?",
+    re.IGNORECASE,
+)
 # The start of a number in digits; no date, no time of day.
 NUMBER_LIKE = re.compile(r"(?!\d{4}-\d\d-\d\d)[+-]?\.?\d[^\s:/]*")
 UNITS = re.compile(r"[\[(].*[\])]|[µμnmk]?(?:s|V|A|g|N|Pa|Hz|m/s\^?2?|m/s²|Nm)|%|-|rpm|bar|°?C|", re.ASCII)
@@ -37,12 +42,19 @@ SAMPLE_LINES, SAMPLE_CHARACTERS = 100, 50_000
 
 
 class Dialect(NamedTuple):
-    """How lines are read. ``columns`` does not count an empty field after a delimiter at the end of each line."""
+    """How lines are read.
+
+    Attributes:
+        columns: how many, without an empty field after a delimiter at the end of each line.
+        trailing: whether there is one.
+        dated: whether the first column holds dates or times of day.
+    """
 
     delimiter: str
     decimal: str
     columns: int
     trailing: bool
+    dated: bool
 
     def fields(self, line: str) -> list[str]:
         """The fields of a line."""
@@ -52,7 +64,12 @@ class Dialect(NamedTuple):
         """Whether a line holds a number in each column, and no more than a comment after them."""
         fields = self.fields(line.partition("#")[0])
         fields = fields[:-1] if self.trailing and fields[-1] == "" else fields
-        return len(fields) == self.columns and all(map(NUMBERS[self.decimal].fullmatch, fields))
+        return len(fields) == self.columns and all(map(self.is_number, fields, range(self.columns)))
+
+    def is_number(self, field: str, column: int) -> bool:
+        """Whether a field holds what its column does."""
+        kind = DATE if self.dated and column == 0 else NUMBERS[self.decimal]
+        return kind.fullmatch(field) is not None
 
 
 def read_text(
@@ -61,7 +78,8 @@ def read_text(
     """The numbers of a text file, (lines, columns), and the names and units of its columns where it has them.
 
     Lines that begin with ``#`` are skipped, and the lines before the first one of numbers alone. The last of these that
-    has as many fields is that of the names, or the last but one, with units below it.
+    has as many fields is that of the names, or the last but one, with units below it. The first column may hold dates
+    with the year first, or times of day; they are read as seconds since the first.
 
     Args:
         delimiter: a character, ``"tab"`` or ``"space"`` for runs of spaces. None for the one of tab ``; | ,`` and space
@@ -95,7 +113,11 @@ def read_text(
             sep=r"\s+" if dialect.delimiter == SPACES else dialect.delimiter,
             decimal=dialect.decimal,
             header=None,
-            dtype={**dict.fromkeys(range(dialect.columns), np.float64), dialect.columns: str},
+            dtype={
+                **dict.fromkeys(range(dialect.dated, dialect.columns), np.float64),
+                **({0: str} if dialect.dated else {}),
+                dialect.columns: str,
+            },
             keep_default_na=False,
             na_values=["nan", "NaN", "NAN"],
             comment="#",
@@ -108,8 +130,30 @@ def read_text(
             raise ValueError(f"its lines differ from the first in the number of fields, {dialect.columns}")
     except (ValueError, pandas.errors.ParserError) as error:
         raise InputError(f"{path}: {trouble(body, start, dialect) or first_line(error)}") from error
+    if dialect.dated:
+        frame[0] = seconds(path, frame[0], dialect)
+        names = names or ("time", *map(str, range(1, dialect.columns)))
+        units = ("s", *(units or names)[1:])
     values: npt.NDArray[Any] = frame.to_numpy()
     return Found(values, names, units)
+
+
+def seconds(path: Path, column: Any, dialect: Dialect) -> Any:
+    """A column of dates or of times of day as seconds since its first."""
+    import pandas
+
+    wrong = np.flatnonzero(~column.map(lambda field: dialect.is_number(field.strip(), 0)).to_numpy(bool))
+    try:
+        if len(wrong):
+            raise ValueError(f"{column[wrong[0]]!r}")
+        times = column.str.strip().str.replace(",", ".")
+        long = "-" in times[0] or "/" in times[0]
+        read = pandas.to_datetime(times, format="mixed", utc=True) if long else pandas.to_timedelta(times)
+        return (read - read[0]).dt.total_seconds()
+    except ValueError as error:
+        raise InputError(
+            f"{path}: its first column has dates or times, and one that is none: {first_line(error)}"
+        ) from error
 
 
 def decoded(path: Path, encoding: str | None) -> str:
@@ -190,51 +234,70 @@ def find_dialect(path: Path, text: str, delimiter: str | None, decimal: str | No
             continue
         for point in (".", ",") if decimal is None else (decimal,):
             if mark != point:
-                count(lines, mark, point, found, least=1 if delimiter else 2)
+                count(lines, mark, point, found)
     if delimiter is None:
         for point in (".", ",") if decimal is None else (decimal,):
-            count(lines, NONE, point, found, least=1)
+            count(lines, NONE, point, found)
     if not found:
         line = next((line for line in lines if re.search(r"\d", line)), lines[0])
         raise InputError(
             f"{path}: no line holds numbers alone, such as {line.strip()[:60]!r}; expected them, or --delimiter and "
             "--decimal as they are"
         )
-    best = max(found, key=lambda dialect: found[dialect])
-    commas = [one for one in found if one.delimiter == "," and one.columns == 2]
-    marks = [one for one in found if (one.delimiter, one.decimal) == (NONE, ",")]
-    if commas and marks and {best} & {*commas, *marks}:
-        best = marks[0] if is_decimal_comma(path, lines) else commas[0]
+    if delimiter is None:
+        found = {
+            one: lines
+            for one, lines in found.items()
+            if one.columns + one.trailing > 1 or one.delimiter == NONE
+        }
+    # of those that read as many lines, the one with most columns, and of these the first
+    best = max(found, key=lambda dialect: (found[dialect], dialect.columns))
+    if best.delimiter in (",", NONE) and None in (delimiter, decimal):
+        commas = next((one for one in found if one.delimiter == "," and one.columns > 1), None)
+        marks = next((one for one in found if (one.delimiter, one.decimal) == (NONE, ",")), None)
+        if commas and (marks or best == commas):
+            best = marks if is_decimal_comma(path, lines, marks is not None) and marks else commas
     return best
 
 
-def count(lines: Sequence[str], delimiter: str, decimal: str, found: dict[Dialect, int], least: int) -> None:
+def count(lines: Sequence[str], delimiter: str, decimal: str, found: dict[Dialect, int]) -> None:
     """Add the dialect of these marks, with the number of lines that it makes numbers of, if there are any."""
-    columns: Counter[tuple[int, bool]] = Counter()
+    columns: Counter[tuple[int, bool, bool]] = Counter()
     number = NUMBERS[decimal].fullmatch
     for line in lines:
         fields = fields_of(line, delimiter)
         trailing = len(fields) > 1 and fields[-1] == ""
         fields = fields[:-1] if trailing else fields
-        if len(fields) >= least and all(map(number, fields)):
-            columns[len(fields), trailing] += 1
+        dated = len(fields) > 1 and DATE.fullmatch(fields[0]) is not None
+        if all(map(number, fields[dated:])):
+            columns[len(fields), trailing, dated] += 1
     if columns:
-        (width, trailing), lines_found = columns.most_common(1)[0]
-        found[Dialect(delimiter, decimal, width, trailing)] = lines_found
+        key, lines_found = columns.most_common(1)[0]
+        found[Dialect(delimiter, decimal, *key)] = lines_found
 
 
-def is_decimal_comma(path: Path, lines: Sequence[str]) -> bool:
-    """Whether the comma of lines such as ``1,5`` is a decimal mark; raises InputError where nobody can tell."""
-    data = [line.strip() for line in lines if NUMBERS[","].fullmatch(line.strip())]
-    # a name for each column, without a comma for one
-    names = [line for line in lines if not re.search(r"\d", line)]
-    told = {"," in names[-1]} if names else set()
-    told |= {False for line in data if DECIMAL_COMMA.fullmatch(line)}
-    told |= {True for line in lines if re.fullmatch(r"[-+\d.,e ]*\d\.[-+\d.,e ]*", line, re.IGNORECASE)}
+def is_decimal_comma(path: Path, lines: Sequence[str], alone: bool) -> bool:
+    """Whether the comma of lines such as ``1,5`` is a decimal mark; raises InputError where nobody can tell.
+
+    Args:
+        alone: whether there is no more than one comma in a line.
+    """
+    numbers = [bool(re.fullmatch(r"[-+\d.,e \t]*\d[-+\d.,e \t]*", line, re.IGNORECASE)) for line in lines]
+    data = [line.strip() for line, is_data in zip(lines, numbers, strict=True) if is_data]
+    whole = [line for line in data if "." not in line]
+    # a line of names above has a comma between two, and none for one
+    header = lines[: numbers.index(True)] if alone and True in numbers else []
+    told = {"," in header[-1]} if header and (len(header) == 1 or "," in header[-1]) else set()
+    told |= {True} if len(whole) < len(data) or not alone else set()
+    told |= {True} if any(re.search(r",\s*[-+]", line) for line in whole) else set()
+    fields = [field.strip() for line in whole for field in line.split(",") if "," in line]
+    told |= {False} if any(map(DECIMALS.fullmatch, fields)) else set()
     if len(told) != 1:
-        example = next(line for line in data if "," in line)
+        example = next(line for line in (*whole, *data, *lines) if "," in line)
+        number = "one with a decimal comma" if alone else "fewer with decimal commas"
         raise InputError(
-            f"{path}: {example!r} may be two numbers or one with a decimal comma; expected --delimiter , or --decimal ,"
+            f"{path}: {example[:60]!r} may be {'two' if alone else 'several'} numbers or {number}; "
+            "expected --delimiter , or --decimal ,"
         )
     return told == {False}
 
@@ -266,17 +329,19 @@ def split_header(path: Path, text: str, dialect: Dialect) -> tuple[list[str], in
 
 def is_damaged(line: str, dialect: Dialect) -> bool:
     """Whether a line above the numbers looks as if it were one of them, but for a gap or a letter."""
-    fields = dialect.fields(line)
     if dialect.columns == 1:
         return NUMBER_LIKE.fullmatch(line.strip()) is not None
+    fields = dialect.fields(line)
     numbers = [field for field in fields if NUMBERS[dialect.decimal].fullmatch(field)]
     gap = fields[0] == "" and any(not field.isdecimal() for field in numbers)
-    starts = NUMBER_LIKE.fullmatch(fields[0]) is not None
-    return len(fields) == dialect.columns and bool(numbers) and (starts or gap)
+    starts = DATE if dialect.dated else NUMBER_LIKE
+    return bool(numbers) and (gap or starts.fullmatch(fields[0]) is not None)
 
 
 def names_of(path: Path, header: Sequence[str], dialect: Dialect) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names and units of the columns in the lines before the numbers."""
+    # a comment names several columns, not one
+    header = [line for line in header if not is_left_out(line) or dialect.columns > 1]
     rows = [
         [field.strip(' "') for field in dialect.fields(line.lstrip("# \t") if is_left_out(line) else line)]
         for line in header
@@ -321,7 +386,7 @@ def trouble(body: str, start: int, dialect: Dialect) -> str | None:
         fields = fields[:-1] if dialect.trailing and fields[-1] == "" else fields
         if len(fields) != dialect.columns:
             return f"{place} has {len(fields)} fields, the first line of numbers {dialect.columns}"
-        bad = next(field for field in fields if not NUMBERS[dialect.decimal].fullmatch(field))
+        bad = next(field for i, field in enumerate(fields) if not dialect.is_number(field, i))
         return (
             f"{place} has a gap, expected a number"
             if bad == ""

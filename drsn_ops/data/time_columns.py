@@ -65,10 +65,10 @@ def find_times(
         column = values[:, i].astype(np.float64)
         name = names[i].strip() if names else ""
         match = TIME.fullmatch(name) if name else None
-        unit = (match["unit"] if match else name).lower()
-        if match and unit and unit not in SECONDS:
+        unit = match["unit"] if match else name
+        if match and unit and seconds_of(unit) is None:
             continue
-        scale = seconds_of(unit or (units[i] if units else ""))
+        scale = seconds_of(unit) or (seconds_of(units[i]) if units else None)
         if match and not match["weak"]:
             require_steps(path, name, column)
         elif i == 0 and INDEX.fullmatch(name) and is_even(column) and is_whole(column):
