@@ -5,28 +5,21 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
 from .windows import NEGLIGIBLE, Array
 
 
-class Traits(NamedTuple):
-    """What copies have in common, to rounding: three values of the first window."""
-
-    peak: float
-    trough: float
-    first: float
-
-
 class Seen:
-    """The recordings read so far, sorted by the maximum of their first window."""
+    """The recordings read so far, sorted by the maximum of their first window, which copies have in common."""
 
     def __init__(self) -> None:
         self.recordings: list[Array] = []
-        self.traits: list[Traits] = []
         self.peaks: list[tuple[float, int]] = []
+        # these tell most recordings apart, at a hundredth of the cost of a comparison
+        self.troughs: list[float] = []
+        self.firsts: list[float] = []
 
     def add(self, windows: Array) -> Iterator[int]:
         """Add a recording, (windows, channels, points). Yields the indices of earlier copies of it.
@@ -34,26 +27,26 @@ class Seen:
         Copies are recordings that a network cannot tell apart: over the windows that both have, they differ by at most
         `NEGLIGIBLE` of the range, as they do where one was rounded, printed or shortened.
         """
-        first = windows[0]
-        traits = Traits(float(first.max()), float(first.min()), float(first.flat[0]))
+        peak, trough, first = float(windows[0].max()), float(windows[0].min()), float(windows[0, 0, 0])
         tolerance = NEGLIGIBLE * (float(windows.max()) - float(windows.min()))
         near = slice(
-            bisect_left(self.peaks, (traits.peak - tolerance, 0)),
-            bisect_right(self.peaks, (traits.peak + tolerance, math.inf)),
+            bisect_left(self.peaks, (peak - tolerance, 0)),
+            bisect_right(self.peaks, (peak + tolerance, math.inf)),
         )
-        candidates = [i for _, i in self.peaks[near]]
-        insort(self.peaks, (traits.peak, len(self.recordings)))
+        candidates = [
+            i
+            for _, i in self.peaks[near]
+            if abs(first - self.firsts[i]) <= tolerance and abs(trough - self.troughs[i]) <= tolerance
+        ]
+        insort(self.peaks, (peak, len(self.recordings)))
         self.recordings.append(windows)
-        self.traits.append(traits)
-        return (i for i in candidates if self.is_copy(windows, traits, i, tolerance))
+        self.troughs.append(trough)
+        self.firsts.append(first)
+        return (i for i in candidates if is_copy(windows, self.recordings[i], tolerance))
 
-    def is_copy(self, windows: Array, traits: Traits, i: int, tolerance: float) -> bool:
-        """Whether recording ``i`` has the same values."""
-        theirs = self.recordings[i]
-        if windows.shape[1:] != theirs.shape[1:]:
-            return False
-        # three numbers tell most recordings apart, at a hundredth of the cost
-        if any(abs(a - b) > tolerance for a, b in zip(traits, self.traits[i], strict=True)):
-            return False
-        pairs = zip(windows, theirs, strict=False)
-        return all(np.abs(a.astype(np.float64) - b).max() <= tolerance for a, b in pairs)
+
+def is_copy(ours: Array, theirs: Array, tolerance: float) -> bool:
+    """Whether no value differs by more than ``tolerance``, over the windows that both have."""
+    return ours.shape[1:] == theirs.shape[1:] and all(
+        np.abs(a.astype(np.float64) - b).max() <= tolerance for a, b in zip(ours, theirs, strict=False)
+    )

@@ -211,15 +211,15 @@ def read_recordings(
         raise InputError(
             f"{place}: holds one class, {found.classes[0]!r}; expected a folder for each of several"
         )
+    paths = tuple(source.name for source in found.sources)
     signals = read_all(found.sources, options)
-    paths = [source.name for source in found.sources]
     rate = common_rate(paths, signals, sampling_rate, resample)
     reading = replace(reading, sampling_rate=rate, channels=channels_of(signals))
-    windows, recordings = cut_all(found, signals, reading)
+    windows, recordings = cut_all(found, paths, signals, reading)
     how, shares = splitting.shares(str(place), recordings, found.classes)
     require_no_copies(found.sources, windows, shares)
     train, validation, test = (join(shares[part], windows, recordings) for part in PARTS)
-    return Recordings(train, validation, test, found.classes, tuple(paths), reading, found.passed_over, how)
+    return Recordings(train, validation, test, found.classes, paths, reading, found.passed_over, how)
 
 
 def read_labelled(
@@ -237,9 +237,10 @@ def read_labelled(
                 f"{source.name}: is of class {source.label!r}, expected one of {', '.join(map(repr, classes))}"
             )
     found = found._replace(classes=tuple(classes))
-    windows, recordings = cut_all(found, read_all(found.sources, reading.options), reading)
+    paths = tuple(source.name for source in found.sources)
+    windows, recordings = cut_all(found, paths, read_all(found.sources, reading.options), reading)
     shares = [Share(i, slice(0, len(recording.starts))) for i, recording in enumerate(recordings)]
-    return join(shares, windows, recordings), tuple(source.name for source in found.sources)
+    return join(shares, windows, recordings), paths
 
 
 def names(given: str | int | Sequence[str | int]) -> tuple[str, ...]:
@@ -274,25 +275,25 @@ def read_all(sources: Sequence[Source], options: FileOptions) -> list[Signal]:
     return signals
 
 
-def cut_all(found: Found, signals: list[Signal], reading: Reading) -> tuple[list[Array], list[Recording]]:
+def cut_all(
+    found: Found, paths: Sequence[Path], signals: list[Signal], reading: Reading
+) -> tuple[list[Array], list[Recording]]:
     """The windows of every signal. Each signal is let go as soon as it is cut."""
-    values = [
-        reading.values(source.name, signal) for source, signal in zip(found.sources, signals, strict=True)
-    ]
+    values = [reading.values(path, signal) for path, signal in zip(paths, signals, strict=True)]
     signals.clear()
     lengths = [pieces_of(held).shape[1] for held in values]
     shortest = lengths.index(min(lengths))
     cutting = reading.cutting
     if lengths[shortest] < cutting.points and not cutting.pad:
         raise InputError(
-            f"{found.sources[shortest].name}: has {lengths[shortest]} points, fewer than a window of {cutting.points} "
+            f"{paths[shortest]}: has {lengths[shortest]} points, fewer than a window of {cutting.points} "
             f"has; --points {lengths[shortest]} or less fits all files, and --pad fills short ones up"
         )
     windows, recordings = [], []
-    for i, source in enumerate(found.sources):
-        windows.append(cutting.windows(source.name, values[i]))
+    for i, (path, source) in enumerate(zip(paths, found.sources, strict=True)):
+        windows.append(cutting.windows(path, values[i]))
         starts = cutting.starts(values[i])
-        recordings.append(Recording(str(source.name), found.classes.index(source.label), source.part, starts))
+        recordings.append(Recording(str(path), found.classes.index(source.label), source.part, starts))
         values[i] = np.empty(0)
     return windows, recordings
 
