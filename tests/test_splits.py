@@ -182,7 +182,7 @@ def test_in_time_of_classes_with_one_recording(tmp_path):
 def test_too_short_for_parts_in_time(folder, windows, validation, parts):
     write(folder / "many" / "03.npy", 11, windows)
     message = (
-        f"many/03.npy: has {windows} windows of 10 points, too few for {parts} of a window; expected shorter"
+        f"many/03.npy: has {windows} windows? of 10 points, too few for {parts} of a window; expected shorter"
     )
     with pytest.raises(InputError, match=message):
         read(folder, split="time", validation_share=validation)

@@ -148,9 +148,10 @@ class Splitting(NamedTuple):
                 shares["validation"].append(Share(i, tail))
             if head.stop == 0:
                 parts = "three parts and two gaps" if self.validation_share else "two parts and a gap"
+                count = f"{len(starts)} window{'s' * (len(starts) > 1)} of {self.points} points"
                 raise InputError(
-                    f"{recording.name}: has {len(starts)} windows of {self.points} points, too few for {parts} of a "
-                    "window; expected shorter windows (--points), or --split recording"
+                    f"{recording.name}: has {count}, too few for {parts} of a window; expected shorter windows "
+                    "(--points), or --split recording"
                 )
             shares["train"].append(Share(i, head))
         return shares
