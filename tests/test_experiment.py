@@ -287,7 +287,7 @@ def test_recordings(folder, capsys):
         f"{folder}/data: 30 training and 10 test windows of 64 points, of 6 and 2 recordings, 2 classes"
         in out
     )
-    assert err == "drsn_ops experiment: passed over 1 file that is no recording: sensor.pdf\n"
+    assert err == f"passed over, as no recordings: {folder}/data/sensor.pdf\n"
     assert len(results(folder / "own")) == 4
     table = (folder / "own" / "table.md").read_text()
     assert "The data are recordings, `data`, in windows: 64 points" in table and "paper" not in table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,7 @@ from ..data.flags import add_file_flags, add_window_flags, reading_arguments
 from ..noise import KINDS
 from ..training.folders import claimed, new_folder
 from ..training.processes import Processes, processes, usable_device
+from ..training.train import warn_of
 from .cell import build
 from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for
@@ -27,7 +29,6 @@ from .signals import Data, load
 from .storage import read_fingerprint, read_results, read_settings, result_path, save_settings
 
 ALIASES = ("cwru", "folder")  # of --data, before --data-dir PATH
-NAMED = 5  # of the files that were passed over
 MAX_DECIBELS = 130  # beyond this the noise is lost in float32
 MAX_SIGNALS, MAX_SEEDS, MAX_BLOCKS = 10_000_000, 10_000, 1000
 
@@ -111,14 +112,15 @@ def requested(args: argparse.Namespace, saved: Settings | None) -> Settings:
 
 def place(args: argparse.Namespace, saved: Settings | None) -> str | None:
     """The name of the simulated machine or the path of the recordings, None where neither is given."""
+    given: str | None = args.data
     if args.data_dir is None:
-        if args.data in ALIASES and not Path(args.data).exists():
-            raise InputError(f"--data {args.data} needs the folder that holds its files: --data-dir")
-        return args.data if args.data in (None, SIMULATED) else str(Path(args.data).absolute())
-    if args.data in ALIASES or (args.data is None and saved and not saved.simulated):
-        return str(args.data_dir.absolute())
+        if given in ALIASES and not Path(given).exists():
+            raise InputError(f"--data {given} needs the folder that holds its files: --data-dir")
+        return given if given in (None, SIMULATED) else os.path.abspath(given)
+    if given in ALIASES or (given is None and saved and not saved.simulated):
+        return str(os.path.abspath(args.data_dir))
     raise InputError(
-        f"--data-dir: got {args.data_dir}, expected none with --data {args.data or SIMULATED}; --data takes a path"
+        f"--data-dir: got {args.data_dir}, expected none with --data {given or SIMULATED}; --data takes a path"
     )
 
 
@@ -134,8 +136,7 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
     begun = read_fingerprint(args.resume) if args.resume else None
     if saved and begun:
         require_same_data(args.resume, (begun, saved.data), (mark, settings.data))
-    if data.passed_over:
-        print(f"drsn_ops experiment: {passed_over(data.passed_over)}", file=sys.stderr)
+    warn_of(data.passed_over)
     networks = {name: build(settings, name, data.x.shape[1], len(data.classes)) for name in settings.networks}
     if args.resume:
         folder = claims.enter_context(claimed(args.resume))
@@ -172,13 +173,6 @@ def described(settings: Settings, data: Data) -> str:
         train, test = (len(data.recording[split].unique()) for split in (data.train, data.test))
         counts += f", of {train} and {counted(test, 'recording')}"
     return f"{counts}, {len(data.classes)} classes; normalise: {settings.normalise}"
-
-
-def passed_over(files: Sequence[Path]) -> str:
-    """The files that are no recordings, in words."""
-    names = ", ".join(path.name for path in files[:NAMED]) + (", ..." if len(files) > NAMED else "")
-    are = "file that is no recording" if len(files) == 1 else "files that are no recordings"
-    return f"passed over {len(files)} {are}: {names}"
 
 
 def train_cells(job: Job, cells: Sequence[Cell], workers: int) -> None:
