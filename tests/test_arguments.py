@@ -32,7 +32,7 @@ TAKEN = {
 }
 # What a command needs besides its flags.
 NEEDED = {"evaluate": ["model.pt", "--data=."], "predict": ["model.pt", "a.npy"], "export": ["model.pt"]}
-WORDS = ("--delimiter",)
+WORDS = ("--delimiter", "--encoding")
 
 
 def commands():

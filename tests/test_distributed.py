@@ -25,11 +25,15 @@ import drsn_ops
 from drsn_ops.__main__ import main
 from drsn_ops.arguments import InputError
 from drsn_ops.data import Dataset, Split, load
+from drsn_ops.data.recordings import Reading, Recordings, Windows
+from drsn_ops.data.signals import FileOptions
+from drsn_ops.data.windows import Cutting
 from drsn_ops.experiment import command
 from drsn_ops.ops import autograd
 from drsn_ops.training import train
 from drsn_ops.training.processes import Processes
 from drsn_ops.training.recipes import Settings
+from drsn_ops.training.recordings import Loaded, RecordingSettings
 from drsn_ops.training.run import Run
 from drsn_ops.training.shared_batch_norm import SharedBatchNorm, share_batch_norms
 
@@ -764,6 +768,52 @@ def gradients_of_a_share_of_augmented_images():
 
 
 @check
+def recordings_are_shared():
+    """An epoch of uneven shares, with weights of the classes: results, gradients and the weights that are kept."""
+
+    def windows(count):
+        labels = (torch.arange(count) % 7 == 0).long()
+        return Windows(torch.randn(count, 2, 64, dtype=torch.float64), labels, torch.arange(count))
+
+    reading = Reading(FileOptions(), Cutting(64, None, "none"))
+    splits = [windows(count) for count in (27, 9, 3)]
+    found = Recordings(*splits, ("a", "b"), (), reading, ())
+    settings = RecordingSettings(
+        "x", epochs=1, batch_size=9, lr=0.1, blocks=3, widths=(4, 4, 4), class_weights="balanced", points=64
+    )
+
+    def job(*shared_by):
+        run = Run(settings, Loaded(found, ()), torch.device("cpu"), *shared_by)
+        run.network.double()
+        return run, run.epoch(lambda: None, lambda: None)
+
+    (alone, expected), (shared, row) = job(), job(Processes(dist.get_rank(), 2))
+    assert row.values()[:-1] == pytest.approx(expected.values()[:-1], rel=1e-7)
+    assert shared.best.keys() == alone.best.keys()
+    for name, tensor in shared.best.items():
+        torch.testing.assert_close(tensor, alone.best[name], rtol=1e-7, atol=1e-9, msg=name)
+
+
+@check
+def the_leading_process_keeps_the_model():
+    together = Processes(dist.get_rank(), 2)
+    argv = (
+        "train --data vibration --num-signals 48 --points 64 --blocks 3 --epochs 1 --output-dir run".split()
+    )
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(StringIO()) as out,
+        TemporaryDirectory() as own,
+    ):
+        patch.setattr(train, "processes", lambda device: nullcontext(together))
+        patch.chdir(own)
+        assert main(argv) == 0
+        assert Path("run/model.pt").exists() == Path("run/report.json").exists() == together.leads
+        patch.undo()
+    assert out.getvalue().count("by window: ") == together.leads
+
+
+@check
 def an_error_of_one_process_stops_all():
     together = Processes(dist.get_rank(), 2)
     for culprit in range(2):
@@ -820,6 +870,7 @@ def an_experiment_of_two_processes():
 NEED_EXTRAS = (
     "an_experiment_of_two_processes",
     "gradients_of_a_share_of_digits",
+    "the_leading_process_keeps_the_model",
     "what_a_command_refuses_is_said_once",
 )
 

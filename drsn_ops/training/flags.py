@@ -260,7 +260,8 @@ def require_effects(args: argparse.Namespace, kind: type, data: str) -> None:
         value = getattr(args, name, None)
         if value is not None:
             what = f"--data {data}" if data in NAMES else "recordings"
-            hint = f"; {INSTEAD[name]}" if name in INSTEAD else ""
+            # the simulated recordings have no path
+            hint = f"; {INSTEAD[name]}" if name in INSTEAD and (name, data) != ("data_dir", SIMULATED) else ""
             refuse(name, value, f"none with {what}{hint}")
 
 

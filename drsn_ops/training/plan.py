@@ -31,6 +31,7 @@ class Plan:
         learning_rate: of a step, counted from 0, among the steps of all epochs.
         data: a line that says what the samples are.
         what: a line that says what the network is.
+        how: what else there is to say of the training, after the learning rate.
         title: of the curve.
         augment: makes other samples of a batch's, anew in each step.
         mean: what is subtracted from the samples, after the augmentation.
@@ -50,6 +51,7 @@ class Plan:
     data: str
     what: str
     title: str
+    how: str = ""
     augment: Callable[[Tensor], Tensor] | None = None
     mean: Tensor | None = None
     weights: Tensor | None = None

@@ -126,6 +126,11 @@ class RecordingSettings:
 
     def simulated(self) -> Recordings:
         """Recordings of the simulated machine, of one window each."""
+        least = len(CLASSES) * (3 if self.validation_share else 2)
+        if self.num_signals < least:
+            raise InputError(
+                f"--num-signals {self.num_signals}: expected at least {least}, one of each class for each split"
+            )
         made = vibration(self.num_signals, points=self.points, rate=SIMULATED_RATE)
         cutting = Cutting(self.points, None, self.normalise)
         files = tuple(Path(SIMULATED, str(i)) for i in range(self.num_signals))
@@ -181,7 +186,7 @@ class RecordingSettings:
         }
         if self.patience and "validation" not in splits:
             raise InputError(
-                f"--patience {self.patience}: expected a validation part, as of --validation-share"
+                f"--patience {self.patience}: expected a validation part, which --validation-share gives"
             )
         weights = balanced(found.train.labels, len(found.classes)) if self.class_weights else None
         thresholds = f", thresholds {self.thresholds}" if "thresholds" in arguments else ""
@@ -194,12 +199,18 @@ class RecordingSettings:
             data=self.describe(found),
             what=f"{self.network}{thresholds}: {size(network)}",
             title=f"{self.name}: {self.network}{thresholds}, seed {self.seed}",
-            weights=None if weights is None else weights.to(device),
+            how=self.describe_training(),
+            weights=None if weights is None else weights.to(splits["train"].x),
             precision=self.amp,
             running=True,
             keeps_best=True,
             patience=self.patience,
         )
+
+    def describe_training(self) -> str:
+        """What else there is to say of the training."""
+        weights = f", {self.class_weights} class weights" if self.class_weights else ""
+        return f" ({self.schedule}){weights}{f', {self.amp}' if self.amp else ''}"
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The rate of a step, counted from 0, of ``steps``.
@@ -239,4 +250,4 @@ def balanced(labels: Tensor, classes: int) -> Tensor:
     """Weights by which every class has the same share of the loss: N / (classes * count), or 0 without samples."""
     counts = labels.bincount(minlength=classes)
     weights = len(labels) / (classes * counts.clamp(min=1))
-    return torch.where(counts > 0, weights, 0.0).to(torch.get_default_dtype())
+    return torch.where(counts > 0, weights, 0.0)

@@ -16,7 +16,7 @@ def describe(run: Run) -> str:
     return (
         f"{plan.data}\n"
         f"{plan.what}, on {run.device}{together}\n"
-        f"{type(run.optimiser).__name__}: learning rate {settings.lr:g}, batches of {settings.batch_size}, "
+        f"{type(run.optimiser).__name__}: learning rate {settings.lr:g}{plan.how}, batches of {settings.batch_size}, "
         f"{settings.epochs} epochs of {run.steps_per_epoch} steps, seed {settings.seed}"
     )
 

@@ -181,6 +181,7 @@ def train_epochs(run: Run, place: Place, keeper: Keeper | None, board: Board | N
             if board:
                 board.add(row)
             bar.write(line_of(row))
+            sys.stdout.flush()  # a log shows each epoch when it is done
 
 
 def save(run: Run, place: Place, new: bool = False) -> None:
