@@ -100,6 +100,7 @@ def dates(form, delimiter, *columns):
         # dates, and times of day
         (f"when;x\n{dates('2026-05-04 09:59:59.{:06}', ';')}", {}, (X[:, 0], ("x",), 8000)),
         (f"{dates('2026/05/04T9:59:59,{:06}Z', ';')}", {}, (X[:, 0], ("1",), 8000)),
+        (f"{dates('31.1.2026 9:59:59,{:06}', ';')}", {}, (X[:, 0], ("1",), 8000)),
         (f"time,x,y\n{dates('23:59:59.{:06}', ',', X[:, 1])}", {"channels": ("y",)}, (X[:, 1], ("y",), 8000)),
         # counted from 1970 in ms
         (table(np.arange(60) * 2 + 1.7e12, X[:, 0], head="timestamp,x\n"), {}, (X[:, 0], ("x",), 500)),
@@ -108,6 +109,8 @@ def dates(form, delimiter, *columns):
         ("time x\n" + "".join(f"{i / 8000:.4f} {i % 7}\n" for i in range(20)), {}, (np.arange(20) % 7, ("x",))),
         ("time x\n" + "".join(f"{i / 8e6:.4f} {i % 7}\n" for i in range(9999)), {}, (np.arange(9999) % 7, ("x",))),
         # an index says no rate
+        (table(np.arange(60), X[:, 0], head="time,x\n"), {}, (X[:, 0], ("x",))),
+        (table(np.arange(60) * 5, X[:, 0]), {}, (X[:, 0], ("1",))),
         (pandas.DataFrame({"x": X[:, 0]}).to_csv(), {}, (X[:, 0], ("x",))),
         (pandas.DataFrame(X[:, :1]).to_csv(), {}, (X[:, 0], ("0",))),
         (pandas.DataFrame(X).to_csv(index=False), {"channels": ("1",)}, (X[:, 1], ("1",))),
@@ -345,7 +348,7 @@ def cwru(path, *records, ends=("DE", "FE"), shape=(-1, 1)):
 def test_cwru(tmp_path):
     path = cwru(tmp_path / "105.mat", 105, ends=("DE", "FE", "BA"))
     assert_read(read(path), X[:, 0] + 105, ("DE",), 12_000, 105)
-    assert_read(read(path, channels=("FE", "DE")), X[:, [1, 0]] + 105, ("FE", "DE"), 12_000, 105)
+    assert_read(read(path, channels=("fe", "DE")), X[:, [1, 0]] + 105, ("FE", "DE"), 12_000, 105)
     assert_read(read(path, channels=("2",)), X[:, 2] + 105, ("BA",), 12_000, 105)
     assert_read(read(path, variable=("*_FE_time",)), X[:, 1] + 105, ("0",), 12_000, 105)
     refused(path, "105.mat: has no channel 'X' .* the channels 'DE', 'FE', 'BA'", channels=("X",))

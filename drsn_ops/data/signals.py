@@ -12,10 +12,11 @@ import numpy.typing as npt
 from ..arguments import InputError, require_choice
 from .channels import LAYOUTS, Found, Signal, signal_of
 from .cwru_files import CWRU_VARIABLE, cwru_leaves, cwru_rate, cwru_record, cwru_signal
+from .dialects import WORDS
 from .mat_files import read_hdf5, read_mat
 from .npy_files import read_npy, read_npz
 from .table_files import read_parquet, read_xlsx
-from .text_files import WORDS, read_text
+from .text_files import read_text
 from .variables import find_variable
 from .wav_files import read_wav
 

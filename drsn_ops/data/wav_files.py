@@ -24,6 +24,6 @@ def read_wav(path: Path) -> Found:
         if start[:4] == b"RIFF" and path.stat().st_size < size < 2**32 - 1:
             raise ValueError(f"it holds {path.stat().st_size} bytes where its header says {size}")
         values, rate = soundfile.read(path, always_2d=True)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
         raise InputError(f"{path}: cannot be read as a sound file: {first_line(error)}") from error
     return Found(values, rate=float(rate))
