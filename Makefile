@@ -22,6 +22,7 @@ bench: $(VENV)/installed
 	$(PY) -m benchmarks tax --record
 	$(PY) -m benchmarks host --record
 	$(PY) -m benchmarks digits --record
+	$(PY) -m benchmarks recordings --record
 	$(PY) -m benchmarks report
 
 # the site, in build/site; a warning, and with it a link that leads nowhere, is an error

@@ -1,6 +1,6 @@
 """``python -m benchmarks`` measures the operators, with ``tax`` behind it whole networks, with ``host`` single calls,
-with ``digits`` an accuracy, with ``commits`` two commits; ``report`` puts what they recorded into README.md and docs/,
-and draws a plot."""
+with ``digits`` an accuracy, with ``recordings`` the way from files to a verdict, with ``commits`` two commits;
+``report`` puts what they recorded into README.md and docs/, and draws a plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from drsn_ops.benchmark.formulas import COMPILE_MODES, takes_part
 from drsn_ops.benchmark.machine import add_machine_arguments, use_machine
 from drsn_ops.files import replacing
 
-from . import commits, digits, host, report, tax
+from . import commits, digits, host, recordings, report, tax
 from .grid import cpu_cases, cuda_cases, modes_of
 from .rows import Row, environment, labels, rows_of, slug
 
@@ -117,6 +117,15 @@ def measure_the_digits(args: argparse.Namespace) -> int:
     return 0
 
 
+def measure_the_recordings(args: argparse.Namespace) -> int:
+    if args.data and not args.data.is_dir():
+        print(f"--data {args.data}: no such folder", file=sys.stderr)
+        return 2
+    rows = recordings.measure_recordings(args.data)
+    deliver(rows, RESULTS / f"{slug(rows[0])}-recordings.json", args.record)
+    return 0
+
+
 def make_report(args: argparse.Namespace) -> int:
     for path in args.results or recorded():
         try:
@@ -165,7 +174,7 @@ def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         help="first fill torch.compile's cache, in so many processes",
     )
     parser.set_defaults(job=measure_all)
-    jobs = parser.add_subparsers(metavar="tax, host, digits, commits, report")
+    jobs = parser.add_subparsers(metavar="tax, host, digits, recordings, commits, report")
     taxer = jobs.add_parser("tax", help="measure what shrinkage adds to a ResNet's training step instead")
     add_arguments(taxer, "fewer rounds, one compile mode", "<machine>-tax.json")
     taxer.set_defaults(job=measure_the_tax)
@@ -182,6 +191,14 @@ def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         "--record", action="store_true", help="write benchmarks/results/<machine>-digits.json"
     )
     trainer.set_defaults(job=measure_the_digits)
+    files = jobs.add_parser("recordings", help="read a folder of recordings, train on it and predict instead")
+    files.add_argument(
+        "--data", type=Path, metavar="DIR", help="as train takes it (default: as many are simulated)"
+    )
+    files.add_argument(
+        "--record", action="store_true", help="write benchmarks/results/<machine>-recordings.json"
+    )
+    files.set_defaults(job=measure_the_recordings)
     reporter = jobs.add_parser("report", help="put recorded results into README.md, docs/ and a plot")
     reporter.add_argument(
         "results",

@@ -29,6 +29,10 @@ WAYS = {
     "batch_norm_shrink": "`batch_norm_shrink`",
     "naive": "widely copied formula",
 }
+DATA = {
+    "cwru": "the drive-end files of Case Western Reserve University",
+    "simulated": "recordings of the simulated machine, `drsn_ops.vibration`",
+}
 # Of training, in table V of DOI 10.1109/TII.2019.2943898.
 PAPER_SECONDS = {"ResNet": 978.04, "DRSN-CW": 1511.11, "DRSN-CS": 1585.33}
 
@@ -341,3 +345,30 @@ def digits_table(rows: list[Row]) -> str:
         for seed in dict.fromkeys(row["seed"] for row in rows)
     ]
     return table(("seed", *(f"{backend}: test accuracy, %" for backend in backends)), lines)
+
+
+def recordings_table(rows: list[Row]) -> str:
+    found = {row["what"]: row for row in rows}
+    reading, training, predicting, small = (
+        found[what] for what in ("read", "train", "predict", "predict small")
+    )
+    right = " and ".join(
+        f"{number(100 * share, 1)} % of the test {scope}s" for scope, share in training["accuracy"].items()
+    )
+    counts = f"{reading['recordings']} recordings of {reading['classes']} classes"
+    lines = [
+        (f"read {counts}, cut into {reading['windows']} windows", f"{number(reading['seconds'], 2)} s"),
+        (f"train: {right} right", f"{number(training['seconds'], 0)} s"),
+        (
+            f"predict {predicting['recordings']} recordings",
+            f"{predicting['windows'] / predicting['seconds']:,.0f} windows/s",
+        ),
+        (f"predict {small['recordings']:,} text files of one window", f"{number(small['seconds'], 1)} s"),
+    ]
+    return table((DATA.get(reading["data"], reading["data"]), ""), lines)
+
+
+def verdict(rows: list[Row]) -> str:
+    """What ``train`` wrote of the data that it was measured on."""
+    (text,) = (row["verdict"] for row in rows if row["what"] == "train")
+    return f"```text\n{text.rstrip()}\n```\n"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import commits, digits, host, report, tables
+from benchmarks import commits, digits, host, recordings, report, tables
 from benchmarks import rows as rows_module
 from benchmarks.grid import cpu_cases, cuda_cases, modes_of
 from benchmarks.rows import environment, kept_for_backward, labels, peak_bytes, rows_of, slug
@@ -445,6 +445,31 @@ def test_the_accuracy_of_the_digits():
     rows[0]["test_accuracy"], rows[1]["test_accuracy"] = 0.90278, 0.91389
     made = report.texts(rows, "digits")["digits:cpu"]
     assert "| 0 | 90.28 | 91.39 |" in made and "Trained on " in made
+
+
+def test_the_way_from_files_to_a_verdict():
+    few = ("--epochs", "1", "--blocks", "3")
+    rows = recordings.measure_recordings(None, *few, recordings=32, seconds=0.6, files=3)
+    reading, training, predicting, small = rows
+    assert [row["what"] for row in rows] == ["read", "train", "predict", "predict small"]
+    # 7200 points are three windows side by side, and six at each half of one, as train has them
+    assert (reading["recordings"], reading["windows"], reading["classes"]) == (32, 96, 8)
+    assert (predicting["recordings"], predicting["windows"], small["recordings"]) == (32, 192, 3)
+    assert all(0 <= share <= 1 for share in training["accuracy"].values())
+    assert all(row["data"] == "simulated" and row["seconds"] > 0 for row in rows)
+    reading["seconds"], training["seconds"], predicting["seconds"] = 0.123, 45.6, 0.02
+    training["accuracy"] = {"window": 0.875, "recording": 1.0}
+    regions = report.texts(rows, "recordings")
+    made = regions["recordings:cpu"]
+    assert "| read 32 recordings of 8 classes, cut into 96 windows | 0.12 s |" in made
+    assert "| train: 87.5 % of the test windows and 100.0 % of the test recordings right | 46 s |" in made
+    assert "| predict 32 recordings | 9,600 windows/s |" in made and "Measured on " in made
+    assert regions["verdict:cpu"].startswith("```text\n") and "always guessing" in regions["verdict:cpu"]
+
+
+def test_the_benchmark_of_recordings_names_a_folder_that_is_not_there(tmp_path, capsys):
+    assert command.main(["recordings", "--data", str(tmp_path / "nowhere")]) == 2
+    assert f"--data {tmp_path / 'nowhere'}: no such folder\n" == capsys.readouterr().err
 
 
 def test_the_import_is_timed_in_a_process_of_its_own():

@@ -1,15 +1,18 @@
 """What the documentation shows is what happens."""
 
+import argparse
 import ast
 import doctest
 import importlib
 import inspect
 import pkgutil
 import re
+import shlex
 import shutil
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,8 +20,10 @@ import drsn_ops
 from benchmarks import __main__ as command
 from benchmarks import report
 from drsn_ops import _C, models, noise, reference
+from drsn_ops.__main__ import COMMANDS, main
 from drsn_ops.modules import NORMS, THRESHOLDS
 from drsn_ops.reference import STATISTICS
+from drsn_ops.vibration import CLASSES, vibration
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -119,10 +124,53 @@ def programs(page):
     return "\n".join(block for block in blocks if ">>>" not in block)
 
 
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory):
+    """A folder where the README's commands have been run but for the last, in few steps, on simulated recordings."""
+    folder = tmp_path_factory.mktemp("tried")
+    for seed, name in enumerate(("DIR", "DIR2", "DIR3")):
+        made = vibration(48, points=4096, seed=seed)
+        for i, label in enumerate(made.labels):
+            if CLASSES[label] in ("healthy", "outer race"):
+                place = folder / name / CLASSES[label]
+                place.mkdir(parents=True, exist_ok=True)
+                np.save(place / f"{i}.npy", made.x[i, 0].numpy())
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^python -m drsn_ops (\w+ .*OUT.*?) +#", text, re.MULTILINE)
+    assert [line.partition(" ")[0] for line in lines] == ["train", "evaluate", "predict", "export"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for line in lines[:3]:  # the export takes half a minute, and has tests of its own
+            few = "--epochs 1 --blocks 3" if line.startswith("train") else ""
+            assert main(shlex.split(f"{line} {few}")) == 0, line
+    return folder
+
+
+def test_the_commands_leave_what_the_page_says(tried):
+    text = (ROOT / "docs" / "recordings.md").read_text()
+    table = text.partition("| file | what it is |")[2].partition("\n\n")[0]
+    named = re.findall(r"`([\w.]+\.\w+)`", "".join(line.split("|")[1] for line in table.splitlines()[2:]))
+    assert {*named} == {path.name for path in (tried / "OUT").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/recordings.md", "docs/training.md", "docs/experiment.md"]
+)
+def test_flags_that_are_named_are_there(name):
+    known = {"--help", "--nproc-per-node", "--data", "--record"}  # of argparse, torchrun and benchmarks
+    for module, _ in COMMANDS.values():
+        parser = argparse.ArgumentParser()
+        importlib.import_module(module).add_arguments(parser)
+        known |= {option for action in parser._actions for option in action.option_strings}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / name).read_text()))
+    assert named <= known
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if programs(page)], ids=name_of)
-def test_programs(page, tmp_path, monkeypatch):
+def test_programs(page, tmp_path, monkeypatch, request):
     """A page's, one after the other in one namespace, as a reader would run them."""
-    monkeypatch.chdir(tmp_path)
+    shows_files = "OUT/model.pt" in programs(page)
+    monkeypatch.chdir(request.getfixturevalue("tried") if shows_files else tmp_path)
     names = {
         **NAMES,
         "x": torch.randn(2, 4, 6, 6),

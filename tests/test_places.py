@@ -183,6 +183,9 @@ def test_one_table(tmp_path):
     path.write_text(lines_of(SERIES["TRAIN"] + SERIES["TEST"], ","))
     data = read(path, points=6)
     assert data.split == "recording" and len(data.train.x) + len(data.test.x) == 8 and len(data.files) == 8
+    path.write_text("label,a,b,c,d,e,f,g,h\n" + lines_of(SERIES["TRAIN"] + SERIES["TEST"], ","))
+    named = read(path, points=6)
+    assert torch.equal(named.train.x, data.train.x) and named.files[0].name == "all.csv:2"
     path.write_text(lines_of(SERIES["TEST"], ","))
     refused(path, "class '-1' has one recording", points=6)
 

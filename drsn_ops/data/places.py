@@ -207,13 +207,14 @@ def of_tables(tables: dict[Path, Part | None], options: FileOptions, passed_over
                 f"{path}: is a file; expected a folder of recordings, or a table ({' '.join(TABLES)}) whose lines are "
                 "a label and a series"
             )
-        _, values = read_table(path, options)
+        names, values = read_table(path, options)
         if values.shape[1] < 2:
             raise InputError(f"{path}: has one column, expected a label and a series in each line")
-        for line, (label, *_) in enumerate(values.tolist(), 1):
+        for i, label in enumerate(values[:, 0].tolist()):
+            line = i + 1 + bool(names)
             if not math.isfinite(label):
                 raise InputError(f"{path}: line {line} has the label {label}, expected a number")
-            series = values[line - 1, 1:]
+            series = values[i, 1:]
             length = np.flatnonzero(~np.isnan(series))[-1:].sum() + 1
             name = str(int(label)) if label == int(label) else str(label)
             sources.append(Source(path, name, part, line=line, values=series[:length]))

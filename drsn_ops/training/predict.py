@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from typing import Any
 
 from ..arguments import MAX_PROCESSES, InputError, count
 from ..data.flags import add_file_flags, overridden
+from ..data.places import files_within, recordings_of
 from ..data.signals import SUFFIXES
 from ..files import replacing
 from .model import Model, Prediction, load_model
@@ -69,21 +69,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def recordings_in(place: Path) -> list[Path]:
-    """A file itself; of a folder the recordings in it and in the folders within, without hidden ones.
+    """A file itself; of a folder the recordings in it and in the folders within, without hidden ones and notes.
 
     Raises:
         InputError: a folder without recordings.
     """
     if not place.is_dir():
         return [place]
-    found = []
-    for folder, folders, names in os.walk(place):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(folder, name)
-            for name in sorted(names)
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-        ]
+    found = recordings_of(files_within(place))
     if not found:
         raise InputError(f"{place}: holds no recordings, which end in {', '.join(SUFFIXES)}")
     return found
