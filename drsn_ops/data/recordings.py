@@ -151,19 +151,19 @@ def read_recordings(
             which is one of these. Each file is a recording. Or a folder of UCR's tables ``NAME_TRAIN.tsv`` and
             ``NAME_TEST.tsv`` (or .txt or .csv), or one such table: each line is a label and a recording, whose name is
             ``FILE:LINE``.
-        variable: how files are read, see `FileOptions`, as the next five; one name, or several.
-        channels: one name or number, or several.
-        layout: of arrays.
-        delimiter: of text files.
-        decimal: of text files.
+        variable: of files that hold several, a name or a pattern, or several, of which the first found is read.
+        channels: the names, or the numbers from 0, of the channels to read; none where there is one.
+        layout: which side of an array counts the points, see `FileOptions`.
+        delimiter: between the columns of text files; None finds it out, as for the next two.
+        decimal: ``"."`` or ``","``.
         encoding: of text files.
         sampling_rate: of the windows, Hz; a file that says none has it. None takes the rate that the files say.
         resample: bring files that say other rates to it, or to the lowest of all.
-        points: of a window, see `Cutting`, as the next three. With the layout ``"windows"`` each window of a file is
+        points: of a window. With the layout ``"windows"`` each window of a file is
             cut by itself: one of ``points`` points is taken as it is, a longer one gives several.
         step: points from one window to the next; None for windows side by side.
-        normalise: what is taken off each window.
-        pad: fill up what is shorter than a window.
+        normalise: what is made of each channel of a window, see `Cutting`.
+        pad: fill up a recording that is shorter than a window, see `Cutting`.
         split: ``"recording"`` tests on whole recordings, ``"time"`` on the last part of each, ``"given"`` on those of
             the folder ``test``, or of files that are named after it, as ``test_1.csv`` and ``1_TEST.csv``. None is
             ``"given"`` where every file says its part, and ``"recording"`` elsewhere.
