@@ -209,12 +209,12 @@ def struct(**fields):
 
 
 def paderborn(bearing="N15_M07_F10_K001_1"):
-    """A file of Paderborn University: channels of two rasters, and the times of each."""
-    names, rasters = ("force", "phase_current_1", "vibration_1"), ("Mech_4kHz", "HostService", "HostService")
-    data = (X[:20, 0], X[:, 1], X[:, 2])
-    y = struct(Name=names, Data=data, Raster=rasters)
-    times = (np.arange(20) / 4000, np.arange(60) / 64_000)
-    x = struct(Name=("Time", "Time"), Data=times, Raster=("Mech_4kHz", "HostService"))
+    """A file of Paderborn University: channels of several rasters, and the times of each."""
+    names = ("force", "phase_current_1", "vibration_1", "torque")
+    rasters = ("Mech_4kHz", "HostService", "HostService", "unknown")
+    y = struct(Name=names, Data=(X[:, 0], X[:, 1], X[:, 2], X[:20, 0]), Raster=rasters)
+    times = (np.arange(60) / 4000, np.arange(60) / 64_000, np.arange(20) / 1000)
+    x = struct(Name=("Time", "Time", "Time"), Data=times, Raster=("Mech_4kHz", "HostService", "slow"))
     return {bearing: {"Info": {"Date": "2012"}, "X": x, "Y": y, "Description": "damaged"}}
 
 
@@ -231,6 +231,7 @@ def paderborn(bearing="N15_M07_F10_K001_1"):
         ({"a_1": X[:, 0], "b": X[:, 1]}, {"variable": ("[xyz]*", "a_*")}, (X[:, 0],)),
         ({"a": X[:, 0], "b": X[:, 1]}, {"channels": ("b", "a")}, (X[:, [1, 0]], ("b", "a"))),
         ({"x": X[:, 0], "t": T}, {}, (X[:, 0], ("0",), 8000)),
+        ({"x": X[:, 0], "t": T}, {"variable": ("*",)}, (X[:, 0], ("0",), 8000)),
         ({"x": X[:, 0], "time_ms": T * 1000, "y": X[:, 1]}, {"variable": ("y",)}, (X[:, 1], ("0",), 8000)),
         # as of the Society for Machinery Failure Prevention Technology: the rate of the shaft is another one
         ({"bearing": {"sr": 48_828, "gs": X[:, 0], "load": 25, "rate": 25}}, {}, (X[:, 0], ("0",), 48_828)),
@@ -242,7 +243,9 @@ def paderborn(bearing="N15_M07_F10_K001_1"):
         ({"runs": struct(x=[X[:, 0], X[:, 1]])}, {"variable": ("runs.1.x",)}, (X[:, 1],)),
         (paderborn(), {"variable": ("vibration_1",)}, (X[:, 2], ("0",), 64_000)),
         (paderborn(), {"variable": ("vibration*",)}, (X[:, 2], ("0",), 64_000)),
-        (paderborn(), {"variable": ("force",)}, (X[:20, 0], ("0",), 4000)),
+        (paderborn(), {"variable": ("force",)}, (X[:, 0], ("0",), 4000)),
+        # by the only times of its length
+        (paderborn(), {"variable": ("torque",)}, (X[:20, 0], ("0",), 1000)),
         (paderborn(), {"channels": ("vibration_1", "phase_current_1")},
          (X[:, [2, 1]], ("vibration_1", "phase_current_1"), 64_000)),
         ({"x": (X[:, 0] * 1000).astype(np.int16)}, {}, ((X[:, 0] * 1000).astype(np.int16),)),
@@ -328,6 +331,7 @@ def test_hdf5(tmp_path, variables, options, expected):
         ({"x": X}, {}, "holds 3 channels, 0 to 2; expected --channels"),
         ({"x": np.zeros((9, 60, 3))}, {}, r"shape \(9, 60, 3\), expected .* or --layout windows for"),
         ({"x": np.zeros((9, 60, 3, 2))}, {}, r"shape \(9, 60, 3, 2\), expected .* at most three axes"),
+        (paderborn(), {}, "holds 'force' .60., 'phase_current_1' .60., .* 'torque' .20., .* --variable"),
         ({f"x{i}": X[:, 0] for i in range(20)}, {}, "'x11' .60. and 8 more; expected --variable"),
     ],
 )  # fmt: skip

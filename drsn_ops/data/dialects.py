@@ -90,8 +90,8 @@ def sample(text: str) -> list[str]:
             break
     rest = text[max(place + len(found[-1]) if found else 0, len(text) - SAMPLE_CHARACTERS) :]
     # the first of these may be a part of a line
-    last = [line.partition("#")[0] for line in rest.split("\n")[1:] if not is_left_out(line)]
-    return found + last[-SAMPLE_LINES:]
+    last = rest.split("\n")[1:][-SAMPLE_LINES:]
+    return found + [line.partition("#")[0] for line in last if not is_left_out(line)]
 
 
 def fields_of(line: str, delimiter: str) -> list[str]:
