@@ -126,6 +126,16 @@ def test_a_record_in_two_files(numbered, copy):
     refused(numbered, r"/(105|IR007_0)\.(mat|MAT): holds record 105, as does .*/0?105\.")
 
 
+def test_cwru_beside_what_is_none_of_it(numbered):
+    """Also among folders without recordings."""
+    (numbered / "labels.csv").write_text("1,2")
+    (numbered / "figures").mkdir()
+    (numbered / "figures" / "a.png").write_text("")
+    data = read(numbered, points=100)
+    assert len(data.files) == 16
+    assert [path.name for path in data.passed_over] == ["a.png", "labels.csv"]
+
+
 def test_a_record_in_two_classes(tmp_path):
     for name, records in (("worn", (105, 106)), ("fine", (107, 105))):
         (tmp_path / name).mkdir()

@@ -108,7 +108,8 @@ def of_folder(place: Path) -> Found:
     recorded = {folder: recordings_of(inside) for folder, inside in within.items()}
     flat = recordings_of(files)
     classes = [folder for folder, inside in recorded.items() if inside]
-    if classes and any(file.suffix.lower() == ".mat" for file in flat):
+    published = [file for file in flat if file.suffix.lower() == ".mat"]
+    if classes and published:
         raise InputError(f"{place}: holds both .mat files and folders; expected one or the other")
     if classes:
         sources = [
@@ -116,13 +117,12 @@ def of_folder(place: Path) -> Found:
             for folder in classes
             for file in recorded[folder]
         ]
+    elif published:
+        sources = [Source(file, cwru_class(file), published=True) for file in published]
     elif flat:
-        strays = [file for file in flat if file.suffix.lower() != ".mat"]
-        if strays:
-            raise InputError(
-                f"{place}: holds recordings such as {strays[0].name}, but no folders; expected one for each class"
-            )
-        sources = [Source(file, cwru_class(file), published=True) for file in flat]
+        raise InputError(
+            f"{place}: holds recordings such as {flat[0].name}, but no folders; expected one for each class"
+        )
     else:
         raise InputError(f"{place}: holds no recordings ({' '.join(SUFFIXES)}), nor folders of them")
     taken = {source.path for source in sources}
@@ -131,14 +131,11 @@ def of_folder(place: Path) -> Found:
 
 
 def ordered(sources: Iterable[Source]) -> tuple[str, ...]:
-    """The classes of the sources: numbers by size, CWRU's as published, others by name."""
+    """The classes of the sources: CWRU's as published, others by name."""
     present = {source.label for source in sources}
     if all(source.published for source in sources):
         return tuple(name for name in CWRU_NUMBERS if name in present)
-    try:
-        return tuple(sorted(present, key=float))
-    except ValueError:
-        return tuple(sorted(present))
+    return tuple(sorted(present))
 
 
 def visible(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -199,7 +196,7 @@ def tables_of(place: Path, files: list[Path]) -> dict[Path, Part | None]:
 
 
 def of_tables(tables: dict[Path, Part | None], options: FileOptions, passed_over: tuple[Path, ...]) -> Found:
-    """The lines of UCR's tables: a label, then a series, which is shorter where it ends in NaN."""
+    """The lines of UCR's tables: a label, then a series, which is shorter where it ends in NaN; labels go by size."""
     sources = []
     for path, part in tables.items():
         if path.suffix.lower() not in TABLES:
@@ -218,4 +215,4 @@ def of_tables(tables: dict[Path, Part | None], options: FileOptions, passed_over
             length = np.flatnonzero(~np.isnan(series))[-1:].sum() + 1
             name = str(int(label)) if label == int(label) else str(label)
             sources.append(Source(path, name, part, line=line, values=series[:length]))
-    return Found(sources, ordered(sources), passed_over)
+    return Found(sources, tuple(sorted({source.label for source in sources}, key=float)), passed_over)
