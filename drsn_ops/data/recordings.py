@@ -109,7 +109,8 @@ class Recordings(NamedTuple):
     """Three splits, of which windows share no points, and what they are of.
 
     ``reading`` has the rate and the channels that were found out, ``split`` is how the parts came about.
-    ``passed_over`` are the files that are no recordings.
+    ``passed_over`` are the files that are no recordings, ``copies`` pairs of series in different parts with the same
+    values.
     """
 
     train: Windows
@@ -120,6 +121,7 @@ class Recordings(NamedTuple):
     reading: Reading
     passed_over: tuple[Path, ...]
     split: Split = "recording"
+    copies: tuple[tuple[Path, Path], ...] = ()
 
 
 def read_recordings(
@@ -180,8 +182,8 @@ def read_recordings(
     of a recording, a gap of at least a window is left out, so that parts have no points in common.
 
     For the same reason, a recording that is there twice is refused, also in another format or precision: within the
-    windows that both have, they differ by at most a thousandth of the range. Series of a table are often too short and
-    too many for this; they are refused only where one is in two parts.
+    windows that both have, they differ by at most a thousandth of the range. Of the many short series of a table some
+    are the same by chance, in published data too; those in different parts are in ``copies``.
 
     The baseline of CWRU, records 97 to 100, is recorded at 48 kHz, the faults mostly at 12 kHz (W. A. Smith and R. B.
     Randall, Mech. Syst. Signal Process. 64-65, 2015, 100-131). Records that are known by their number are brought to
@@ -217,9 +219,9 @@ def read_recordings(
     reading = replace(reading, sampling_rate=rate, channels=channels_of(signals))
     windows, recordings = cut_all(found, paths, signals, reading)
     how, shares = splitting.shares(str(place), recordings, found.classes)
-    require_no_copies(found.sources, windows, shares)
+    copies = copies_of(found.sources, windows, shares)
     train, validation, test = (join(shares[part], windows, recordings) for part in PARTS)
-    return Recordings(train, validation, test, found.classes, paths, reading, found.passed_over, how)
+    return Recordings(train, validation, test, found.classes, paths, reading, found.passed_over, how, copies)
 
 
 def read_labelled(
@@ -298,18 +300,22 @@ def cut_all(
     return windows, recordings
 
 
-def require_no_copies(
+def copies_of(
     sources: Sequence[Source], windows: Sequence[Array], shares: Mapping[Any, list[Share]]
-) -> None:
-    """Raise InputError where a recording is there twice; a line of a table, where it is in two parts."""
+) -> tuple[tuple[Path, Path], ...]:
+    """The lines of tables that are in two parts; raises InputError where any other recording is there twice."""
     parts = {share.recording: part for part, held in shares.items() for share in held}
-    seen = Seen()
+    found, seen = [], Seen()
     for i, source in enumerate(sources):
         for copied in seen.add(windows[i]):
-            if source.line is None or parts[i] != parts[copied]:
+            if source.line is None:
                 raise InputError(
                     f"{source.name}: holds the values of {sources[copied].name}; expected each recording once"
                 )
+            if parts[i] != parts[copied]:
+                found.append((sources[copied].name, source.name))
+                break
+    return tuple(found)
 
 
 def join(shares: Sequence[Share], windows: Sequence[Array], recordings: Sequence[Recording]) -> Windows:

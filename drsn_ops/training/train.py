@@ -113,7 +113,7 @@ def begin(
         return Run(settings, images, device, processes, compiled), None
     loaded = settings.load()
     if processes.leads:
-        warn_of(loaded.recordings.passed_over)
+        warn_of(loaded.recordings.passed_over, loaded.recordings.copies)
     return Run(settings, loaded, device, processes, compiled), Keeper(settings, loaded)
 
 
@@ -122,11 +122,13 @@ def source(settings: Mapping[str, Any]) -> str:
     return source_of(settings["data"], settings.get("data_dir"))
 
 
-def warn_of(passed_over: Sequence[Path]) -> None:
-    """Name the first of the files that are no recordings."""
-    if passed_over:
-        others = f" and {len(passed_over) - 1} others" if len(passed_over) > 1 else ""
-        print(f"passed over, as no recordings: {passed_over[0]}{others}", file=sys.stderr)
+def warn_of(passed_over: Sequence[Path], copies: Sequence[tuple[Path, Path]] = ()) -> None:
+    """Name the first of the files that are no recordings, and of the pairs of copies in different parts."""
+    pairs = [f"{one} is {other}" for one, other in copies]
+    for words, found in (("passed over, as no recordings", passed_over), ("in two parts", pairs)):
+        if found:
+            others = f" and {len(found) - 1} others" if len(found) > 1 else ""
+            print(f"{words}: {found[0]}{others}", file=sys.stderr)
 
 
 def train(run: Run, place: Place, keeper: Keeper | None, board: Board | None) -> int:
