@@ -74,7 +74,12 @@ def add_file_flags(
         metavar="TEXT",
         help="between the columns of text files: a character, tab or space (default: found out)",
     )
-    add("--decimal", choices=(".", ","), help="the decimal sign of text files (default: found out)")
+    add(
+        "--decimal",
+        choices=(".", ","),
+        metavar="SIGN",
+        help="the decimal sign of text files: a point or a comma (default: found out)",
+    )
     add(
         "--encoding",
         type=partial(checked, "encoding"),

@@ -127,7 +127,7 @@ def warn_of(passed_over: Sequence[Path], copies: Sequence[tuple[Path, Path]] = (
     pairs = [f"{one} is {other}" for one, other in copies]
     for words, found in (("passed over, as no recordings", passed_over), ("in two parts", pairs)):
         if found:
-            others = f" and {len(found) - 1} others" if len(found) > 1 else ""
+            others = f" and {len(found) - 1} other{'s' * (len(found) > 2)}" if len(found) > 1 else ""
             print(f"{words}: {found[0]}{others}", file=sys.stderr)
 
 
