@@ -46,6 +46,7 @@ class Found(NamedTuple):
         rate: points a second, where the file says it other than by a column of times.
         record: as of `Signal`.
         source: the variable's name, in files that hold several.
+        points_first: whether the format itself says that the values are (points, channels).
     """
 
     values: npt.NDArray[Any]
@@ -54,6 +55,7 @@ class Found(NamedTuple):
     rate: float | None = None
     record: int | None = None
     source: str = ""
+    points_first: bool = False
 
 
 def signal_of(path: Path, found: Found, channels: Sequence[str], layout: str) -> Signal:
@@ -68,13 +70,16 @@ def signal_of(path: Path, found: Found, channels: Sequence[str], layout: str) ->
     """
     if found.values.dtype.kind not in "fiu":
         raise InputError(f"{path}: holds {found.values.dtype}, expected real numbers")
-    values = arranged(path, found.values, layout, named=bool(found.names))
-    names = found.names or tuple(map(str, range(values.shape[-1])))
+    # names are those of columns
+    named = bool(found.names) and layout in ("auto", "points-first")
+    known = named or found.points_first
+    values = arranged(path, found.values, layout, known=known)
+    names = found.names if named else tuple(map(str, range(values.shape[-1])))
     times: list[int] = []
     rate = None
     if values.ndim == 2:
-        times, rate = find_times(path, values, found.names, found.units)
-    chosen = choose(path, names, channels, times=times, named=bool(found.names))
+        times, rate = find_times(path, values, names if named else (), found.units if named else ())
+    chosen = choose(path, names, channels, times=times, named=named, known=known)
     return Signal(
         values if chosen == list(range(values.shape[-1])) else values[..., chosen],
         tuple(names[i] for i in chosen),
@@ -83,17 +88,17 @@ def signal_of(path: Path, found: Found, channels: Sequence[str], layout: str) ->
     )
 
 
-def arranged(path: Path, values: npt.NDArray[Any], layout: str, *, named: bool) -> npt.NDArray[Any]:
+def arranged(path: Path, values: npt.NDArray[Any], layout: str, *, known: bool) -> npt.NDArray[Any]:
     """An array with its points before its channels: (points, channels), or (windows, points, channels).
 
-    ``"auto"`` takes columns with names as channels. Otherwise an axis of length 1 is left out, and of two axes the
-    longer one counts the points if it is at least ten times as long as the other and the other at most 64; else
-    nobody can tell, and it is refused. ``"windows"`` takes (windows, points), and of three axes the last two by the
-    same rule. The other two layouts are taken at their word.
+    ``"auto"`` takes what is ``known`` to have its points first, such as columns with names, as it is. Otherwise an axis
+    of length 1 is left out, and of two axes the longer one counts the points if it is at least ten times as long as the
+    other and the other at most 64; else nobody can tell, and it is refused. ``"windows"`` takes (windows, points), and
+    of three axes the last two by the same rule. The other two layouts are taken at their word.
     """
     if values.size < 2:
         raise InputError(f"{path}: holds {'one number' if values.size else 'no numbers'}, expected a signal")
-    if layout == "auto" and not named:
+    if layout == "auto" and not known:
         values = values.squeeze()
     if values.ndim == 1:
         return values[None, :, None] if layout == "windows" else values[:, None]
@@ -104,7 +109,7 @@ def arranged(path: Path, values: npt.NDArray[Any], layout: str, *, named: bool) 
             return values if points_first(path, values.shape, values.shape[1:]) else values.swapaxes(1, 2)
     elif values.ndim == 2:
         first = layout == "points-first" or (
-            layout == "auto" and (named or points_first(path, values.shape, values.shape))
+            layout == "auto" and (known or points_first(path, values.shape, values.shape))
         )
         return values if first else values.T
     windows = "--layout windows for (windows, points, channels)" if values.ndim == 3 else "at most three axes"
@@ -129,6 +134,7 @@ def choose(
     *,
     times: Sequence[int] = (),
     named: bool = True,
+    known: bool = True,
     default: str | None = None,
 ) -> list[int]:
     """The indices of the channels that are wanted by name or, where no name is the same, by number from 0.
@@ -143,7 +149,7 @@ def choose(
         if default in names:
             return [names.index(default)]
         if len(others) != 1:
-            hint = "" if named else ", or --layout windows where each is a window"
+            hint = "" if known else ", or --layout windows where each is a window"
             raise InputError(f"{path}: holds {listed(names, times, named)}; expected --channels{hint}")
         return others
     found = []

@@ -26,4 +26,4 @@ def read_wav(path: Path) -> Found:
         values, rate = soundfile.read(path, always_2d=True)
     except (ValueError, RuntimeError, MemoryError) as error:
         raise InputError(f"{path}: cannot be read as a sound file: {first_line(error)}") from error
-    return Found(values, rate=float(rate))
+    return Found(values, rate=float(rate), points_first=True)
