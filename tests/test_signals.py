@@ -369,6 +369,7 @@ def test_cwru(tmp_path):
     for name in ("99", "Normal_2", "normal_2_99", "99_Normal_2"):
         assert_read(read(cwru(tmp_path / f"{name}.mat", 98, 99)), X[:, 0] + 99, ("DE",), 48_000, 99)
     refused(cwru(tmp_path / "any.mat", 98, 99), "any.mat: holds the records 98, 99, and is named after none")
+    assert_read(read(tmp_path / "any.mat", variable=("X098_FE_time",)), X[:, 1] + 98, ("0",), 48_000, 98)
     refused(
         cwru(tmp_path / "1.mat", 270, ends=("FE", "BA")),
         "1.mat: holds the channels 'FE', 'BA'; expected --channels",
@@ -407,11 +408,14 @@ def test_names_of_cwru(tmp_path, label, number, names):
 @pytest.mark.parametrize(
     "message, names",
     [
-        ("but one at 48 kHz, 109; expected to move it away, or", "109 IR007_0_109 48k_Drive_End_IR007_0_109"),
-        ("but one at 48 kHz, 136; expected to", "OR007_6_1_136 48k_Drive_End_OR007@6_1_136 136@6_1"),
-        ("but one at 48 kHz; expected to", "48k_Drive_End_IR007_0 48kHz_B014_1"),
-        ("but one of the fan end's bearing, 2(78|94); expected to", "278 12k_Fan_End_IR007_0_278 294@6_0"),
-        ("but one of the fan end's bearing; expected to", "12k_Fan_End_IR007_0 FE_B014_1"),
+        (
+            "but one at 48 kHz, 109; move it away, or sort the files",
+            "109 IR007_0_109 48k_Drive_End_IR007_0_109",
+        ),
+        ("but one at 48 kHz, 136; move", "OR007_6_1_136 48k_Drive_End_OR007@6_1_136 136@6_1"),
+        ("but one at 48 kHz; move", "48k_Drive_End_IR007_0 48kHz_B014_1"),
+        ("but one of the fan end's bearing, 2(78|94); move", "278 12k_Fan_End_IR007_0_278 294@6_0"),
+        ("but one of the fan end's bearing; move", "12k_Fan_End_IR007_0 FE_B014_1"),
         (
             "such as 105 or IR007_0; expected one, or one folder a class",
             "157 303 304 308 314 bearing IR035_0 IR0071 OR028@6_0 OR007@6_0_3 105_x",

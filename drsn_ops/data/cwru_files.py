@@ -46,7 +46,6 @@ CWRU_FAN_END = frozenset((*range(270, 303), 305, 306, 307, *range(309, 314), *ra
 CWRU_VARIABLE = re.compile(r"X(\d+)_(DE|FE|BA)_time")
 # What copies have before, between and after the published names.
 FILLERS = {"12k", "12khz", "drive", "end", "de", "time", "bearing", "fault", "data", "baseline"}
-ADVICE = "move it away, or to sort the files into one folder a class"
 
 
 def cwru_class(path: Path) -> str:
@@ -61,7 +60,9 @@ def cwru_class(path: Path) -> str:
     label, number, other = parsed(path)
     expected = "not the number or name of a CWRU baseline or 12 kHz drive-end record"
     if other:
-        raise InputError(f"{path}: {expected}, but one {other}; expected to {ADVICE}")
+        raise InputError(
+            f"{path}: {expected}, but one {other}; move it away, or sort the files into one folder a class"
+        )
     if number is not None:
         known = next((name for name, numbers in CWRU_NUMBERS.items() if number in numbers), None)
         if known is not None and label in (None, known):
@@ -142,7 +143,7 @@ def cwru_leaves(path: Path, leaves: Leaves) -> Leaves:
     if len(own) != 1:
         raise InputError(
             f"{path}: holds the records {', '.join(map(str, sorted(records)))}, and is named after none of them; "
-            "expected the name of one"
+            "expected the name of one, or --variable"
         )
     kept = own.pop()
     return {

@@ -135,7 +135,9 @@ def read_variable(path: Path, options: FileOptions) -> Signal:
     if not path.stat().st_size:
         raise InputError(f"{path}: is empty")
     read = {".mat": read_mat, ".npz": read_npz}.get(path.suffix.lower(), read_hdf5)
-    leaves = cwru_leaves(path, read(path))
+    leaves = read(path)
+    if leaves.keys().isdisjoint(options.variable):
+        leaves = cwru_leaves(path, leaves)
     if not options.variable:
         signal = cwru_signal(path, leaves, options.channels)
         if signal is not None:
