@@ -219,6 +219,13 @@ def test_tables_that_hold_something_else(tmp_path):
     refused(folder, "Toy_TRAIN.tsv: line 1 has the label nan, expected a number")
 
 
+def test_labels_in_words(tmp_path):
+    (tmp_path / "all.csv").write_text(lines_of([("good", noise(0, 8)), ("bad", noise(1, 8))], ","))
+    refused(
+        tmp_path / "all.csv", "all.csv: .*; a line of a table is a label, which is a number, and a series"
+    )
+
+
 def test_all_recordings_for_an_evaluation(folder):
     reading = Reading(FileOptions(), Cutting(20, None, "none"))
     classes = ("other", "good", "bad")

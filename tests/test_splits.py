@@ -162,6 +162,16 @@ def test_in_time_without_validation(folder):
     assert len(data.validation.x) == 0
 
 
+def test_windows_in_time(folder):
+    """Files that are windows already are split as the recording that was cut into them."""
+    expected = read(folder, split="time", validation_share=0.2)
+    for path in folder.rglob("*.npy"):
+        np.save(path, np.load(path).reshape(-1, POINTS))
+    found = read(folder, split="time", validation_share=0.2, layout="windows")
+    for part in PARTS:
+        assert all(map(torch.equal, getattr(found, part), getattr(expected, part)))
+
+
 def test_in_time_of_classes_with_one_recording(tmp_path):
     for number, label in enumerate("abc"):
         write(tmp_path / label / "0.npy", number, 5)

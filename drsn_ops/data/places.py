@@ -204,7 +204,12 @@ def of_tables(tables: dict[Path, Part | None], options: FileOptions, passed_over
                 f"{path}: is a file; expected a folder of recordings, or a table ({' '.join(TABLES)}) whose lines are "
                 "a label and a series"
             )
-        names, values = read_table(path, options)
+        try:
+            names, values = read_table(path, options)
+        except InputError as error:
+            raise InputError(
+                f"{error}; a line of a table is a label, which is a number, and a series"
+            ) from error
         if values.shape[1] < 2:
             raise InputError(f"{path}: has one column, expected a label and a series in each line")
         for i, label in enumerate(values[:, 0].tolist()):
