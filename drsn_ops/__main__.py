@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import NoReturn
 
 from .arguments import InputError, first_line
@@ -101,4 +102,7 @@ def interrupt(signum: int, _: object) -> NoReturn:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, interrupt)
+    # names of files may be any bytes
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
     sys.exit(main())

@@ -42,12 +42,10 @@ def checked(name: str, text: str) -> str:
     return text
 
 
-def add_file_flags(
-    parser: argparse.ArgumentParser,
-    rate: str = "of the windows; files that say none have it (default: the one that the files say)",
-) -> None:
-    """Add the flags that say how files are read. One not given is None; ``rate`` is the help on the rate."""
-    add = parser.add_argument_group("files of recordings").add_argument
+def add_file_flags(parser: argparse.ArgumentParser, *, of_model: bool = False) -> None:
+    """Add the flags that say how files are read. One not given is None; ``of_model``: a model's own reading stands."""
+    rest = "A flag that is not given is as in the training." if of_model else None
+    add = parser.add_argument_group("files of recordings", rest).add_argument
     add(
         "--variable",
         action=Names,
@@ -90,7 +88,9 @@ def add_file_flags(
         "--sampling-rate",
         type=number(float, 1e-6, 1e12),
         metavar="HZ",
-        help=rate,
+        help="of files that say none (default: that of the model's windows)"
+        if of_model
+        else "of the windows; files that say none have it (default: the one that the files say)",
     )
     add(
         "--resample",

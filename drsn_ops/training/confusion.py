@@ -46,8 +46,9 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], titl
                 color="white" if shares[i, j] > 0.5 else "black",
             )
     ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=90 if turned else 0, size=8)
-    axes.set_yticks(ticks, names, size=8)
+    # a dollar is a dollar
+    axes.set_xticks(ticks, names, rotation=90 if turned else 0, size=8, parse_math=False)
+    axes.set_yticks(ticks, names, size=8, parse_math=False)
     axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="0.85", linewidth=0.5)

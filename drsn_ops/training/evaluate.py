@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--noise-kind", choices=KINDS, help="the noise of --snr (default: gaussian)")
     add("--seed", type=seed, help="of the noise (default: 0)")
     add("--device", default="cpu", help="where the network runs (default: cpu)")
-    add_file_flags(parser, rate="of files that say none (default: that of the model's windows)")
+    add_file_flags(parser, of_model=True)
 
 
 def run(args: argparse.Namespace) -> int:

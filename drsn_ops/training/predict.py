@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--jobs", type=count(1, MAX_PROCESSES), help="files read at the same time (default: one a processor)")
     add("--device", default="cpu", help="where the network runs (default: cpu)")
-    add_file_flags(parser, rate="of files that say none (default: that of the model's windows)")
+    add_file_flags(parser, of_model=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
         rows = None
         if args.output:
             temporary = files.enter_context(replacing(args.output))
-            rows = csv.writer(files.enter_context(temporary.open("w", newline="", encoding="utf-8")))
+            # names of files may be any bytes
+            table = temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+            rows = csv.writer(files.enter_context(table))
             rows.writerow(["file", "window", "start", "class", *model.classes])
         for path, prediction in model.predict_files(paths, jobs=args.jobs):
             if isinstance(prediction, InputError):

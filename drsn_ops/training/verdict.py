@@ -219,5 +219,9 @@ def predictions(
 
 def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
     """Replace a .csv file."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    # names of files may be any bytes
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         csv.writer(file).writerows(rows)
