@@ -12,7 +12,7 @@ pandas = pytest.importorskip("pandas")
 h5py = pytest.importorskip("h5py")
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("pyarrow")
-pytest.importorskip("openpyxl")
+openpyxl = pytest.importorskip("openpyxl")
 
 X = np.random.default_rng(0).standard_normal((60, 3))
 
@@ -555,13 +555,32 @@ def test_frames(tmp_path, suffix, write):
 
 def test_sheets(tmp_path):
     with pandas.ExcelWriter(tmp_path / "a.xlsx") as book:
+        FRAME[[]][:0].to_excel(book, sheet_name="empty", index=False)
         FRAME[["x"]].to_excel(book, sheet_name="run 1", header=False, index=False)
         FRAME[["y"]].to_excel(book, sheet_name="run 2", header=False, index=False)
     assert_read(read(tmp_path / "a.xlsx", variable=("run 2",)), X[:, 1])
     refused(
-        tmp_path / "a.xlsx", "holds the sheets 'run 1', 'run 2'; expected one .* or --variable with its name"
+        tmp_path / "a.xlsx",
+        "holds the sheets 'empty', 'run 1', 'run 2'; expected one .* --variable with its name",
     )
-    refused(tmp_path / "a.xlsx", "holds the sheets 'run 1', 'run 2'; .* --variable", variable=("run 3",))
+    refused(
+        tmp_path / "a.xlsx", "holds the sheets 'empty', 'run 1', 'run 2'; .* --variable", variable=("empty",)
+    )
+
+
+def test_sheets_with_units_and_empty_cells(tmp_path):
+    book = openpyxl.Workbook()
+    for row in (["rig", 7], ["time", "x"], ["[ms]", "g"], *zip((T * 1000).tolist(), range(60), strict=True)):
+        book.active.append([None, *row])
+    book.active.cell(70, 9).value = ""
+    book.save(tmp_path / "a.xlsx")
+    assert_read(read(tmp_path / "a.xlsx"), np.arange(60), ("x",), 8000)
+    book.active.cell(20, 3).value = None
+    book.save(tmp_path / "a.xlsx")
+    refused(tmp_path / "a.xlsx", "row 20 of 'x' is empty or text")
+    book.active.cell(3, 2).value = 7
+    book.save(tmp_path / "a.xlsx")
+    refused(tmp_path / "a.xlsx", "row 3 of sheet 'Sheet' has other columns of numbers than the last")
 
 
 def test_tables(file):

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from ..arguments import InputError, first_line
 from .channels import Found
+from .text_files import UNITS
 from .variables import LISTED
 
-NUMBER = "number"
+NUMBER, NOTHING = "number", "nothing"
 
 
 def read_parquet(path: Path) -> Found:
@@ -35,7 +36,8 @@ def read_parquet(path: Path) -> Found:
 
 
 def read_xlsx(path: Path, sheets: Sequence[str] = ()) -> Found:
-    """The columns of the only sheet, or of the first of ``sheets`` that there is; names may be above the numbers.
+    """The columns of the only sheet, or of the first of ``sheets`` that there is; names, and units below
+    them, may be above the numbers.
 
     Raises:
         InputError: it is damaged, has several sheets and none is chosen, or numbers are missing or among text.
@@ -47,7 +49,7 @@ def read_xlsx(path: Path, sheets: Sequence[str] = ()) -> Found:
         found = pandas.read_excel(path, sheet_name=None, header=None, engine="openpyxl")
     except Exception as error:
         raise InputError(f"{path}: cannot be read as an Excel workbook: {first_line(error)}") from error
-    filled = {name: frame for name, frame in found.items() if frame.size}
+    filled = {name: frame for name, frame in found.items() if frame.notna().any(axis=None)}
     names = [name for name in sheets if name in filled] if sheets else list(filled)
     if not names or (len(names) > 1 and not sheets):
         held = ", ".join(map(repr, list(found)[:LISTED]))
@@ -56,27 +58,31 @@ def read_xlsx(path: Path, sheets: Sequence[str] = ()) -> Found:
         )
     frame = filled[names[0]]
     kinds = frame.map(kind_of)
+    # formatted cells count as used, though nothing is in them
+    used = kinds != NOTHING
+    frame, kinds = (one.loc[: used.index[used.any(axis=1)].max(), used.any()] for one in (frame, kinds))
     # the last row tells which columns hold numbers
     first = int(np.argmax((kinds == kinds.iloc[-1]).all(axis=1)))
-    header = frame.iloc[first - 1] if first else None
-    if header is not None and (kinds.iloc[first - 1][kinds.iloc[-1] == NUMBER] == NUMBER).any():
+    above = [[str(cell).strip() for cell in frame.iloc[row]] for row in range(max(first - 2, 0), first)]
+    units = tuple(above.pop()) if len(above) > 1 and all(map(UNITS.fullmatch, above[-1])) else ()
+    if first and (kinds.iloc[first - 1][kinds.iloc[-1] == NUMBER] == NUMBER).any():
         raise InputError(
             f"{path}: row {first} of sheet {names[0]!r} has other columns of numbers than the last"
         )
     body = frame.iloc[first:].reset_index(drop=True).infer_objects()
-    body.columns = [str(cell) for cell in (range(body.shape[1]) if header is None else header)]
-    read = columns_of(path, body, first + 1)
-    return read if header is not None else Found(read.values)
+    body.columns = above[-1] if above else [str(place) for place in range(body.shape[1])]
+    read = columns_of(path, body, first + 1, units)
+    return read if above else Found(read.values)
 
 
 def kind_of(cell: Any) -> str:
     """Whether a cell holds a number, a date, text or nothing."""
     if isinstance(cell, (int, float)) and not isinstance(cell, bool):
-        return NUMBER if cell == cell else "nothing"
+        return NUMBER if cell == cell else NOTHING
     return "text" if isinstance(cell, str) else type(cell).__name__
 
 
-def columns_of(path: Path, frame: Any, first: int) -> Found:
+def columns_of(path: Path, frame: Any, first: int, given: Sequence[str] = ()) -> Found:
     """The columns of a frame that hold numbers or times of day; those of text alone are left out."""
     import pandas
 
@@ -85,7 +91,7 @@ def columns_of(path: Path, frame: Any, first: int) -> Found:
     columns: list[npt.NDArray[Any]] = []
     for place in range(frame.shape[1]):
         name, column = str(frame.columns[place]), frame.iloc[:, place]
-        unit = ""
+        unit = given[place] if given else ""
         if pandas.api.types.is_datetime64_any_dtype(column):
             column = (column - column.iloc[0]).dt.total_seconds()
             unit = "s"
