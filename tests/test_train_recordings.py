@@ -352,6 +352,24 @@ def test_data_by_its_earlier_name(folder):
     )
 
 
+def test_windows_of_recordings_that_were_trained_on_are_said_to_be(folder, capsys):
+    trained("out", "--split", "time", epochs=1)
+    assert "8 of the 8 test recordings are in the training split too" in capsys.readouterr().out
+    assert "trained on 8 of these 8 recordings" in (folder / "out" / "report.txt").read_text()
+
+
+def test_epochs_are_added_after_the_report(folder):
+    """And a report on fewer epochs than are done is written anew."""
+    trained("out", epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run("--resume", "out/checkpoint.pt", "--epochs", 2) == 130
+    assert "of 1" in json.loads((folder / "out" / "report.json").read_text())["title"]
+    assert run("--resume", "out/checkpoint.pt") == 0
+    assert "of 2" in json.loads((folder / "out" / "report.json").read_text())["title"]
+    assert run("--resume", "out/checkpoint.pt") == 2
+
+
 def test_other_networks_take_the_windows():
     for flags in (["--network", "convnet"], ["--thresholds", "none"]):
         trained(flags[1], *flags, epochs=1)
@@ -385,7 +403,7 @@ def test_files_that_are_passed_over_are_named(folder, capsys):
         (folder / "rec" / "bad" / name).touch()
     trained("out", epochs=1)
     assert capsys.readouterr().err == (
-        f"passed over, as no recordings: {folder / 'rec' / 'bad' / 'a.png'} and 1 others\n"
+        f"passed over, as no recordings: {folder / 'rec' / 'bad' / 'a.png'} and 1 other\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -43,10 +44,9 @@ class Keeper(NamedTuple):
     def judge(self, run: Run, folder: Path) -> str:
         """Replace the report's files. Returns the verdict in a few lines."""
         found = self.data.recordings
-        title = f"{run.plan.title}, epoch {run.best_epoch} of {len(run.rows)}"
         both = len({*found.train.recording.tolist()} & {*found.test.recording.tolist()})
         report = write_verdict(
-            self.model(run), parts_of(found), found.files, folder, title=title, trained_on=both
+            self.model(run), parts_of(found), found.files, folder, title=title_of(run), trained_on=both
         )
         lines = []
         for scope, noun in (("by_window", "window"), ("by_recording", "recording")):
@@ -59,12 +59,22 @@ class Keeper(NamedTuple):
             f"{split['recordings']} ({split['windows']}) {part}" for part, split in report["splits"].items()
         )
         lines.append(f"recordings (windows): {', '.join(counts)}")
+        if both:
+            tested = report["splits"]["test"]["recordings"]
+            lines.append(
+                f"{both} of the {tested} test recordings are in the training split too, with other windows"
+            )
         lines.append(f"report: {', '.join(str(folder / name) for name in REPORT)}")
         return "\n".join(lines)
 
-    def has_judged(self, folder: Path | None) -> bool:
-        """Whether the folder has the report's files, of which the last one written is asked for."""
-        return folder is not None and (folder / REPORT[-1]).exists()
+    def has_judged(self, run: Run, folder: Path | None) -> bool:
+        """Whether the folder has the report on the run's best epoch."""
+        try:
+            report = json.loads((folder / "report.json").read_text("utf-8")) if folder else {}
+            whole = folder is not None and (folder / REPORT[-1]).exists()  # the last one to be written
+            return whole and report.get("title") == title_of(run)
+        except (OSError, ValueError, AttributeError):
+            return False
 
     def next_commands(self, folder: Path) -> str:
         """What to do with the model, ready to paste."""
@@ -73,3 +83,8 @@ class Keeper(NamedTuple):
             f"next: python -m drsn_ops predict {model} FILE_OR_FOLDER ...\n"
             f"      python -m drsn_ops export {model} --format onnx"
         )
+
+
+def title_of(run: Run) -> str:
+    """That of the report on the run's best epoch."""
+    return f"{run.plan.title}, epoch {run.best_epoch} of {len(run.rows)}"

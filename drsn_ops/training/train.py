@@ -94,7 +94,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path |
         ) from error
     # a checkpoint that was moved without its folder goes on where it is
     home = home if home is None or home.is_dir() else args.resume.parent
-    judged = keeper is None or keeper.has_judged(args.output_dir or home)
+    judged = keeper is None or keeper.has_judged(run, args.output_dir or home)
     if run.finished and judged:
         done = f"{args.resume}: {len(run.rows)} epochs are done"
         if len(run.rows) < settings.epochs:
