@@ -88,10 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"drsn_ops {argv[0]}: not enough memory: {first_line(error)}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        extra = EXTRAS[error.name]
-        print(f'drsn_ops: {error.name} is missing: pip install "drsn_ops[{extra}]"', file=sys.stderr)
+        print(f'drsn_ops: {package} is missing: pip install "drsn_ops[{EXTRAS[package]}]"', file=sys.stderr)
         return 2
 
 
