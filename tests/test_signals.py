@@ -548,7 +548,8 @@ def test_frames(tmp_path, suffix, write):
             path,
         )
         refused(path, r"row \d+ of 'y' is empty or text, expected a number", channels=("x",))
-    write(FRAME.assign(time=pandas.Timestamp("2026-01-01") + pandas.to_timedelta(T, unit="s")), path)
+    dates = pandas.Timestamp("2026-01-01") + pandas.to_timedelta(T, unit="s")
+    write(FRAME.assign(time=dates).rename(columns={"time": "time" if suffix == "xlsx" else "when"}), path)
     # Excel's dates are whole milliseconds
     assert read(path, channels=("x",)).rate == (8000 if suffix == "parquet" else None)
 
