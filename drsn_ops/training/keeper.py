@@ -7,10 +7,8 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from .model import Model
-from .networks import build
+from .networks import rebuild
 from .recordings import Loaded, RecordingSettings, parts_of
 from .run import Run
 from .verdict import write_verdict
@@ -29,10 +27,8 @@ class Keeper(NamedTuple):
         """The network of the best epoch."""
         found = self.data.recordings
         arguments = self.settings.arguments(found)
-        # no random numbers are drawn: the run goes on with them
-        with torch.device("meta"):
-            network = build(self.settings.network, arguments)
-        network.load_state_dict(run.best, assign=True)
+        # no random numbers are taken: the run goes on with them
+        network = rebuild(self.settings.network, arguments, run.best)
         name, reading = self.settings.network, found.reading
         return Model(network, name, arguments, found.classes, reading, self.data.trained_on)
 

@@ -19,7 +19,7 @@ from ..data.recordings import Reading, Windows
 from ..files import save_tensors
 from ..ops.library import build_info
 from .ahead import read_ahead
-from .networks import build, evaluation_batch
+from .networks import evaluation_batch, rebuild
 from .storage import MODEL, read_saved
 
 Array = npt.NDArray[np.float32]
@@ -169,12 +169,8 @@ def load_model(path: str | PathLike[str], device: torch.device | str = "cpu") ->
     path = Path(path)
     values = read_saved(path, MODEL)
     try:
-        # no weights are drawn, and the file's are taken as they are
-        with torch.device("meta"):
-            network = build(values["network"], values["arguments"])
-        network.load_state_dict(values["state_dict"], assign=True)
         model = Model(
-            network,
+            rebuild(values["network"], values["arguments"], values["state_dict"]),
             values["network"],
             values["arguments"],
             tuple(values["classes"]),
@@ -184,7 +180,7 @@ def load_model(path: str | PathLike[str], device: torch.device | str = "cpu") ->
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: not a model of this version: {first_line(error)}") from error
-    network.to(device).eval()
+    model.network.to(device).eval()
     return model
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -48,6 +49,20 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         if argument not in taken:
             raise ValueError(f"{argument}: got {arguments[argument]!r}, expected none with network {name!r}")
     return NETWORKS[name](**arguments)
+
+
+def rebuild(name: str, arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """A network of `build` with these weights, of their type and where they are; no random numbers are taken.
+
+    Raises:
+        ValueError: as `build`.
+        RuntimeError: the weights are those of another network.
+    """
+    # not on the meta device, for which PyTorch imports its compiler, a second of work
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        network = build(name, arguments)
+    network.load_state_dict(weights, assign=True)
+    return network
 
 
 def evaluation_batch(network: nn.Module, x: Tensor) -> int:
