@@ -23,7 +23,7 @@ import drsn_ops
 from drsn_ops import noise
 from drsn_ops.__main__ import main
 from drsn_ops.benchmark.machine import processor
-from drsn_ops.data.vibration import CLASSES
+from drsn_ops.data.vibration import CLASSES, vibration
 from drsn_ops.experiment import averages, cell, command, figures, report, schedule, signals
 from drsn_ops.experiment.settings import FULL, NETWORKS, SMALL, Cell, Result, settings_of
 from drsn_ops.experiment.storage import read_features, read_settings, result_path
@@ -397,7 +397,7 @@ def test_a_lost_worker_is_one_line(folder, monkeypatch, capsys):
 
 def test_an_experiment_grows(whole, folder, monkeypatch):
     """What it has stays as it is, also what the t-SNE shows; in the end it is what a larger one is from the start."""
-    one = "--networks DRSN-CW --noise-kind pink --snr -5 --seeds 1 --output-dir own".split()
+    one = "--networks DRSN-CW --noise pink --snr -5 --seeds 1 --output-dir own".split()
     assert run(*TINY, *one) == 0
     first = read_settings(folder / "own").shown()
     assert first == [Cell("DRSN-CW", "pink", -5.0, 0)]
@@ -483,6 +483,22 @@ def test_noise_is_added_once_at_its_ratio(tiny, monkeypatch):
     assert seen[0].equal(seen[1])
 
 
+def test_simulated_signals_are_normalised(tiny):
+    raw = vibration(72, points=256).x
+    x = {n: signals.load(replace(tiny, normalise=n), 0).x for n in ("none", "mean", "standard")}
+    assert x["none"].equal(raw) and SMALL.normalise == FULL.normalise == "standard"
+    torch.testing.assert_close(x["mean"], raw - raw.mean(-1, keepdim=True))
+    torch.testing.assert_close(x["standard"], x["mean"] / raw.std(-1, correction=0, keepdim=True))
+
+
+def test_scores_of_known_predictions():
+    """F1 of 0.8, 2 / 3 and, never predicted, 0; half of the signals are of the largest class."""
+    labels, predicted = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 1, 1])
+    assert cell.accuracy(predicted, labels) == pytest.approx(4 / 6)
+    assert cell.macro_f1(predicted, labels) == pytest.approx((0.8 + 2 / 3) / 3)
+    assert cell.majority(labels) == 0.5
+
+
 def test_the_networks_are_the_papers(tiny):
     """Table II: units, thresholds and numbers of parameters."""
     units = {"ConvNet": ConvolutionalUnit, "ResNet": RSBU, "DRSN-CS": RSBU, "DRSN-CW": RSBU}
@@ -539,6 +555,9 @@ def test_accuracies_are_of_their_splits(tiny, monkeypatch):
     shares = [right[split].double().mean().item() for split in (data.train, data.test)]
     assert [result.train_accuracy, result.test_accuracy] == pytest.approx(shares) and shares[0] != shares[1]
     assert shown["labels"].equal(data.labels[data.test]) and result.origin == "here"
+    assert (result.train_majority, result.test_majority) == (1 / 8, 1 / 8)
+    counts = (result.train_recordings, result.test_recordings, result.train_windows, result.test_windows)
+    assert counts == (48, 24, 48, 24)
 
 
 def test_seconds_are_of_the_training_alone(tiny, monkeypatch):
@@ -622,7 +641,7 @@ def test_table_of_known_results():
     assert "Computed on: another; one machine." in lines
     # it goes under a heading of the README's
     assert not any(line.startswith("#") for line in lines)
-    assert any("the mean over 2 seeds ± their standard deviation (n - 1)" in line for line in lines)
+    assert any("means over 2 seeds ± their standard deviation (n - 1)" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -798,13 +817,15 @@ def test_classes_are_told_apart(monkeypatch, tmp_path, classes):
     assert_all_is_seen(figure)
 
 
-def test_features_that_are_not_finite_are_said_to_be(monkeypatch, tmp_path):
-    """Of a network whose training diverged."""
+@pytest.mark.parametrize("value, said", [(torch.nan, "not finite"), (0.5, "all the same")])
+def test_features_that_cannot_be_shown_are_said_to_be(monkeypatch, tmp_path, value, said):
+    """Of a network whose training went wrong; t-SNE crashes on them."""
     labels = torch.arange(20) % 2
-    shown = [{"features": torch.full((20, 4), torch.nan), "labels": labels}]
+    shown = [{"features": torch.full((20, 4), value), "labels": labels}]
     cells = [Cell("DRSN-CW", "pink", 5.0, 0)]
     figure = figure_of(monkeypatch, figures.plot_features, cells, shown, ("a", "b"), tmp_path / "a.png")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["not finite"]
+    assert [text.get_text() for text in figure.axes[0].texts] == [said]
+    assert len(figure.legends[0].get_texts()) == 2
 
 
 def test_the_features_that_are_shown(whole, monkeypatch, tmp_path):

@@ -41,11 +41,16 @@ def caption(settings: Settings, results: Sequence[Result]) -> str:
     """The text between the tables: what is averaged, what was done to the signals, what differs from the paper."""
     paragraphs = [
         f"{averaged(settings)} {own_of_a_seed(settings)} {resolution(settings, results)}",
-        f"{NORMALISED[settings.normalise].format(signal='signal' if settings.simulated else 'window')}",
+        NORMALISED[settings.normalise].format(signal=noun_of(settings)),
         beside_the_paper(settings) if like_the_papers(settings) else alone(settings),
         f"Computed on: {'; '.join(dict.fromkeys(result.origin for result in results))}.",
     ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def noun_of(settings: Settings) -> str:
+    """What one of the signals is called."""
+    return "signal" if settings.simulated else "window"
 
 
 def averaged(settings: Settings) -> str:
@@ -57,7 +62,7 @@ def averaged(settings: Settings) -> str:
         text += " A seed's figure is the mean over these noises."
     if settings.seeds == 1:
         return f"{text} They are of 1 seed: how much they depend on it is not known."
-    return f"{text} Given are the mean over {settings.seeds} seeds ± their standard deviation (n - 1)."
+    return f"{text} Given are means over {settings.seeds} seeds ± their standard deviation (n - 1)."
 
 
 def own_of_a_seed(settings: Settings) -> str:
@@ -68,7 +73,7 @@ def own_of_a_seed(settings: Settings) -> str:
     if settings.split in FIXED:
         own = f"its own noise; {FIXED[settings.split]}"
     elif not settings.simulated and settings.split is None:
-        own += ", where the folders name none"
+        own = "its own noise, and its own split where the folders name none"
     text = (
         f"Each seed has its own first parameters, and {own}. Noise and split are the same for every network."
     )
@@ -81,7 +86,7 @@ def own_of_a_seed(settings: Settings) -> str:
 def resolution(settings: Settings, results: Sequence[Result]) -> str:
     """What one test signal weighs, and which networks are no better than a constant answer."""
     least = min(result.test_windows for result in results)
-    text = f"One test signal is {100 / least:.2f} points of a cell's accuracy."
+    text = f"One test {noun_of(settings)} is {100 / least:.2f} points of a cell's accuracy."
     share = fmean(result.test_majority for result in results)
     bound = share + 2 * math.sqrt(share * (1 - share) / least)
     means = {name: fmean(over_seeds(of(name, results), "test_accuracy")) for name in settings.networks}

@@ -21,6 +21,7 @@ from ..noise import KINDS
 from ..training.folders import claimed, new_folder
 from ..training.processes import Processes, processes, usable_device
 from ..training.train import warn_of
+from .caption import noun_of
 from .cell import build
 from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for
@@ -165,10 +166,11 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
 
 def described(settings: Settings, data: Data) -> str:
     """How many signals there are to train and to test on, and what they are like."""
-    noun = "signal" if settings.simulated else "window"
     channels = data.x.shape[1]
     each = f"{settings.points} points" + (f" in {channels} channels" if channels > 1 else "")
-    counts = f"{len(data.train)} training and {counted(len(data.test), f'test {noun}')} of {each}"
+    counts = (
+        f"{len(data.train)} training and {counted(len(data.test), f'test {noun_of(settings)}')} of {each}"
+    )
     if not settings.simulated:
         train, test = (len(data.recording[split].unique()) for split in (data.train, data.test))
         counts += f", of {train} and {counted(test, 'recording')}"

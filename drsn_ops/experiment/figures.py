@@ -98,8 +98,8 @@ def plot_features(
         figure.subplots(1, len(cells), squeeze=False)[0], cells, features, strict=True
     ):
         axes.set(title=cell.network, xticks=[], yticks=[])
-        if not seen["features"].isfinite().all():
-            axes.text(0.5, 0.5, "not finite", ha="center", transform=axes.transAxes)
+        if why := nothing_to_show(seen["features"]):
+            axes.text(0.5, 0.5, why, ha="center", transform=axes.transAxes)
             continue
         at = embedded(seen["features"])
         for label, style in look.items():
@@ -110,6 +110,13 @@ def plot_features(
     noise = f"{cells[0].noise_kind} noise, {as_flag(cells[0].snr)} dB"
     figure.suptitle(f"features of the test signals, {noise}, seed {cells[0].seed}")
     figure.savefig(path, format="png", dpi=120)
+
+
+def nothing_to_show(features: Tensor) -> str | None:
+    """What is said in place of features of a training that went wrong, or of one signal: t-SNE would crash on them."""
+    if not features.isfinite().all():
+        return "not finite"
+    return "all the same" if (features == features[:1]).all() else None
 
 
 def embedded(features: Tensor) -> Any:
