@@ -795,7 +795,7 @@ def test_classes_are_told_apart(monkeypatch, tmp_path, classes):
     """By colours that are all different, and above ten by markers; their names are whole text, however long."""
     from matplotlib.colors import to_rgb
 
-    names = [f"${i}$ _a name of more than forty characters, {i}" for i in range(classes)]
+    names = [f"$\\{i}$ _a name of more than forty characters, {i}" for i in range(classes)]
     names[0] = "_good"
     labels = torch.arange(4 * classes) % classes
     shown = [{"features": torch.randn(len(labels), 16), "labels": labels}]
@@ -811,7 +811,7 @@ def test_classes_are_told_apart(monkeypatch, tmp_path, classes):
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert (
         texts[0] == "_good"
-        and texts[1] == "$1$ _a name of more …forty characters, 1"
+        and texts[1] == "$\\1$ _a name of more…forty characters, 1"
         and len(texts) == classes
     )
     assert_all_is_seen(figure)
