@@ -352,6 +352,15 @@ def test_data_by_its_earlier_name(folder):
     )
 
 
+def test_a_run_that_diverges_ends(folder, capsys):
+    """What was saved before stays."""
+    assert run("--data", "rec", *SMALL, "--lr", 1e9, "--output-dir", "out") == 2
+    assert capsys.readouterr().err == (
+        "drsn_ops train: the weights are not finite after epoch 1; expected a lower --lr than 1e+09\n"
+    )
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["checkpoint.pt", "curve.csv"]
+
+
 def test_windows_of_recordings_that_were_trained_on_are_said_to_be(folder, capsys):
     trained("out", "--split", "time", epochs=1)
     assert "8 of the 8 test recordings are in the training split too" in capsys.readouterr().out

@@ -91,15 +91,10 @@ class RecordingSettings:
         """
         try:
             found = self.simulated() if self.data == SIMULATED else self.read()
+            trained_on = checksums(found.train)
+            found = found if self.snr is None else self.noisy(found)
         except ValueError as error:
             raise InputError(f"--{error}") from error
-        trained_on = checksums(found.train)
-        if self.snr is not None:
-            generator = torch.Generator().manual_seed(self.seed)
-            noisy: Any = {
-                part: self.noisy(windows, generator, found.files) for part, windows in parts_of(found).items()
-            }
-            found = found._replace(**noisy)
         return Loaded(found, trained_on)
 
     def read(self) -> Recordings:
@@ -146,17 +141,21 @@ class RecordingSettings:
         reading = Reading(FileOptions(), cutting, SIMULATED_RATE)
         return Recordings(train, validation, test, CLASSES, files, reading, (), how)
 
-    def noisy(self, windows: Windows, generator: torch.Generator, files: tuple[Path, ...]) -> Windows:
-        """The windows with noise at the ratio of the settings, drawn once."""
-        silent = (windows.x == 0).flatten(1).all(1)
-        if silent.any():
-            path = files[int(windows.recording[silent][0])]
-            raise InputError(
-                f"{path}: has a window of {self.points} points that are all the same, to which no noise can be added "
-                "at a ratio; expected none with --snr"
-            )
-        x = add_noise(windows.x, cast(float, self.snr), self.noise_kind, generator=generator)
-        return windows._replace(x=x)
+    def noisy(self, found: Recordings) -> Recordings:
+        """The recordings with noise at the ratio of the settings, drawn once for each window."""
+        generator = torch.Generator().manual_seed(self.seed)
+        noisy: dict[str, Any] = {}
+        for part, windows in parts_of(found).items():
+            silent = (windows.x == 0).flatten(1).all(1)
+            if silent.any():
+                path = found.files[int(windows.recording[silent][0])]
+                raise InputError(
+                    f"{path}: has a window of {self.points} points that are all the same, to which no noise can be "
+                    "added at a ratio; expected none with --snr"
+                )
+            x = add_noise(windows.x, cast(float, self.snr), self.noise_kind, generator=generator)
+            noisy[part] = windows._replace(x=x)
+        return found._replace(**noisy)
 
     def arguments(self, found: Recordings) -> dict[str, Any]:
         """The network's arguments, plain values."""

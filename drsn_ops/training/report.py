@@ -52,6 +52,9 @@ def draw_curve(run: Run, folder: Path) -> None:
             values = [getattr(row.results[split], quantity) for row in rows]
             axes.plot([row.epoch for row in rows], values, label=split, marker="." if len(rows) < 10 else "")
         axes.set(xlabel="epoch", ylabel=quantity)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if run.plan.keeps_best:
+            axes.axvline(run.best_epoch, color="grey", linestyle="--", linewidth=1, label="kept")
         axes.grid(alpha=0.3)
         axes.legend()
     with replacing(folder / "curve.png") as path:

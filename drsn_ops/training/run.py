@@ -119,6 +119,12 @@ class Run:
         waited = len(self.rows) - self.best_epoch
         return len(self.rows) >= self.settings.epochs or waited >= (self.plan.patience or math.inf)
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the plan keeps the best weights, and there will be none: the last are not finite."""
+        tensors = self.network.state_dict().values() if self.plan.keeps_best else ()
+        return not all(bool(tensor.isfinite().all()) for tensor in tensors)
+
     def state(self) -> dict[str, Any]:
         """Everything that a later process needs to go on as if there had been no pause."""
         state = {

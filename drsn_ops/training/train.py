@@ -177,6 +177,11 @@ def train_epochs(run: Run, place: Place, keeper: Keeper | None, board: Board | N
             keeper.save(run, place.folder)
         while not run.finished:
             row = run.epoch(partial(advance, "training"), partial(advance, "evaluating"))
+            if run.diverged:
+                raise InputError(
+                    f"the weights are not finite after epoch {row.epoch}; expected a lower --lr than "
+                    f"{run.settings.lr:g}"
+                )
             save(run, place)
             if keeper and run.best_epoch == row.epoch:
                 keeper.save(run, place.folder)
@@ -207,4 +212,6 @@ def follow(run: Run) -> int:
     """Train in a process that does not lead: it prints and writes nothing. Returns the exit status."""
     while not run.finished:
         run.epoch(lambda: None, lambda: None)
+        if run.diverged:
+            return 2
     return 0
