@@ -360,6 +360,21 @@ def test_recordings_are_split_and_cut_as_asked(folder, monkeypatch):
     assert run("--resume", "own", *asked) == 0 and not trained
 
 
+def test_a_given_split_is_kept(folder, capsys):
+    """Every seed has it. Of its three parts, that for validation is not used."""
+    for i, part in enumerate(("train", "test", "validation")):
+        write_recordings(folder / "data" / part, lambda values, i=i: np.roll(values, 7 * i) ** (2 * i + 1))
+    assert run(*RECORDED, "data", "--output-dir", "own") == 0
+    out = capsys.readouterr().out
+    assert (
+        "40 training and 40 test windows of 64 points, of 8 and 8 recordings, without 40 validation windows"
+        in out
+    )
+    own = read_settings(folder / "own")
+    assert signals.load(own, 0).x.equal(signals.load(own, 1).x)
+    assert "its own split where the folders name none" in (folder / "own" / "table.md").read_text()
+
+
 def test_other_recordings_than_the_experiments_are_refused(folder, capsys):
     """Otherwise one table would mix the results of both."""
     for name, power in (("my data", 1), ("others", 3)):

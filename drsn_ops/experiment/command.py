@@ -174,6 +174,8 @@ def described(settings: Settings, data: Data) -> str:
     if not settings.simulated:
         train, test = (len(data.recording[split].unique()) for split in (data.train, data.test))
         counts += f", of {train} and {counted(test, 'recording')}"
+    if data.validation:
+        counts += f", without {counted(data.validation, 'validation window')}"
     return f"{counts}, {len(data.classes)} classes; normalise: {settings.normalise}"
 
 

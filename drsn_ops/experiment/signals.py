@@ -20,7 +20,8 @@ class Data(NamedTuple):
     """Signals without noise, (N, channels, points), and the indices of the two splits.
 
     ``labels`` and ``recording``, (N,), are each one's class and the number of its recording. ``passed_over`` are the
-    files that are no recordings of a class.
+    files that are no recordings of a class, ``validation`` is how many windows a given split keeps apart: nothing here
+    is chosen by them.
     """
 
     x: Tensor
@@ -30,6 +31,7 @@ class Data(NamedTuple):
     test: Tensor
     recording: Tensor
     passed_over: tuple[Path, ...] = ()
+    validation: int = 0
 
 
 @lru_cache(maxsize=1)
@@ -103,4 +105,4 @@ def load_recordings(settings: Settings, seed: int) -> Data:
             "expected recordings without such a part, or longer windows: --points"
         )
     train, test = torch.arange(len(x), device="cpu").split([len(read.train.x), len(read.test.x)])
-    return Data(x, labels, read.classes, train, test, recording, read.passed_over)
+    return Data(x, labels, read.classes, train, test, recording, read.passed_over, len(read.validation.x))
