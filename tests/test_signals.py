@@ -72,6 +72,7 @@ def dates(form, delimiter, *columns):
         (table(X[:, 0], head="# a logger\n\nvalue\n\n") + "\n# end\n \n", {}, (X[:, 0], ("value",))),
         ("1 # c\n2\n# d\n3\n", {}, ([1, 2, 3],)),
         ("# a logger\n1.5\n2.5\n", {}, ([1.5, 2.5],)),
+        ("Sensor 0 [g]\n1.5\n2.5\n", {}, ([1.5, 2.5], ("Sensor 0 [g]",))),
         ("1e3\r\n-2E-3\r\n+.5\r\n", {}, ([1e3, -2e-3, 0.5],)),
         # of the old Macintosh
         ("1.5\r2.5\r", {}, ([1.5, 2.5],)),
@@ -168,7 +169,7 @@ def test_encodings(file, encoding):
         ("1,2,3\n1,2,3,4\n1,2,3\n", {}, "line 2 has 4 fields, the first line of numbers 3"),
         ("1,2,3\n1,,3\n1,2,3\n", {}, "line 2 has a gap, expected a number"),
         ("1\t2\t3\n1\t\t3\n1\t2\t3\n", {}, "line 2 has a gap, expected a number"),
-        (9 * "1\t\t3\n", {}, "no line holds numbers alone"),
+        (9 * "1 \t\t 3\n", {}, "no line holds numbers alone"),
         ("1.5,2,\n1.5,2,\n1.5,2,7\n", {}, "line 3 has 3 fields"),
         ("1.0x\n" + 9 * "1\n", {}, "'1.0x' above the numbers is neither names nor 1 number"),
         ("-.5.\n" + 9 * "1\n", {}, "'-.5.' above the numbers is neither names nor"),

@@ -137,8 +137,7 @@ def find_dialect(path: Path, text: str, delimiter: str | None, decimal: str | No
             for one, lines in found.items()
             if one.columns + one.trailing > 1 or one.delimiter == NONE
         }
-    # of those that read as many lines, the one with most columns, and of these the first
-    best = max(found, key=lambda dialect: (found[dialect], dialect.columns))
+    best = max(found, key=lambda dialect: found[dialect])
     if best.delimiter in (",", NONE) and None in (delimiter, decimal):
         commas = next((one for one in found if one.delimiter == "," and one.columns > 1), None)
         marks = next((one for one in found if (one.delimiter, one.decimal) == (NONE, ",")), None)
