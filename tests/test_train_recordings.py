@@ -332,6 +332,22 @@ def test_schedules(schedule, rates):
     )
 
 
+@pytest.mark.parametrize(
+    "windows, given, batch_size, epochs",
+    [
+        (4000, {}, 64, 20),
+        (1280, {}, 40, 38),  # 32 steps an epoch
+        (100, {}, 16, 200),  # 6
+        (2, {}, 16, 200),
+        (100, {"batch_size": 4}, 4, 48),
+        (100, {"epochs": 3}, 16, 3),
+    ],
+)
+def test_few_windows_are_passed_more_often(windows, given, batch_size, epochs):
+    settings = RecordingSettings("x", **given).sized(windows)
+    assert (settings.batch_size, settings.epochs) == (batch_size, epochs)
+
+
 def test_the_simulated_machine(folder):
     trained("out", "--num-signals", 40, "--normalise", "none", data="vibration", epochs=1)
     model = load_model("out/model.pt")

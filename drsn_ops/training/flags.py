@@ -68,8 +68,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of MNIST's idx files or CIFAR-10's Python batches, as published or as torchvision leaves them, "
         "or CIFAR-10's archive; of recordings with --data cwru or folder",
     )
-    add("--epochs", type=count(), help=f"passes over the training samples ({every('epochs')})")
-    add("--batch-size", type=count(2), help=f"samples a step ({every('batch_size')})")
+    add(
+        "--epochs",
+        type=count(),
+        help=f"passes over the training samples ({recipe('epochs')}; 20 for recordings, or up to 200 where those make "
+        "less than 1200 steps)",
+    )
+    add(
+        "--batch-size",
+        type=count(2),
+        help=f"samples a step ({recipe('batch_size')}; for recordings a 32nd of the windows, from 16 to 64)",
+    )
     add("--lr", type=learning_rate, help=f"learning rate at the start ({every('lr')})")
     add(
         "--thresholds", choices=(*THRESHOLDS, "none"), help="none is the plain ResNet (default: channel-wise)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -43,7 +43,8 @@ class RecordingSettings:
     """Everything that determines what a run on recordings computes. A checkpoint holds them.
 
     ``data`` is the path of the recordings, or ``"vibration"``, of which there are ``num_signals``. A ``step`` of None
-    is half a window, see `read_recordings` for the other fields of that kind.
+    is half a window, see `read_recordings` for the other fields of that kind. ``epochs`` and ``batch_size`` of 0 depend
+    on the number of windows, see `sized`.
     """
 
     data: str
@@ -51,8 +52,8 @@ class RecordingSettings:
     thresholds: str = "channel-wise"
     blocks: int = 6
     widths: tuple[int, ...] = (8, 16, 32)
-    epochs: int = 20
-    batch_size: int = 64
+    epochs: int = 0
+    batch_size: int = 0
     lr: float = 0.05
     schedule: Schedule = "cosine"
     patience: int | None = None
@@ -82,6 +83,16 @@ class RecordingSettings:
     def name(self) -> str:
         """That of the folder."""
         return Path(self.data).name or "recordings"
+
+    def sized(self, windows: int) -> RecordingSettings:
+        """The settings with the batch size and the epochs, where they are 0, for this many windows to train on.
+
+        A batch has a 32nd of them, at least 16 and at most 64. The epochs are 20, or as many as make 1200 steps, at
+        most 200: a network that sees few windows needs as many steps as any other.
+        """
+        batch_size = self.batch_size or min(max(windows // 32, 16), 64)
+        epochs = self.epochs or min(max(math.ceil(1200 / max(windows // batch_size, 1)), 20), 200)
+        return replace(self, batch_size=batch_size, epochs=epochs)
 
     def load(self) -> Loaded:
         """Read or simulate the recordings, and add the noise.

@@ -71,16 +71,16 @@ def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path |
     home: Path | None = None
     try:
         settings = settings_of(args, state["settings"] if state else None)
-        if settings.batch_size < processes.count:
-            raise InputError(
-                f"--batch-size {settings.batch_size}: less than a sample for each of {processes.count} processes"
-            )
         device = usable_device(args.device)
         if args.compile:
             require_compiler(device)
         if args.tensorboard:
             require_tensorboard()
         run, keeper = begin(settings, device, processes, bool(args.compile))
+        if run.settings.batch_size < processes.count:
+            raise InputError(
+                f"--batch-size {run.settings.batch_size}: less than a sample for each of {processes.count} processes"
+            )
         if state:
             begun = state["fingerprint"], source(state["settings"])
             require_same_data(args.resume, begun, (run.plan.fingerprint, source(asdict(settings))))
@@ -97,9 +97,9 @@ def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path |
     judged = keeper is None or keeper.has_judged(run, args.output_dir or home)
     if run.finished and judged:
         done = f"{args.resume}: {len(run.rows)} epochs are done"
-        if len(run.rows) < settings.epochs:
+        if len(run.rows) < run.settings.epochs:
             raise InputError(f"{done}, the best is {run.best_epoch}; expected a longer --patience")
-        raise InputError(f"{done}; --epochs {settings.epochs} leaves none to do")
+        raise InputError(f"{done}; --epochs {run.settings.epochs} leaves none to do")
     require_precision(run)
     return run, home, keeper
 
@@ -114,6 +114,7 @@ def begin(
     loaded = settings.load()
     if processes.leads:
         warn_of(loaded.recordings.passed_over, loaded.recordings.copies)
+    settings = settings.sized(len(loaded.recordings.train.labels))
     return Run(settings, loaded, device, processes, compiled), Keeper(settings, loaded)
 
 
