@@ -211,6 +211,13 @@ def members(group):
     return found
 
 
+def ignores(process, signum):
+    """Whether a process ignores a signal, as the parent does while it starts its workers."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:"))
+    return mask >> (signum - 1) & 1
+
+
 def wait_until(condition):
     """Poll for what another process is about to do."""
     end = time.monotonic() + 300
@@ -226,7 +233,7 @@ def test_workers_end_with_their_parent(folder, signum):
     endless = [*TINY, "--networks", "ResNet", "--epochs", 100_000, "--workers", 2, "--output-dir", "part"]
     process = start("-m", "drsn_ops", "experiment", *endless)
     # the parent, two workers, and multiprocessing's own process that keeps track of resources
-    wait_until(lambda: len(members(process.pid)) == 4)
+    wait_until(lambda: len(members(process.pid)) == 4 and not ignores(process.pid, signal.SIGINT))
     if signum == signal.SIGINT:
         os.killpg(process.pid, signum)
     else:
@@ -293,7 +300,12 @@ def test_recordings(folder, capsys):
     assert "The data are recordings, `data`, in windows: 64 points" in table and "paper" not in table
     assert "| train | 6 | 30 | 50.00 ± 0.00 |\n| test | 2 | 10 | 50.00 ± 0.00 |" in table
     own = read_settings(folder / "own")
-    assert own.num_signals is None and own.channels is None and Path(own.data) == folder / "data"
+    assert (
+        own.num_signals is None
+        and own.channels is None
+        and own.split == "recording"
+        and Path(own.data) == folder / "data"
+    )
     tests = [data.x[data.test] for data in (signals.load(own, seed) for seed in range(4))]
     assert any(not tests[0].equal(test) for test in tests)
 
@@ -372,7 +384,9 @@ def test_a_given_split_is_kept(folder, capsys):
     )
     own = read_settings(folder / "own")
     assert signals.load(own, 0).x.equal(signals.load(own, 1).x)
-    assert "its own split where the folders name none" in (folder / "own" / "table.md").read_text()
+    assert own.split == "given"
+    table = (folder / "own" / "table.md").read_text()
+    assert "its own noise; the split of all is the one given" in table
 
 
 def test_other_recordings_than_the_experiments_are_refused(folder, capsys):

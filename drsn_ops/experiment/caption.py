@@ -72,8 +72,6 @@ def own_of_a_seed(settings: Settings) -> str:
     own = "its own noise and split"
     if settings.split in FIXED:
         own = f"its own noise; {FIXED[settings.split]}"
-    elif not settings.simulated and settings.split is None:
-        own = "its own noise, and its own split where the folders name none"
     text = (
         f"Each seed has its own first parameters, and {own}. Noise and split are the same for every network."
     )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -133,11 +133,13 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
     saved = read_settings(args.resume) if args.resume else None
     settings = requested(args, saved)
     data = load(settings, 0)
+    # that of the folders, where no flag says which
+    settings = replace(settings, split=data.split)
     mark = fingerprint([(data.x, data.labels)])
     begun = read_fingerprint(args.resume) if args.resume else None
     if saved and begun:
         require_same_data(args.resume, (begun, saved.data), (mark, settings.data))
-    warn_of(data.passed_over)
+    warn_of(data.passed_over, data.copies)
     networks = {name: build(settings, name, data.x.shape[1], len(data.classes)) for name in settings.networks}
     if args.resume:
         folder = claims.enter_context(claimed(args.resume))

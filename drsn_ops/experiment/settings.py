@@ -213,7 +213,8 @@ def grown(saved: Settings, asked: Settings, folder: Path | None) -> Settings:
     changes: dict[str, Any] = {"data": asked.data}
     for name in (field.name for field in fields(Settings) if field.name != "shown_snr"):
         ours, theirs = getattr(asked, name), getattr(saved, name)
-        if ours == theirs or (name == "data" and not asked.simulated and not saved.simulated):
+        moved = name == "data" and not asked.simulated and not saved.simulated
+        if ours == theirs or moved or (name == "split" and ours is None):
             continue
         refusal = f"{folder}: an experiment of {flagged(name, theirs)}, not of {flagged(name, ours)}"
         if name not in GROWING:

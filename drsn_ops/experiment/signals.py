@@ -19,9 +19,9 @@ from .settings import SIMULATED, Settings, flagged
 class Data(NamedTuple):
     """Signals without noise, (N, channels, points), and the indices of the two splits.
 
-    ``labels`` and ``recording``, (N,), are each one's class and the number of its recording. ``passed_over`` are the
-    files that are no recordings of a class, ``validation`` is how many windows a given split keeps apart: nothing here
-    is chosen by them.
+    ``labels`` and ``recording``, (N,), are each one's class and the number of its recording. Of recordings, ``split``
+    is how the splits came about, ``passed_over`` are files that are none, ``copies`` pairs of series in both splits,
+    and ``validation`` is how many windows a given split keeps apart: nothing here is chosen by them.
     """
 
     x: Tensor
@@ -30,7 +30,9 @@ class Data(NamedTuple):
     train: Tensor
     test: Tensor
     recording: Tensor
+    split: str | None = None
     passed_over: tuple[Path, ...] = ()
+    copies: tuple[tuple[Path, Path], ...] = ()
     validation: int = 0
 
 
@@ -105,4 +107,5 @@ def load_recordings(settings: Settings, seed: int) -> Data:
             "expected recordings without such a part, or longer windows: --points"
         )
     train, test = torch.arange(len(x), device="cpu").split([len(read.train.x), len(read.test.x)])
-    return Data(x, labels, read.classes, train, test, recording, read.passed_over, len(read.validation.x))
+    found = (read.split, read.passed_over, read.copies, len(read.validation.x))
+    return Data(x, labels, read.classes, train, test, recording, *found)
