@@ -297,7 +297,10 @@ def test_recordings(folder, capsys):
     assert err == f"passed over, as no recordings: {folder}/data/sensor.pdf\n"
     assert len(results(folder / "own")) == 4
     table = (folder / "own" / "table.md").read_text()
-    assert "The data are recordings, `data`, in windows: 64 points" in table and "paper" not in table
+    assert (
+        "The data are recordings, `data`, in windows, `--split recording`: 64 points" in table
+        and "paper" not in table
+    )
     assert "| train | 6 | 30 | 50.00 ± 0.00 |\n| test | 2 | 10 | 50.00 ± 0.00 |" in table
     own = read_settings(folder / "own")
     assert (
