@@ -104,7 +104,8 @@ def alone(settings: Settings) -> str:
         f"{settings.batch_size}, a learning rate from {settings.lr:g} down."
     )
     if not settings.simulated:
-        return f"The data are recordings, `{Path(settings.data).name}`, in windows, `--split {settings.split}`: {recipe}"
+        name = Path(settings.data).name
+        return f"The data are recordings, `{name}`, in windows, `--split {settings.split}`: {recipe}"
     return (
         f"The data are {settings.num_signals} simulated signals, one of {settings.folds} folds to test on: {recipe} "
         "The paper's accuracies, means over its three kinds of noise from -5 to 5 dB, do not belong beside these."
