@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from drsn_ops.__main__ import main
 from drsn_ops.data.recordings import Windows, read_labelled
 from drsn_ops.training import verdict
 from drsn_ops.training.confusion import draw_confusion
-from drsn_ops.training.model import checksums
+from drsn_ops.training.model import checksums, load_model
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -227,6 +228,23 @@ def test_evaluate_in_noise(folder):
 )
 def test_evaluate_refuses(folder, flags, message, capsys):
     assert_refused(evaluate, ["model.pt", "--data", "data", *flags], message, folder, capsys)
+
+
+@pytest.mark.parametrize("value", [0, 3])
+def test_noise_has_no_ratio_to_a_constant_window(folder, value, capsys):
+    np.save("data/good/silent.npy", np.full(64, value))
+    message = "good/silent.npy: has a window of 32 points that are all the same, to which noise has no ratio"
+    assert_refused(evaluate, ["model.pt", "--data", "data", "--snr", 3], message, folder, capsys)
+    assert evaluate("model.pt", "--data", "data") == 0
+
+
+def test_noise_beyond_float32(folder, capsys):
+    model = load_model("model.pt")
+    model.reading = replace(model.reading, cutting=replace(model.reading.cutting, normalise="none"))
+    model.save("plain.pt")
+    np.save("data/good/0.npy", np.random.default_rng(0).standard_normal(64) * 1e35)
+    message = "--snr: got -100 dB, of which the sum in sample 0 is beyond the range"
+    assert_refused(evaluate, ["plain.pt", "--data", "data", "--snr", -100], message, folder, capsys)
 
 
 def test_a_class_that_the_model_does_not_know(folder, capsys):

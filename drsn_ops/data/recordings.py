@@ -245,6 +245,16 @@ def read_labelled(
     return join(shares, windows, recordings), paths
 
 
+def require_power(windows: Windows, files: Sequence[Path]) -> None:
+    """Raise InputError where all channels of a window are constant: noise has no ratio to it."""
+    flat = (windows.x == windows.x[..., :1]).flatten(1).all(1)
+    if flat.any():
+        raise InputError(
+            f"{files[int(windows.recording[flat][0])]}: has a window of {windows.x.shape[-1]} points that are all the "
+            "same, to which noise has no ratio; expected recordings without such a part, or longer windows"
+        )
+
+
 def names(given: str | int | Sequence[str | int]) -> tuple[str, ...]:
     """Several names, or one; numbers in digits."""
     return (str(given),) if isinstance(given, str | int) else tuple(map(str, given))

@@ -10,7 +10,7 @@ import torch
 
 from ..arguments import InputError, as_flag, number, seed
 from ..data.flags import add_file_flags, overridden
-from ..data.recordings import read_labelled
+from ..data.recordings import read_labelled, require_power
 from ..noise import KINDS, add_noise
 from .folders import new_folder
 from .model import checksums, load_model
@@ -53,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
     if args.snr is not None:
         kind = args.noise_kind or KINDS[0]
         generator = torch.Generator().manual_seed(args.seed or 0)
-        windows = windows._replace(x=add_noise(windows.x, args.snr, kind, generator=generator))
+        require_power(windows, files)
+        try:
+            windows = windows._replace(x=add_noise(windows.x, args.snr, kind, generator=generator))
+        except ValueError as error:
+            raise InputError(f"--{error}") from error
         title += f", {kind} noise at {as_flag(args.snr)} dB"
     splits = {"test": windows}
     with ExitStack() as claims:
