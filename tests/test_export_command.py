@@ -77,9 +77,9 @@ def test_another_result_is_not_kept(folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--output", "model.pt"], "--output model.pt: the model itself, expected another file"),
+        (["--output", "model.pt"], "--output model.pt: is model.pt, which is read; expected another file"),
         (["--output", "nowhere/model.onnx"], "--output nowhere/model.onnx: its folder does not exist"),
-        (["--format", "tflite"], "--format"),
+        (["--format", "tflite"], "--format: invalid choice: 'tflite'"),
     ],
 )
 def test_refused(folder, flags, message, capsys):

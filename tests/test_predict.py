@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from commands import assert_refused, environment
 from test_model import CLASSES, READING, make_model
 
 from drsn_ops.__main__ import main
+from drsn_ops.data.recordings import read_recordings
 from drsn_ops.training.model import Model, load_model
 
 
@@ -34,7 +36,7 @@ def predict(*flags):
 def test_a_line_a_recording(folder, capsys):
     assert predict("model.pt", "data") == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == "passed over, as no recordings: data/inner/notes.md\n"
     model = load_model("model.pt")
     paths = ["data/a.npy", "data/b.npy", "data/inner/long name.npy"]
     lines = out.splitlines()
@@ -52,23 +54,24 @@ def test_every_window(folder):
     model = load_model("model.pt")
     with open("windows.csv") as file:
         head, *rows = csv.reader(file)
-    assert head == ["file", "window", "start", "class", *CLASSES]
-    assert [row[:3] for row in rows] == [["data/b.npy", "0", "0"]] + [
-        ["data/inner/long name.npy", str(i), str(32 * i)] for i in range(3)
+    assert head == ["file", "window", "predicted", *CLASSES]
+    assert [row[:2] for row in rows] == [["data/b.npy", "0"]] + [
+        ["data/inner/long name.npy", str(i)] for i in range(3)
     ]
-    probabilities = torch.tensor([[float(cell) for cell in row[4:]] for row in rows])
+    probabilities = torch.tensor([[float(cell) for cell in row[3:]] for row in rows])
     torch.testing.assert_close(
         probabilities[1:],
         model.predict(np.load("data/inner/long name.npy")).probabilities,
         atol=1e-6,
         rtol=0,
     )
-    assert [row[3] for row in rows] == [CLASSES[i] for i in probabilities.argmax(1)]
+    assert [row[2] for row in rows] == [CLASSES[i] for i in probabilities.argmax(1)]
 
 
 def test_a_recording_that_cannot_be_read(folder, capsys):
     """It has a line on stderr, and the others are predicted."""
     (folder / "data" / "a.npy").write_text("text")
+    (folder / "data" / "inner" / "notes.md").unlink()
     assert predict("model.pt", "data", "missing.npy", "--output", "windows.csv", "--jobs", 3) == 1
     out, err = capsys.readouterr()
     assert [line.split("  ")[0] for line in out.splitlines()] == ["data/b.npy", "data/inner/long name.npy"]
@@ -84,16 +87,24 @@ def test_a_recording_that_cannot_be_read(folder, capsys):
     "flags, message",
     [
         (["empty"], "empty: holds no recordings, which end in .mat, "),
-        (["data", "--sampling-rate", 0], "--sampling-rate"),
+        (["data", "--sampling-rate", 0], "--sampling-rate: must be a number from 1e-06 to 1e+12, got '0'"),
         (["data", "--jobs", 0], "--jobs: must be an integer from 1 to 1024, got '0'"),
-        (["data", "--output", "nowhere/windows.csv"], "nowhere/windows.csv"),
-        (["data", "--output", "model.pt"], "--output model.pt: the model itself, expected another file"),
+        (
+            ["data", "--output", "nowhere/windows.csv"],
+            "--output nowhere/windows.csv: its folder does not exist",
+        ),
+        (
+            ["data", "--output", "model.pt"],
+            "--output model.pt: is model.pt, which is read; expected another file",
+        ),
+        (["data", "--output", "link"], "--output link: is data/b.npy, which is read; expected another file"),
         (["data", "--device", "nowhere"], "--device nowhere: cannot be used here"),
         ([], "the following arguments are required: FILE|FOLDER"),
     ],
 )
 def test_refused(folder, flags, message, capsys):
     (folder / "empty").mkdir()
+    (folder / "link").symlink_to("data/b.npy")
     assert_refused(predict, ["model.pt", *flags], message, folder, capsys)
 
 
@@ -141,6 +152,46 @@ def test_an_interrupted_table_is_not_written(folder, monkeypatch, capsys):
     assert not any(path.name.startswith((".windows", "windows")) for path in folder.iterdir())
 
 
+def values_of(path):
+    """Others for each name."""
+    return np.random.default_rng([*path.name.encode()]).standard_normal(40)
+
+
+def write_text(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(map(repr, values_of(path).tolist())))
+
+
+def test_the_recordings_that_train_takes(folder, capsys):
+    """A class of text files is none of notes beside those of another class; what is passed over is named."""
+    for name in (
+        "train/a/0.txt",
+        "train/a/1.txt",
+        "test/a/2.txt",
+        "train/b/monday/notes on it.txt",
+        "list.txt",
+    ):
+        write_text(folder / "both" / name)
+    for name in ("train/b/0.npy", "test/b/1.npy"):
+        (folder / "both" / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "both" / name, values_of(Path(name)))
+    write_text(folder / "both" / "train" / "b" / "monday" / "sensor.txt")
+    assert predict("model.pt", "both") == 0
+    out, err = capsys.readouterr()
+    taken = [line.partition("  ")[0] for line in out.splitlines()]
+    found = read_recordings("both", points=32)
+    assert sorted(taken) == sorted(map(str, found.files)) and len(taken) == 5
+    assert err == "passed over, as no recordings: both/list.txt and 2 others\n"
+    assert predict("model.pt", "both/train/a") == 0
+
+
+def test_a_table_of_labelled_series_is_for_evaluate(folder, capsys):
+    series = np.random.default_rng(0).standard_normal((6, 41))
+    np.savetxt("Toy_TEST.tsv", series, delimiter="\t")
+    assert predict("model.pt", "Toy_TEST.tsv") == 1
+    assert capsys.readouterr().err.endswith("; if its lines are labels and series, evaluate takes it\n")
+
+
 def test_nobody_reads_on(folder):
     """As with ``| head``: it ends quietly. A name may be any bytes."""
     os.rename(b"data/a.npy", b"data/\xff.npy")
@@ -149,7 +200,10 @@ def test_nobody_reads_on(folder):
     command = subprocess.Popen([sys.executable, *flags], **pipes)
     command.stdout.close()
     other = subprocess.run([sys.executable, *flags[:-1], "other.csv"], **pipes)
-    assert (command.stderr.read(), command.wait()) == (b"", 141)
+    assert (command.stderr.read(), command.wait()) == (
+        b"passed over, as no recordings: data/inner/notes.md\n",
+        141,
+    )
     assert not (folder / "windows.csv").exists()
     assert other.returncode == 0 and b"data/\xff.npy  " in other.stdout
     assert b"data/\xff.npy,0" in (folder / "other.csv").read_bytes()

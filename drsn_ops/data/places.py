@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,6 +167,25 @@ def recordings_of(files: list[Path]) -> list[Path]:
     return others or held
 
 
+def recordings_within(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The recordings in a folder and in those within, and the files that are passed over.
+
+    They are those that `find` takes: what is a note is told class folder by class folder, also in folders of parts.
+    """
+    files = files_within(folder)
+    everywhere, groups, found = set(recordings_of(files)), dict[tuple[str, ...], list[Path]](), set[Path]()
+    for file in files:
+        folders = file.relative_to(folder).parts[:-1]
+        parts = len(list(takewhile(lambda name: name.lower() in NAMES, folders)))
+        if len(folders) > parts:
+            groups.setdefault(folders[: parts + 1], []).append(file)
+        elif file in everywhere:
+            found.add(file)
+    for group in groups.values():
+        found.update(recordings_of(group))
+    return [file for file in files if file in found], [file for file in files if file not in found]
+
+
 def named_part(path: Path) -> Part | None:
     """The part that a file's name gives it, or a folder's on the way to it."""
     for folder in path.parts[:-1]:
@@ -180,7 +200,7 @@ def tables_of(place: Path, files: list[Path]) -> dict[Path, Part | None]:
     found: dict[str, dict[Part, list[Path]]] = {}
     for file in files:
         name, _, part = file.stem.rpartition("_")
-        if file.suffix.lower() in TABLES and part.lower() in NAMES:
+        if named_as_table(file):
             found.setdefault(name, {}).setdefault(NAMES[part.lower()], []).append(file)
     whole = {name: parts for name, parts in found.items() if {"train", "test"} <= set(parts)}
     if len(whole) > 1:
@@ -193,6 +213,11 @@ def tables_of(place: Path, files: list[Path]) -> dict[Path, Part | None]:
         for parts in whole.values()
         for part, copies in sorted(parts.items(), key=lambda entry: PARTS.index(entry[0]))
     }
+
+
+def named_as_table(file: Path) -> bool:
+    """Whether a file is named as UCR's tables are."""
+    return file.suffix.lower() in TABLES and file.stem.rpartition("_")[2].lower() in NAMES
 
 
 def of_tables(tables: dict[Path, Part | None], options: FileOptions, passed_over: tuple[Path, ...]) -> Found:

@@ -24,7 +24,7 @@ from torch.export import Dim, ExportedProgram
 from ..files import replacing
 from ..ops.decomposition import decompositions
 from .model import Model, load_model
-from .storage import require_another
+from .outputs import require_output
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "pt2-plain": "-plain.pt2"}
 METADATA = "drsn_ops.json"
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         import onnxscript  # noqa: F401
     model = load_model(args.model)
     output = args.output or args.model.with_name(args.model.stem + SUFFIXES[args.format])
-    require_another(output, args.model)
+    require_output(output, [args.model])
     write, load = (onnx_content, load_onnx) if args.format == "onnx" else (pt2_content, load_pt2)
     with quiet():
         content = write(model, args.format == "pt2")

@@ -12,12 +12,13 @@ from typing import Any
 
 from ..arguments import MAX_PROCESSES, InputError, count
 from ..data.flags import add_file_flags, overridden
-from ..data.places import files_within, recordings_of
+from ..data.places import named_as_table, recordings_within
 from ..data.signals import SUFFIXES
 from ..files import replacing
 from .model import Model, Prediction, load_model
+from .outputs import require_output
 from .processes import usable_device
-from .storage import require_another
+from .train import warn_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +47,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status: 1 where a recording could not be used."""
     model = load_model(args.model, usable_device(args.device))
     model.reading = overridden(model.reading, args)
+    found = [recordings_in(place) for place in args.recordings]
+    paths = [path for held, _ in found for path in held]
     if args.output:
-        require_another(args.output, args.model)
-    paths = [path for place in args.recordings for path in recordings_in(place)]
+        require_output(args.output, [args.model, *paths])
+    warn_of([path for _, passed_over in found for path in passed_over])
     widths = max(len(str(path)) for path in paths), max(map(len, model.classes))
     status = 0
     with ExitStack() as files:
@@ -58,10 +61,13 @@ def run(args: argparse.Namespace) -> int:
             # names of files may be any bytes
             table = temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape")
             rows = csv.writer(files.enter_context(table))
-            rows.writerow(["file", "window", "start", "class", *model.classes])
+            rows.writerow(["file", "window", "predicted", *model.classes])
         for path, prediction in model.predict_files(paths, jobs=args.jobs):
             if isinstance(prediction, InputError):
-                print(f"drsn_ops predict: {prediction}", file=sys.stderr)
+                hint = (
+                    "; if its lines are labels and series, evaluate takes it" if named_as_table(path) else ""
+                )
+                print(f"drsn_ops predict: {prediction}{hint}", file=sys.stderr)
                 status = 1
                 continue
             print(line_of(path, prediction, widths), flush=True)
@@ -70,18 +76,18 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def recordings_in(place: Path) -> list[Path]:
-    """A file itself; of a folder the recordings in it and in the folders within, without hidden ones and notes.
+def recordings_in(place: Path) -> tuple[list[Path], list[Path]]:
+    """A file itself; of a folder the recordings in it and in the folders within, and the files that are passed over.
 
     Raises:
         InputError: a folder without recordings.
     """
     if not place.is_dir():
-        return [place]
-    found = recordings_of(files_within(place))
+        return [place], []
+    found, passed_over = recordings_within(place)
     if not found:
         raise InputError(f"{place}: holds no recordings, which end in {', '.join(SUFFIXES)}")
-    return found
+    return found, passed_over
 
 
 def line_of(path: Path, prediction: Prediction, widths: tuple[int, int]) -> str:
@@ -92,8 +98,6 @@ def line_of(path: Path, prediction: Prediction, widths: tuple[int, int]) -> str:
 
 def windows_of(path: Path, prediction: Prediction, model: Model) -> Iterator[Sequence[Any]]:
     """A line of the .csv file for each window of a recording."""
-    cutting = model.reading.cutting
-    step = cutting.step or cutting.points
     for window, row in enumerate(prediction.probabilities.tolist()):
         label = model.classes[row.index(max(row))]
-        yield [path, window, window * step, label, *(f"{share:.6f}" for share in row)]
+        yield [path, window, label, *(f"{share:.6f}" for share in row)]

@@ -55,11 +55,3 @@ def read_saved(path: Path, kind: Kind) -> dict[str, Any]:
     if found != kind.format:
         raise InputError(f"{path}: a {kind.noun} of {found}, not of this version's {kind.format}")
     return values
-
-
-def require_another(output: Path, model: Path) -> None:
-    """Raise InputError where ``--output`` is the file of the model."""
-    if output.exists() and output.samefile(model):
-        raise InputError(f"--output {output}: the model itself, expected another file")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"--output {output}: its folder does not exist")
