@@ -1,6 +1,7 @@
 """The command ``export``: files that load again and compute what the network does, with what is needed to use them."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -66,7 +67,7 @@ def test_pt2(folder, kind, name, capsys):
 
 def test_another_result_is_not_kept(folder, monkeypatch, capsys):
     network = make().network
-    monkeypatch.setattr(exporting, "pt2_content", lambda *_: b"content")
+    monkeypatch.setattr(exporting, "pt2_content", lambda *_, **__: b"content")
     monkeypatch.setattr(exporting, "load_pt2", lambda content: lambda x: network(x) * 1.001)
     assert export("--format", "pt2", "--output", "other.pt2") == 1
     out, err = capsys.readouterr()
@@ -93,6 +94,20 @@ def test_a_package_that_is_missing_is_named(folder, name, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, name, None)
     message = f'drsn_ops: {name} is missing: pip install "drsn_ops[examples]"'
     assert_refused(export, ["--format", "onnx"], message, folder, capsys)
+
+
+def test_the_difference_repeats():
+    model = make()
+    loaded = lambda x: model.network(x) * (1 + 1e-6 * x.sum())  # noqa: E731
+    assert exporting.largest_difference(model, loaded) == exporting.largest_difference(model, loaded) > 0
+
+
+def test_metadata_is_text_whatever_the_names():
+    model = make_model()
+    model.classes = ("轴承", os.fsdecode(b"\xff"), "worse")
+    metadata = exporting.metadata(model)
+    assert all(value.isascii() for value in metadata.values())
+    assert tuple(json.loads(metadata["classes"])) == model.classes
 
 
 def test_metadata_of_a_model_of_no_rate():

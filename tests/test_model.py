@@ -69,6 +69,7 @@ def test_a_model_comes_back_as_it_was(name, tmp_path, monkeypatch):
     monkeypatch.setattr(drsn_ops.models.rsnet, "WIDTHS", (4, 4, 8, 8))
     model = make_model(name)
     model.trained_on = (3, 5)
+    model.snr, model.noise_kind = -5.0, "pink"
     model.save(tmp_path / "model.pt")
     state = torch.get_rng_state()
     found = drsn_ops.load_model(tmp_path / "model.pt")
@@ -77,7 +78,7 @@ def test_a_model_comes_back_as_it_was(name, tmp_path, monkeypatch):
     assert not found.network.training
     assert torch.equal(found.network(x), model.network(x))
     assert not any(value.is_meta for value in found.network.state_dict().values())
-    for field in ("name", "arguments", "classes", "reading", "trained_on", "version"):
+    for field in ("name", "arguments", "classes", "reading", "trained_on", "snr", "noise_kind", "version"):
         assert getattr(found, field) == getattr(model, field)
     assert found.version == drsn_ops.__version__
 
@@ -122,6 +123,11 @@ def test_checksums_know_a_recording_by_its_first_window():
     assert first != second and checksums(alone) == (second,)
     alone.x[0, 0, 3] += 1
     assert checksums(alone) != (second,)
+    # silence is all alike
+    x[2] = x[3] = 0
+    assert checksums(windows) == (first, *checksums(Windows(*(part[4:] for part in windows))))
+    x[:2] = 0
+    assert len(checksums(windows)) == 1
 
 
 def test_predict(tmp_path):

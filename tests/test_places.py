@@ -229,25 +229,27 @@ def test_labels_in_words(tmp_path):
 def test_all_recordings_for_an_evaluation(folder):
     reading = Reading(FileOptions(), Cutting(20, None, "none"))
     classes = ("other", "good", "bad")
-    windows, files = read_labelled(folder, reading, classes)
+    (folder / "good" / "notes.txt").write_text("")
+    windows, files, passed_over = read_labelled(folder, reading, classes, 1)
     assert len(files) == 6 and windows.x.shape == (12, 1, 20)
+    assert passed_over == (folder / "good" / "notes.txt",)
     assert windows.recording.tolist() == [i for i in range(6) for _ in range(2)]
     assert [classes[label] for label in windows.labels] == [files[i].parent.name for i in windows.recording]
     values = np.stack([np.load(files[i])[:20] for i in range(6)])
     torch.testing.assert_close(windows.x[::2, 0], torch.from_numpy(values).float())
     with pytest.raises(InputError, match="bad/1.npy: is of class 'bad', expected one of 'other', 'good'"):
-        read_labelled(folder, reading, classes[:2])
+        read_labelled(folder, reading, classes[:2], 1)
     # one class is enough
     for path in (folder / "bad").iterdir():
         path.unlink()
     (folder / "bad").rmdir()
-    assert len(read_labelled(folder, reading, classes)[1]) == 3
+    assert len(read_labelled(folder, reading, classes, 1).files) == 3
 
 
 def test_all_series_for_an_evaluation(tmp_path):
     folder, reading = write_tables(tmp_path), Reading(FileOptions(), Cutting(6, None, "none"))
-    assert len(read_labelled(folder, reading, ("-1", "2", "10"))[1]) == 8
-    windows, files = read_labelled(folder / "Toy_TEST.tsv", reading, ("-1", "2", "10"))
+    assert len(read_labelled(folder, reading, ("-1", "2", "10"), 1).files) == 8
+    windows, files, _ = read_labelled(folder / "Toy_TEST.tsv", reading, ("-1", "2", "10"), 1)
     assert windows.labels.tolist() == [2, 1, 0] and files[2].name == "Toy_TEST.tsv:3"
 
 

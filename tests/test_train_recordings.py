@@ -10,6 +10,7 @@ import sys
 import types
 from contextlib import redirect_stdout
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +151,13 @@ def test_runs_repeat_by_seed():
         trained(name, "--seed", seed, "--snr", 0)
     assert_same("a", "b")
     assert curve("a") != curve("c")
+    # and say what they were trained on
+    model, report = load_model("a/model.pt"), json.loads(Path("a/report.json").read_text())
+    assert (model.snr, model.noise_kind) == (0.0, "gaussian")
+    assert report["data"].endswith(
+        "split by recording: 44 train, 22 validation, 22 test, gaussian noise at 0 dB"
+    )
+    assert report["data"] == Path("a/report.txt").read_text().splitlines()[1]
 
 
 def interrupted_at(wanted, *flags):

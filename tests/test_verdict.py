@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,7 @@ FILES = (Path("a.npy"), Path("b.npy"), Path("c.npy"))
 
 TEXT = """\
 a test
+of recordings
 
                       by window  by recording
 accuracy                 42.86%        66.67%
@@ -87,7 +89,9 @@ def judged(tmp_path):
     model = make_model()
     model.network = Logits()
     train = windows_of(("good", [A]), ("bad", [A, A]), ("worse", [C]), ("worse", [C]))
-    report = verdict.write_verdict(model, {"train": train, "test": TEST}, FILES, tmp_path, title="a test")
+    report = verdict.write_verdict(
+        model, {"train": train, "test": TEST}, FILES, tmp_path, title="a test", data="of recordings"
+    )
     return report, tmp_path
 
 
@@ -131,7 +135,7 @@ def test_files(judged):
     ]
     found = json.loads((folder / "report.json").read_text(), parse_constant=refuse)
     assert found == json.loads(json.dumps(report))
-    assert found["title"] == "a test" and found["classes"] == [*CLASSES]
+    assert (found["title"], found["data"]) == ("a test", "of recordings") and found["classes"] == [*CLASSES]
     assert (folder / "report.txt").read_text() == TEXT
     with (folder / "confusion.csv").open() as file:
         assert list(csv.reader(file)) == [
@@ -164,6 +168,20 @@ def test_the_picture_grows(tmp_path):
     assert few[0] < many[0] and few[1] < many[1]
 
 
+def test_names_in_any_script_and_of_any_bytes(judged, monkeypatch, recwarn):
+    _, folder = judged
+    names = ("良好", "轴承故障", os.fsdecode(b"\xff"))
+    model = make_model()
+    model.network, model.classes = Logits(), names
+    title = f"of {names[2]}"
+    verdict.write_verdict(model, {"test": TEST}, [Path(names[2]), *FILES[1:]], folder, title=title)
+    assert [str(warning.message) for warning in recwarn] == []
+    assert json.loads((folder / "report.json").read_text("utf-8"))["title"] == title
+    for name in ("report.txt", "confusion.csv", "predictions.csv"):
+        content = (folder / name).read_bytes()
+        assert b"\xff" in content and "轴承故障".encode() in content
+
+
 @pytest.fixture
 def folder(alone_in):
     """A model, and recordings of two of its classes; of the three, one was trained on."""
@@ -173,7 +191,7 @@ def folder(alone_in):
             values = np.random.default_rng((i, len(name))).standard_normal(100) + 4
             np.save(alone_in / "data" / name / f"{i}.npy", values)
     model = make_model()
-    windows, _ = read_labelled("data", model.reading, CLASSES)
+    windows = read_labelled("data", model.reading, CLASSES, 1).windows
     model.trained_on = (*checksums(windows)[1:2], 12345)
     model.save("model.pt")
     return alone_in
@@ -209,7 +227,10 @@ def test_evaluate_in_noise(folder):
     assert noisy != rows("seed", "--snr", -5, "--seed", 1) and noisy != rows(
         "kind", "--snr", -5, "--noise-kind", "pink"
     )
-    assert "model.pt on data, gaussian noise at -5 dB\n" in (folder / "noisy" / "report.txt").read_text()
+    text = (folder / "noisy" / "report.txt").read_text()
+    assert text.startswith(
+        "model.pt on data, gaussian noise at -5 dB\n3 recordings, in windows of 32 points at 1000 Hz\n"
+    )
     report = json.loads((folder / "noisy" / "report.json").read_text())
     assert report["test_recordings_trained_on"] == 1
 
@@ -220,14 +241,36 @@ def test_evaluate_in_noise(folder):
         (["--seed", 1], "--seed 1: expected --snr with it"),
         (["--noise-kind", "pink"], "--noise-kind pink: expected --snr with it"),
         (["--snr", "nan"], "must be a number from -200 to 200, got 'nan'"),
-        (["--data", "nowhere"], "nowhere"),
+        (["--data", "nowhere"], "nowhere: no such folder or file"),
+        (["--data", "nowhere", "--output-dir", "data"], "--output-dir data: not an empty folder"),
         (["--output-dir", "data"], "--output-dir data: not an empty folder"),
         (["--device", "nowhere"], "--device nowhere: cannot be used here"),
-        (["--channels", "3"], "3"),
+        (["--channels", "3"], "data/good/0.npy: has no channel '3' (--channels), but 1 channel, 0"),
+        (
+            ["--data", "two", "--channels", "0,1"],
+            "two/good/0.npy: has 2 channels, the model takes 1; --channels",
+        ),
     ],
 )
 def test_evaluate_refuses(folder, flags, message, capsys):
+    (folder / "two" / "good").mkdir(parents=True)
+    np.save("two/good/0.npy", np.random.default_rng(0).standard_normal((100, 2)))
     assert_refused(evaluate, ["model.pt", "--data", "data", *flags], message, folder, capsys)
+
+
+def test_a_model_that_was_trained_in_noise(folder, capsys):
+    model = load_model("model.pt")
+    model.snr, model.noise_kind = -5.0, "pink"
+    model.save("noisy.pt")
+    (folder / "data" / "good" / "notes.txt").write_text("")
+    assert evaluate("noisy.pt", "--data", "data") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].endswith(
+        "Hz, without noise; the model was trained in pink noise at -5 dB, which --snr adds"
+    )
+    assert err == "passed over, as no recordings: data/good/notes.txt\n"
+    assert evaluate("noisy.pt", "--data", "data", "--snr", 3) == 0
+    assert "was trained in" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", [0, 3])

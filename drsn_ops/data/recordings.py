@@ -224,13 +224,25 @@ def read_recordings(
     return Recordings(train, validation, test, found.classes, paths, reading, found.passed_over, how, copies)
 
 
-def read_labelled(
-    place: str | Path, reading: Reading, classes: Sequence[str]
-) -> tuple[Windows, tuple[Path, ...]]:
-    """Read all recordings of a place as ``reading`` says; ``classes`` are those that there may be.
+class Labelled(NamedTuple):
+    """The windows of recordings of known classes, their files, and the files that are no recordings."""
 
-    Returns:
-        Their windows, and their files.
+    windows: Windows
+    files: tuple[Path, ...]
+    passed_over: tuple[Path, ...]
+
+
+def read_labelled(place: str | Path, reading: Reading, classes: Sequence[str], channels: int) -> Labelled:
+    """Read all recordings of a place as ``reading`` says.
+
+    Args:
+        place: as for `read_recordings`; one class is enough.
+        reading: that of a model.
+        classes: those that there may be.
+        channels: the number that each recording must have.
+
+    Raises:
+        InputError: as `read_recordings`, or a recording of another class or number of channels.
     """
     found = find(Path(place), reading.options)
     for source in found.sources:
@@ -241,18 +253,33 @@ def read_labelled(
     found = found._replace(classes=tuple(classes))
     paths = tuple(source.name for source in found.sources)
     windows, recordings = cut_all(found, paths, read_all(found.sources, reading.options), reading)
+    for path, own in zip(paths, windows, strict=True):
+        require_channels(path, own, channels)
     shares = [Share(i, slice(0, len(recording.starts))) for i, recording in enumerate(recordings)]
-    return join(shares, windows, recordings), paths
+    return Labelled(join(shares, windows, recordings), paths, found.passed_over)
+
+
+def require_channels(path: Path, windows: Array, expected: int) -> None:
+    """Raise InputError unless the windows of a file have as many channels as a model takes."""
+    if windows.shape[1] != expected:
+        raise InputError(
+            f"{path}: has {windows.shape[1]} channels, the model takes {expected}; --channels chooses them"
+        )
 
 
 def require_power(windows: Windows, files: Sequence[Path]) -> None:
-    """Raise InputError where all channels of a window are constant: noise has no ratio to it."""
-    flat = (windows.x == windows.x[..., :1]).flatten(1).all(1)
+    """Raise InputError where a window is constant: noise has no ratio to it."""
+    flat = constant(windows.x)
     if flat.any():
         raise InputError(
             f"{files[int(windows.recording[flat][0])]}: has a window of {windows.x.shape[-1]} points that are all the "
             "same, to which noise has no ratio; expected recordings without such a part, or longer windows"
         )
+
+
+def constant(x: Tensor) -> Tensor:
+    """Which of the windows, (N, channels, points), are constant in every channel, (N,)."""
+    return (x == x[..., :1]).flatten(1).all(1)
 
 
 def names(given: str | int | Sequence[str | int]) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .lettering import drawable, families_for, save_picture
+
 # of a name, in characters
 LONGEST = 32
 
@@ -20,7 +22,8 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], titl
     from matplotlib.figure import Figure
 
     table = np.array(counts)
-    names = [shortened(name) for name in classes]
+    names = [shortened(drawable(name)) for name in classes]
+    families = families_for(names)
     longest = max(map(len, names))
     digits = len(str(table.max()))
     cell = max(0.42, 0.08 * digits + 0.12)
@@ -47,15 +50,15 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], titl
             )
     ticks = range(len(names))
     # a dollar is a dollar
-    axes.set_xticks(ticks, names, rotation=90 if turned else 0, size=8, parse_math=False)
-    axes.set_yticks(ticks, names, size=8, parse_math=False)
+    axes.set_xticks(ticks, names, rotation=90 if turned else 0, size=8, family=families, parse_math=False)
+    axes.set_yticks(ticks, names, size=8, family=families, parse_math=False)
     axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="0.85", linewidth=0.5)
     axes.tick_params(which="minor", length=0)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, size=9)
-    figure.savefig(path, format="png", dpi=150)
+    save_picture(figure, path, dpi=150)
 
 
 def shortened(name: str) -> str:

@@ -10,11 +10,12 @@ import torch
 
 from ..arguments import InputError, as_flag, number, seed
 from ..data.flags import add_file_flags, overridden
-from ..data.recordings import read_labelled, require_power
+from ..data.recordings import Labelled, read_labelled, require_power
 from ..noise import KINDS, add_noise
-from .folders import new_folder
-from .model import checksums, load_model
+from .folders import new_folder, require_empty
+from .model import Model, checksums, load_model
 from .processes import usable_device
+from .train import warn_of
 from .verdict import as_text, judge, write_verdict
 
 
@@ -45,28 +46,45 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, flag)
         if value is not None and args.snr is None:
             raise InputError(f"--{flag.replace('_', '-')} {value}: expected --snr with it")
+    if args.output_dir:
+        require_empty(args.output_dir)
     model = load_model(args.model, usable_device(args.device))
     model.reading = overridden(model.reading, args)
-    windows, files = read_labelled(args.data, model.reading, model.classes)
-    trained_on = sum(checksum in model.trained_on for checksum in checksums(windows))
+    found = read_labelled(args.data, model.reading, model.classes, model.channels)
+    windows, known = found.windows, set(model.trained_on)
+    trained_on = sum(checksum in known for checksum in checksums(windows))
     title = f"{args.model} on {args.data}"
     if args.snr is not None:
         kind = args.noise_kind or KINDS[0]
         generator = torch.Generator().manual_seed(args.seed or 0)
-        require_power(windows, files)
+        require_power(windows, found.files)
         try:
             windows = windows._replace(x=add_noise(windows.x, args.snr, kind, generator=generator))
         except ValueError as error:
             raise InputError(f"--{error}") from error
         title += f", {kind} noise at {as_flag(args.snr)} dB"
-    splits = {"test": windows}
+    warn_of(found.passed_over)
+    splits, data = {"test": windows}, describe(model, found, noisy=args.snr is not None)
     with ExitStack() as claims:
         if args.output_dir:
             folder = claims.enter_context(new_folder(args.output_dir, ""))
-            report = write_verdict(model, splits, files, folder, title=title, trained_on=trained_on)
+            report = write_verdict(
+                model, splits, found.files, folder, title=title, data=data, trained_on=trained_on
+            )
         else:
-            report = judge(model, splits, title=title, trained_on=trained_on).report
+            report = judge(model, splits, title=title, data=data, trained_on=trained_on).report
         print(as_text(report), end="")
         if args.output_dir:
             print(f"\nreport: {folder / 'report.txt'} and the files beside it")
     return 0
+
+
+def describe(model: Model, found: Labelled, noisy: bool) -> str:
+    """What is evaluated, in a line; also that the model was trained in noise, where these recordings have none."""
+    reading = model.reading
+    rate = "" if reading.sampling_rate is None else f" at {reading.sampling_rate:g} Hz"
+    line = f"{len(found.files)} recordings, in windows of {reading.cutting.points} points{rate}"
+    if noisy or model.snr is None:
+        return line
+    trained = f"{model.noise_kind} noise at {as_flag(model.snr)} dB"
+    return f"{line}, without noise; the model was trained in {trained}, which --snr adds"

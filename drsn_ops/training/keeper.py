@@ -29,8 +29,9 @@ class Keeper(NamedTuple):
         arguments = self.settings.arguments(found)
         # no random numbers are taken: the run goes on with them
         network = rebuild(self.settings.network, arguments, run.best)
-        name, reading = self.settings.network, found.reading
-        return Model(network, name, arguments, found.classes, reading, self.data.trained_on)
+        name, reading, snr = self.settings.network, found.reading, self.settings.snr
+        kind = None if snr is None else self.settings.noise_kind
+        return Model(network, name, arguments, found.classes, reading, self.data.trained_on, snr, kind)
 
     def save(self, run: Run, folder: Path) -> None:
         """Replace the model's file, once there is an epoch."""
@@ -42,7 +43,13 @@ class Keeper(NamedTuple):
         found = self.data.recordings
         both = len({*found.train.recording.tolist()} & {*found.test.recording.tolist()})
         report = write_verdict(
-            self.model(run), parts_of(found), found.files, folder, title=title_of(run), trained_on=both
+            self.model(run),
+            parts_of(found),
+            found.files,
+            folder,
+            title=title_of(run),
+            data=run.plan.data,
+            trained_on=both,
         )
         lines = []
         for scope, noun in (("by_window", "window"), ("by_recording", "recording")):

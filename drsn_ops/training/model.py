@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import InputError, first_line
-from ..data.recordings import Reading, Windows
+from ..data.recordings import Reading, Windows, constant, require_channels
 from ..files import save_tensors
 from ..ops.library import build_info
 from .ahead import read_ahead
@@ -58,6 +58,8 @@ class Model:
         classes: the names of the classes, in the order of the logits.
         reading: how a recording becomes windows.
         trained_on: the `checksums` of the recordings that it was trained on.
+        snr: of the windows that it was trained on, in dB, where noise was added to them.
+        noise_kind: the kind of this noise.
         version: of drsn_ops when it was trained.
     """
 
@@ -67,6 +69,8 @@ class Model:
     classes: tuple[str, ...]
     reading: Reading
     trained_on: tuple[int, ...] = ()
+    snr: float | None = None
+    noise_kind: str | None = None
     version: str = field(default_factory=lambda: str(build_info()["version"]))
 
     def save(self, path: str | Path) -> None:
@@ -79,6 +83,8 @@ class Model:
             "classes": self.classes,
             "reading": self.reading.plain(),
             "trained_on": self.trained_on,
+            "snr": self.snr,
+            "noise_kind": self.noise_kind,
             "version": self.version,
         }
         save_tensors(values, Path(path))
@@ -98,7 +104,8 @@ class Model:
         """The class of one recording.
 
         Args:
-            values: of the recording, (points,) or (points, channels), as they were recorded.
+            values: of the recording, as they were recorded: (points,), or (points, channels) with the model's channels,
+                in its order.
             rate: in Hz; None takes that of the recordings which the model was trained on.
 
         Raises:
@@ -107,7 +114,7 @@ class Model:
         windows = self.reading.cut(values, rate)
         if windows.shape[1] != self.channels:
             raise ValueError(f"x: has {windows.shape[1]} channels, expected {self.channels}")
-        return self.decide(self.probabilities(torch.from_numpy(windows)))
+        return self._decide(self.probabilities(torch.from_numpy(windows)))
 
     def predict_files(
         self, paths: Iterable[str | Path], *, jobs: int | None = None
@@ -123,22 +130,19 @@ class Model:
         """
         group: list[tuple[Path, Array | InputError]] = []
         waiting = 0
-        for path, windows in read_ahead(self.windows, map(Path, paths), jobs):
+        for path, windows in read_ahead(self._windows, map(Path, paths), jobs):
             group.append((path, windows))
             if not isinstance(windows, InputError):
                 waiting += len(windows)
                 if waiting >= evaluation_batch(self.network, torch.from_numpy(windows)):
-                    yield from self.decide_all(group)
+                    yield from self._decide_all(group)
                     group, waiting = [], 0
-        yield from self.decide_all(group)
+        yield from self._decide_all(group)
 
-    def windows(self, path: Path) -> Array:
+    def _windows(self, path: Path) -> Array:
         """The windows of a file, (windows, channels, points). Raises InputError where it cannot be used."""
         windows = self.reading.windows(path)
-        if windows.shape[1] != self.channels:
-            raise InputError(
-                f"{path}: has {windows.shape[1]} channels, the model takes {self.channels}; --channels chooses them"
-            )
+        require_channels(path, windows, self.channels)
         return windows
 
     @property
@@ -146,12 +150,12 @@ class Model:
         """How many channels the network takes."""
         return int(self.arguments["in_channels"])
 
-    def decide(self, probabilities: Tensor) -> Prediction:
+    def _decide(self, probabilities: Tensor) -> Prediction:
         """The prediction from those of a recording's windows."""
         label, probability, share = vote(probabilities)
         return Prediction(self.classes[label], probability, share, probabilities)
 
-    def decide_all(
+    def _decide_all(
         self, group: list[tuple[Path, Array | InputError]]
     ) -> Iterator[tuple[Path, Prediction | InputError]]:
         """The predictions of several recordings, whose windows go through the network together."""
@@ -161,7 +165,7 @@ class Model:
                 self.probabilities(torch.from_numpy(np.concatenate(read))).split([*map(len, read)])
             )
         for path, windows in group:
-            yield path, windows if isinstance(windows, InputError) else self.decide(next(predicted))
+            yield path, windows if isinstance(windows, InputError) else self._decide(next(predicted))
 
 
 def load_model(path: str | PathLike[str], device: torch.device | str = "cpu") -> Model:
@@ -176,6 +180,8 @@ def load_model(path: str | PathLike[str], device: torch.device | str = "cpu") ->
             tuple(values["classes"]),
             Reading.of(values["reading"]),
             tuple(values["trained_on"]),
+            values["snr"],
+            values["noise_kind"],
             values["version"],
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -185,8 +191,13 @@ def load_model(path: str | PathLike[str], device: torch.device | str = "cpu") ->
 
 
 def checksums(windows: Windows) -> tuple[int, ...]:
-    """A checksum of the first window of each recording, in the order of the windows."""
+    """A checksum of the first window of each recording, in the order of the windows.
+
+    Windows that are constant do not count: all silent ones are alike.
+    """
     first: dict[int, int] = {}
+    silent = constant(windows.x).tolist()
     for i, recording in enumerate(windows.recording.tolist()):
-        first.setdefault(recording, i)
+        if not silent[i]:
+            first.setdefault(recording, i)
     return tuple(zlib.crc32(windows.x[i].cpu().numpy().tobytes()) for i in first.values())

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from .. import models
 from ..arguments import require_choice
@@ -71,6 +70,8 @@ def evaluation_batch(network: nn.Module, x: Tensor) -> int:
     The first convolution's output is the widest activation of the networks in `models`; it takes at most
     `EVALUATION_BYTES`.
     """
-    stem = next(module for module in network.modules() if isinstance(module, _ConvNd))
+    stem = next(
+        module for module in network.modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    )
     sample = x[0, 0].numel() * x.element_size() * stem.out_channels
     return max(EVALUATION_BYTES * math.prod(stem.stride) // sample, 1)

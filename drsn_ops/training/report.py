@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from ..files import replacing
+from .lettering import drawable, families_for, save_picture
 from .run import Row, Run
 
 
@@ -46,7 +47,8 @@ def draw_curve(run: Run, folder: Path) -> None:
 
     rows = run.rows
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    figure.suptitle(run.plan.title)
+    title = drawable(run.plan.title)
+    figure.suptitle(title, family=families_for([title]), parse_math=False)
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split in run.plan.splits:
             values = [getattr(row.results[split], quantity) for row in rows]
@@ -58,4 +60,4 @@ def draw_curve(run: Run, folder: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     with replacing(folder / "curve.png") as path:
-        figure.savefig(path, format="png", dpi=120)
+        save_picture(figure, path, dpi=120)

@@ -35,6 +35,7 @@ def write_verdict(
     folder: Path,
     *,
     title: str = "",
+    data: str = "",
     trained_on: int | None = None,
 ) -> dict[str, Any]:
     """Judge a model by ``splits["test"]`` and replace the files that say how it did.
@@ -47,18 +48,21 @@ def write_verdict(
         files: of the recordings that the windows' ``recording`` counts.
         folder: where to write.
         title: what was tested, one line.
+        data: how the recordings were read, split and noised, one line.
         trained_on: how many of the test recordings the model was trained on, where that is known.
 
     Returns:
         The report, as in ``report.json``.
     """
-    verdict = judge(model, splits, title=title, trained_on=trained_on)
+    verdict = judge(model, splits, title=title, data=data, trained_on=trained_on)
     report, classes, test = verdict.report, model.classes, splits["test"]
     counts = report["by_window"]["confusion"]
     with replacing(folder / "report.json") as path:
-        path.write_text(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
+        # names of folders may be any bytes: what is no text is escaped, as JSON escapes
+        text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
+        path.write_text(f"{text}\n", "utf-8", "backslashreplace")
     with replacing(folder / "report.txt") as path:
-        path.write_text(as_text(report), "utf-8")
+        path.write_text(as_text(report), "utf-8", "surrogateescape")
     write_rows(
         folder / "confusion.csv",
         [["true \\ predicted", *classes], *([name, *row] for name, row in zip(classes, counts, strict=True))],
@@ -70,7 +74,12 @@ def write_verdict(
 
 
 def judge(
-    model: Model, splits: Mapping[str, Windows], *, title: str = "", trained_on: int | None = None
+    model: Model,
+    splits: Mapping[str, Windows],
+    *,
+    title: str = "",
+    data: str = "",
+    trained_on: int | None = None,
 ) -> Verdict:
     """The verdict on a model; arguments as in `write_verdict`."""
     test = splits["test"]
@@ -84,6 +93,7 @@ def judge(
     )
     report = {
         "title": title,
+        "data": data,
         "network": model.name,
         "arguments": model.arguments,
         "classes": list(model.classes),
@@ -101,7 +111,7 @@ def measures(true: Labels, predicted: Labels, classes: Sequence[str]) -> dict[st
 
     Balanced accuracy and macro-F1 are means over the classes that are there to be tested.
     """
-    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+    from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
     labels = list(range(len(classes)))
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -112,7 +122,7 @@ def measures(true: Labels, predicted: Labels, classes: Sequence[str]) -> dict[st
     return {
         "accuracy": float(accuracy_score(true, predicted)),
         "balanced_accuracy": float(recall[present].mean()),
-        "macro_f1": float(f1_score(true, predicted, labels=present, average="macro", zero_division=0)),
+        "macro_f1": float(f1[present].mean()),
         "majority_class": classes[majority],
         "majority_share": float(support[majority] / support.sum()),
         "classes": {
@@ -146,7 +156,8 @@ def counted(windows: Windows, classes: Sequence[str]) -> dict[str, Any]:
 def as_text(report: Mapping[str, Any]) -> str:
     """The report for people."""
     scopes = {"by window": report["by_window"], "by recording": report["by_recording"]}
-    blocks = [report["title"]] if report["title"] else []
+    head = [report[name] for name in ("title", "data") if report[name]]
+    blocks = ["\n".join(head)] if head else []
     trained_on = report["test_recordings_trained_on"]
     if trained_on is not None:
         flattered = ": what follows flatters it" if trained_on else ""
