@@ -25,6 +25,14 @@ def first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def as_input_error(error: ValueError) -> InputError:
+    """What is wrong with an argument as what is wrong with its flag: ``test_share: ...`` is ``--test-share: ...``."""
+    name, colon, problem = str(error).partition(":")
+    return InputError(
+        f"--{name.replace('_', '-')}:{problem}" if colon and name.isidentifier() else str(error)
+    )
+
+
 def require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raise ValueError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
@@ -70,6 +78,8 @@ def count(minimum: int = 1, maximum: int = MAX_COUNT) -> Callable[[str], int]:
 
 seed = number(int, 0, MAX_SEED)
 learning_rate = number(float, 1 / MAX_REAL, MAX_REAL)
+# beyond 130, noise is lost in float32
+decibels = number(float, -100, 130)
 
 
 def defaults(of: Mapping[str, object], name: str) -> str:
@@ -85,6 +95,19 @@ def as_flag(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(as_flag, value))
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def flagged(name: str, value: object) -> str:
+    """A setting with its flag, as the command line takes it."""
+    flag = "--" + name.replace("_", "-")
+    if value is None or value is False or value == ():
+        return f"no {flag}"
+    return flag if value is True else f"{flag} {as_flag(value)}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def to_go_on(**flags: object) -> str:

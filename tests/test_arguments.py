@@ -11,6 +11,7 @@ from commands import status_of
 
 from benchmarks import __main__ as benchmarks
 from drsn_ops.__main__ import COMMANDS, main
+from drsn_ops.arguments import as_input_error, counted, flagged
 
 for name in ("sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(name)
@@ -91,7 +92,7 @@ def test_the_walk_has_every_number():
             "train",
             [
                 "180 for digits, 5 for mnist, 100 for cifar10",
-                "100 for cifar10, 64 for recordings",
+                "(default: 100; for recordings a 32nd of the windows",
                 "0.001 for digits, 0.001 for mnist",
             ],
         ),
@@ -111,6 +112,20 @@ def test_help_names_the_defaults(command, words, capsys, monkeypatch):
     assert status_of(main, [command, "--help"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in words), out
+
+
+def test_arguments_in_words():
+    """The error of an argument names its flag; a text that is of none stays as it is."""
+    for error, message in (
+        ("test_share: got 2: no", "--test-share: got 2: no"),
+        ("no argument: got 2", "no argument: got 2"),
+        ("points", "points"),
+    ):
+        assert str(as_input_error(ValueError(error))) == message
+    assert [flagged("step", value) for value in (None, (), False)] == ["no --step"] * 3
+    assert flagged("test_share", 0.5) == "--test-share 0.5" and flagged("pad", True) == "--pad"
+    assert flagged("channels", ("a", 2.0)) == "--channels a 2"
+    assert [counted(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
 
 
 def interrupted(*_):

@@ -842,9 +842,7 @@ def what_a_command_refuses_is_said_once():
 def an_experiment_of_two_processes():
     """Both agree on a folder, each trains half of the cells, and the one that leads reports on all."""
     together = Processes(dist.get_rank(), 2)
-    argv = (
-        "experiment --num-signals 24 --points 64 --blocks 3 --epochs 1 --seeds 2 --noise pink --snr 5".split()
-    )
+    argv = "experiment --num-signals 24 --points 64 --blocks 3 --epochs 1 --seeds 2 --noise-kind pink --snr 5".split()
     argv += ["--networks", "ResNet", "DRSN-CW", "--workers", "1"]
     with (
         pytest.MonkeyPatch.context() as patch,

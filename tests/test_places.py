@@ -204,6 +204,24 @@ def test_copies_in_tables(tmp_path):
     assert len(data.test.x) == 4
 
 
+def test_copies_in_tables_that_are_split_in_time(tmp_path):
+    """Each series is in both parts, and so is its copy."""
+    series = [(i % 2, noise(i, 40)) for i in range(4)]
+    (tmp_path / "all.csv").write_text(lines_of([*series, series[0]], ","))
+    data = read(tmp_path / "all.csv", points=6, split="time")
+    assert [tuple(path.name for path in pair) for pair in data.copies] == [("all.csv:1", "all.csv:5")]
+
+
+@pytest.mark.parametrize("options", [{"variable": "x"}, {"channels": 0}, {"layout": "windows"}])
+def test_tables_have_neither_variables_nor_channels(tmp_path, options):
+    refused(
+        write_tables(tmp_path),
+        "Toy_TRAIN.tsv: a table, whose lines are recordings of one channel; expected no --variable, --channels or",
+        points=6,
+        **options,
+    )
+
+
 def test_tables_that_hold_something_else(tmp_path):
     folder = write_tables(tmp_path)
     (folder / "Toy_TEST.txt").write_text("another copy")

@@ -46,7 +46,7 @@ def test_a_line_a_recording(folder, capsys):
         windows = len(found.probabilities)
         words = [path, found.label, f"probability {found.probability:.3f}"]
         assert re.split(r"  +", line)[:3] == words
-        assert line.endswith(f" {found.share:.0%} of {windows} windows")
+        assert line.endswith(f" {found.share:.0%} of {windows} window{'s' * (windows > 1)}")
 
 
 def test_every_window(folder):
@@ -121,7 +121,7 @@ def test_rates(folder, capsys):
     assert predict("model.pt", "data/b.npy", "--sampling-rate", 2000, "--resample") == 1
     assert "b.npy: has 19 points" in capsys.readouterr().err
     assert predict("model.pt", "data/b.npy", "--sampling-rate", 2000, "--resample", "--pad") == 0
-    assert capsys.readouterr().out.endswith(" 100% of 1 windows\n")
+    assert capsys.readouterr().out.endswith(" 100% of 1 window\n")
     model = make_model()
     model.reading = READING.__class__(READING.options, READING.cutting)
     model.save("unknown.pt")

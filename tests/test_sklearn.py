@@ -5,6 +5,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("skorch")
+
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline

@@ -87,16 +87,6 @@ def test_the_seed_selects_those_to_validate_on(folder):
     assert chosen[3] == recordings_in(read(folder, validation_share=0.3, seed=3).validation)
 
 
-def test_the_choice_in_a_class_does_not_depend_on_another(folder):
-    before = read(folder, validation_share=0.3)
-    write(folder / "other" / "0.npy", 32, 20)
-    write(folder / "other" / "1.npy", 33, 20)
-    after = read(folder, validation_share=0.3)
-    for part in PARTS:
-        old, new = (recordings_in(getattr(data, part)) for data in (before, after))
-        assert old == {i for i in new if i < 32}
-
-
 def test_the_same_recordings_as_ever_are_tested(folder):
     """NumPy's permutation, seeded by the seed and the class: results that are compared have one test."""
     assert recordings_in(read(folder).test) == {

@@ -20,11 +20,12 @@ from commands import assert_refused
 
 from drsn_ops import noise
 from drsn_ops.__main__ import main
-from drsn_ops.training import machine, train, verdict
+from drsn_ops.training import machine, recordings, train, verdict
 from drsn_ops.training.keeper import Keeper
 from drsn_ops.training.model import checksums, load_model
 from drsn_ops.training.processes import Processes
 from drsn_ops.training.recordings import RecordingSettings, balanced
+from drsn_ops.training.report import describe, warn_of
 from drsn_ops.training.run import Result, Run
 
 for package in ("sklearn", "matplotlib", "tqdm"):
@@ -212,7 +213,7 @@ def test_a_run_that_ends_before_its_report_gets_one(folder, monkeypatch, capsys)
     assert all(map(torch.equal, before.values(), torch.load("out/checkpoint.pt")["network"].values()))
     capsys.readouterr()
     assert run("--resume", "out/checkpoint.pt") == 2
-    assert "1 epochs are done; --epochs 1 leaves none to do" in capsys.readouterr().err
+    assert "1 epoch is done; --epochs 1 leaves none to do" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -483,7 +484,7 @@ REFUSED = [
     (["--points", "385"], "has 384 points, fewer than a window of 385 has"),
     (
         ["--data", "nowhere"],
-        "nowhere: no such file or folder; --data takes a path to recordings, or one of digits, ",
+        "nowhere: no such file or folder; --data takes a path to recordings, or a name: digits, ",
     ),
     (["--data", "cwru"], "--data cwru needs the folder that holds its files: --data-dir DIR, or --data DIR"),
     (["--data", "vibration", "--step", "5"], "--step 5: expected none with --data vibration"),
@@ -491,13 +492,13 @@ REFUSED = [
     (["--data", "digits", "--points", "64"], "--blocks 3: expected none with --data digits"),
     (["--output-dir", "rec"], "--output-dir rec: not an empty folder"),
     (["--snr", "5", "--data", "silent"], "has a window of 64 points that are all the same"),
-    (["--resume", "old/checkpoint.pt", "--epochs", "1"], "1 epochs are done; --epochs 1 leaves none to do"),
-    (["--resume", "old/checkpoint.pt", "--step", "5"], "a checkpoint of --step None, not of --step 5"),
+    (["--resume", "old/checkpoint.pt", "--epochs", "1"], "1 epoch is done; --epochs 1 leaves none to do"),
+    (["--resume", "old/checkpoint.pt", "--step", "5"], "a checkpoint of no --step, not of --step 5"),
     (["--resume", "old/checkpoint.pt", "--data", "digits"], "expected none with --data digits"),
     (["--resume", "old/checkpoint.pt", "--data", "vibration"], "not of --data vibration"),
     (
         ["--resume", "old/checkpoint.pt", "--channels", "1"],
-        "a checkpoint of --channels , not of --channels 1",
+        "a checkpoint of no --channels, not of --channels 1",
     ),
 ]
 
@@ -542,13 +543,110 @@ def test_what_the_machine_lacks_is_one_line(old, monkeypatch, capsys):
 
 
 def test_the_compiled_network_is_trained(monkeypatch):
-    """What torch.compile returns is called in training, and the model is the network's."""
-    compiled = []
+    """What torch.compile returns is called in every step, and the model is the network's."""
+    called = []
 
-    def compile(module):
-        compiled.append(module)
-        return module
+    class Compiled(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
 
-    monkeypatch.setattr(torch, "compile", compile)
-    trained("out", "--compile", epochs=1)
-    assert len(compiled) == 2 and isinstance(compiled[1], torch.nn.Module)
+        def forward(self, x):
+            called.append(self.training)
+            return self.module(x)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    trained("out", "--compile", epochs=2)
+    # twice six steps, after the machine is tried
+    assert called[-12:] == [True] * 12 and len(called) <= 13
+    trained("plain", epochs=2)
+    assert_same("out", "plain")
+
+
+def write_given(folder, parts):
+    """A part of each name, of four recordings of each class."""
+    for i, part in enumerate(parts):
+        write_recordings(folder / part)
+        for path in (folder / part).rglob("*.npy"):
+            np.save(path, np.load(path) ** (2 * i + 1))
+
+
+def test_shares_without_effect_are_refused(folder, capsys):
+    """Where the split is found to be given. A share for validation has one, unless a folder gives that part."""
+    write_given(folder / "two", ("train", "test"))
+    write_given(folder / "three", ("train", "test", "val"))
+    for name, flag, message in (
+        (
+            "two",
+            "--test-share",
+            f"--test-share 0.4: expected none with {folder / 'two'}, where the split is given",
+        ),
+        (
+            "three",
+            "--validation-share",
+            f"--validation-share 0.4: expected none with {folder / 'three'}, which gives that part",
+        ),
+    ):
+        assert_refused(run, ["--data", name, *SMALL, flag, 0.4], message, folder, capsys)
+    trained("out", "--validation-share", 0.4, data="two", epochs=1)
+
+
+@pytest.mark.parametrize("data", ["rec", "vibration"])
+def test_a_bad_argument_of_reading_names_its_flag(folder, monkeypatch, capsys, data):
+    def fail(*_, **__):
+        raise ValueError("test_share: got 2")
+
+    monkeypatch.setattr(recordings, "vibration", fail)
+    monkeypatch.setattr(recordings, "read_recordings", fail)
+    assert_refused(run, ["--data", data, *SMALL], "drsn_ops train: --test-share: got 2\n", folder, capsys)
+
+
+def test_series_in_two_parts_are_named(folder, capsys):
+    warn_of([], [(Path("a:1"), Path("b:2"))])
+    warn_of([], [(Path("a:1"), Path("b:2"))] * 3)
+    assert capsys.readouterr().err == (
+        "the same series in two parts: a:1 and b:2\nthe same series in two parts: a:1 and b:2, and 2 others\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "where, epochs, model",
+    [("save_checkpoint", 1, 1), ("write_curve", 2, 1), ("Keeper.save", 2, 1), ("Keeper.save first", 1, 0)],
+)
+def test_an_interrupt_between_epoch_and_files(folder, losses, monkeypatch, capsys, where, epochs, model):
+    """What is printed and drawn is what the files hold: of two epochs, the second is the better one."""
+    losses[0].extend([0.5, 0.4])
+    at, drawn = 0 if where.endswith("first") else 1, []
+    owner, name = (Keeper, "save") if where.startswith("Keeper") else (train, where)
+    inside = getattr(owner, name)
+
+    def interrupted(*args):
+        job = next(arg for arg in args if isinstance(arg, Run))
+        if len(job.rows) > at:
+            raise KeyboardInterrupt
+        return inside(*args)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    monkeypatch.setattr(train, "draw_curve", lambda job, folder: drawn.append(len(job.rows)))
+    assert run("--data", "rec", *SMALL, "--epochs", 2, "--output-dir", "out") == 130
+    out = capsys.readouterr().out
+    assert drawn == [epochs] == [len(torch.load("out/checkpoint.pt")["rows"])]
+    assert (f"model: out/model.pt, of epoch {model}\n" in out) == bool(model) == ("model:" in out)
+    assert (folder / "out" / "model.pt").exists() == bool(model)
+
+
+def test_errors_of_the_data_are_not_the_checkpoints(old, monkeypatch):
+    """Only what is made of the checkpoint's values is taken for another network's."""
+
+    def fail(self):
+        raise RuntimeError("of the files")
+
+    monkeypatch.chdir(old)
+    monkeypatch.setattr(RecordingSettings, "load", fail)
+    with pytest.raises(RuntimeError, match="of the files"):
+        run("--resume", "old/checkpoint.pt", "--epochs", 2)
+
+
+def test_one_of_a_thing_is_no_plural():
+    job, _ = begun("--batch-size", 44, "--epochs", 1)
+    assert ", 1 epoch of 1 step, seed 0" in describe(job)

@@ -240,7 +240,7 @@ def test_evaluate_in_noise(folder):
     [
         (["--seed", 1], "--seed 1: expected --snr with it"),
         (["--noise-kind", "pink"], "--noise-kind pink: expected --snr with it"),
-        (["--snr", "nan"], "must be a number from -200 to 200, got 'nan'"),
+        (["--snr", "nan"], "must be a number from -100 to 130, got 'nan'"),
         (["--data", "nowhere"], "nowhere: no such folder or file"),
         (["--data", "nowhere", "--output-dir", "data"], "--output-dir data: not an empty folder"),
         (["--output-dir", "data"], "--output-dir data: not an empty folder"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 from ..arguments import InputError, count, number
@@ -14,10 +17,25 @@ from .signals import FileOptions
 from .splits import Split
 from .windows import Normalise
 
-FLAGS = (
-    *("variable", "channels", "layout", "delimiter", "decimal", "encoding", "sampling_rate", "resample"),
-    *("pad", "step", "normalise", "split", "test_share"),
+# the names of `add_file_flags` and of `add_window_flags`
+FILE_FLAGS = (
+    *(
+        "variable",
+        "channels",
+        "layout",
+        "delimiter",
+        "decimal",
+        "encoding",
+        "sampling_rate",
+        "resample",
+        "pad",
+    ),
 )
+WINDOW_FLAGS = ("step", "normalise", "split", "test_share")
+FLAGS = (*FILE_FLAGS, *WINDOW_FLAGS)
+SIMULATED = "vibration"  # --data of the simulated machine
+ALIASES = ("cwru", "folder")  # earlier forms of --data: the folder is --data-dir
+MAX_SIGNALS, MAX_BLOCKS = 10_000_000, 1000
 
 
 class Names(argparse.Action):
@@ -126,8 +144,30 @@ def add_window_flags(parser: argparse.ArgumentParser, step: str = "a window") ->
         "--test-share",
         type=number(float, 0.001, 0.999),
         metavar="SHARE",
-        help="of the recordings of each class, or of each recording, to test (default: 0.25)",
+        help="of the recordings of each class, or of each recording, to test, where no split is given (default: 0.25)",
     )
+
+
+def place_of(data: str, data_dir: Path | None, names: Sequence[str]) -> str:
+    """The absolute path of the recordings that ``--data`` and ``--data-dir`` ask for; ``names`` are no paths.
+
+    Raises:
+        InputError: they ask for none.
+    """
+    path = Path(data)
+    if data in ALIASES and data_dir:
+        path = data_dir
+    elif data in ALIASES and not path.exists():
+        raise InputError(
+            f"--data {data} needs the folder that holds its files: --data-dir DIR, or --data DIR"
+        )
+    elif data_dir:
+        raise InputError(f"--data-dir {data_dir}: expected none with --data {data}, a path itself")
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such file or folder; --data takes a path to recordings, or a name: {', '.join(names)}"
+        )
+    return os.path.abspath(path)
 
 
 def reading_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -174,8 +174,7 @@ def read_recordings(
         validation_share: the same share of what is not tested on; 0 for no validation. With ``"recording"`` and
             ``"given"``, a class with one recording to train on gives the last part of that one, if it is long enough. A
             folder ``validation`` is taken whole instead.
-        seed: of the choice of recordings. It does not depend on the other classes, and that of the test not on
-            ``validation_share``.
+        seed: of the choice of recordings. That of the test does not depend on ``validation_share``.
 
     Windows of one recording resemble each other so much that a network which was trained on some of them knows the
     others: ``"time"`` and windows of a class with one recording show less than whole recordings do. Between two parts
@@ -209,6 +208,11 @@ def read_recordings(
     options = FileOptions(names(variable), names(channels), layout, delimiter, decimal, encoding)
     reading = Reading(options, Cutting(points, step, normalise, pad), sampling_rate, resample)
     found = find(Path(place), options)
+    if found.sources[0].line is not None and (options.variable or options.channels or layout != "auto"):
+        raise InputError(
+            f"{found.sources[0].path}: a table, whose lines are recordings of one channel; expected no --variable, "
+            "--channels or --layout"
+        )
     if len(found.classes) < 2:
         raise InputError(
             f"{place}: holds one class, {found.classes[0]!r}; expected a folder for each of several"
@@ -340,8 +344,11 @@ def cut_all(
 def copies_of(
     sources: Sequence[Source], windows: Sequence[Array], shares: Mapping[Any, list[Share]]
 ) -> tuple[tuple[Path, Path], ...]:
-    """The lines of tables that are in two parts; raises InputError where any other recording is there twice."""
-    parts = {share.recording: part for part, held in shares.items() for share in held}
+    """Lines of tables with the same values, but for those in one part; InputError where a file is there twice."""
+    parts: dict[int, set[Any]] = {}
+    for part, held in shares.items():
+        for share in held:
+            parts.setdefault(share.recording, set()).add(part)
     found, seen = [], Seen()
     for i, source in enumerate(sources):
         for copied in seen.add(windows[i]):
@@ -349,7 +356,7 @@ def copies_of(
                 raise InputError(
                     f"{source.name}: holds the values of {sources[copied].name}; expected each recording once"
                 )
-            if parts[i] != parts[copied]:
+            if len(parts[i] | parts[copied]) > 1:
                 found.append((sources[copied].name, source.name))
                 break
     return tuple(found)

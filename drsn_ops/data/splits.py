@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import InputError, require_choice, require_seed
+from ..arguments import InputError, counted, require_choice, require_seed
 
 Split = Literal["recording", "time", "given"]
 Part = Literal["train", "validation", "test"]
@@ -92,7 +92,7 @@ class Splitting(NamedTuple):
         return how, shares
 
     def chosen(self, place: str, recordings: Sequence[Recording], classes: Sequence[str]) -> list[int]:
-        """The recordings to test on: a share of each class's, independent of the other classes."""
+        """The recordings to test on: a share of each class's."""
         tested: list[int] = []
         for label, name in enumerate(classes):
             members = self.shuffled(recordings, label)
@@ -148,7 +148,7 @@ class Splitting(NamedTuple):
                 shares["validation"].append(Share(i, tail))
             if head.stop == 0:
                 parts = "three parts and two gaps" if self.validation_share else "two parts and a gap"
-                count = f"{len(starts)} window{'s' * (len(starts) > 1)} of {self.points} points"
+                count = f"{counted(len(starts), 'window')} of {self.points} points"
                 raise InputError(
                     f"{recording.name}: has {count}, too few for {parts} of a window; expected shorter windows "
                     "(--points), or --split recording"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from ..arguments import as_flag
+from ..arguments import as_flag, counted
 from .averages import gaining, of, over_seeds
-from .settings import FULL, PLAIN, Result, Settings, counted
+from .settings import FULL, PLAIN, Result, Settings
 
 NORMALISED = {
     "standard": "Before the noise, each {signal} is standardised in each channel: it is taken less its mean and "

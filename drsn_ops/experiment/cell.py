@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import models
-from ..arguments import InputError
+from ..arguments import as_input_error
 from ..noise import Kind, add_noise
 from ..training.networks import evaluation_batch
+from ..training.plan import parameters_of
 from ..training.recipes import momentum
 from ..training.run import repeatable
+from ..training.verdict import measures
 from .settings import NETWORKS, Cell, Result, Settings
 from .signals import load
 
@@ -32,7 +34,7 @@ def build(settings: Settings, network: str, channels: int, classes: int) -> mode
     try:
         return NETWORKS[network].build(channels, classes, blocks=settings.blocks)
     except ValueError as error:
-        raise InputError(f"--{error}") from error
+        raise as_input_error(error) from error
 
 
 @contextmanager
@@ -69,19 +71,23 @@ def train_cell(
         features = features_of(network, test[0])
         guessed = [predict(network, seen) for seen in (features_of(network, train[0]), features)]
     train_labels, test_labels = (data.labels[split] for split in (data.train, data.test))
+    seen, tested = (
+        measures(labels.numpy(), predicted.numpy(), data.classes)
+        for labels, predicted in zip((train_labels, test_labels), guessed, strict=True)
+    )
     result = Result(
         *cell,
-        accuracy(guessed[0], train_labels),
-        accuracy(guessed[1], test_labels),
-        macro_f1(guessed[1], test_labels),
-        majority(train_labels),
-        majority(test_labels),
+        seen["accuracy"],
+        tested["accuracy"],
+        tested["macro_f1"],
+        seen["majority_share"],
+        tested["majority_share"],
         len(data.recording[data.train].unique()),
         len(data.recording[data.test].unique()),
         len(train_labels),
         len(test_labels),
         seconds,
-        sum(parameter.numel() for parameter in network.parameters()),
+        parameters_of(network),
         origin,
     )
     return result, {"features": features.cpu(), "labels": test_labels}
@@ -125,20 +131,3 @@ def predict(network: models.ShrinkageNetwork, features: Tensor) -> Tensor:
     """The class that the classifier assigns each signal to, (N,), on the CPU."""
     classes: Tensor = network.classifier(features).argmax(1)
     return classes.cpu()
-
-
-def accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """The share of signals that were assigned to their class."""
-    return int((predicted == labels).sum()) / len(labels)
-
-
-def macro_f1(predicted: Tensor, labels: Tensor) -> float:
-    """The mean of the F1 of the classes that are there or were predicted; 0 is that of a class that is never right."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0))
-
-
-def majority(labels: Tensor) -> float:
-    """The share of the largest class."""
-    return int(labels.bincount().max()) / len(labels)

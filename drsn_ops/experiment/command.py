@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -14,24 +13,42 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import MAX_PROCESSES, InputError, as_flag, count, defaults, learning_rate, number, to_go_on
+from ..arguments import (
+    MAX_PROCESSES,
+    InputError,
+    as_flag,
+    count,
+    counted,
+    decibels,
+    defaults,
+    learning_rate,
+    to_go_on,
+)
 from ..data.fingerprint import fingerprint, require_same_data
-from ..data.flags import add_file_flags, add_window_flags, reading_arguments
+from ..data.flags import (
+    ALIASES,
+    MAX_BLOCKS,
+    MAX_SIGNALS,
+    SIMULATED,
+    add_file_flags,
+    add_window_flags,
+    place_of,
+    reading_arguments,
+)
 from ..noise import KINDS
 from ..training.folders import claimed, new_folder
+from ..training.plan import parameters_of
 from ..training.processes import Processes, processes, usable_device
-from ..training.train import warn_of
+from ..training.report import warn_of
 from .caption import noun_of
 from .cell import build
 from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for
-from .settings import NETWORKS, PRESETS, SIMULATED, Cell, Result, Settings, counted, settings_of
+from .settings import NETWORKS, PRESETS, Cell, Result, Settings, settings_of
 from .signals import Data, load
 from .storage import read_fingerprint, read_results, read_settings, result_path, save_settings
 
-ALIASES = ("cwru", "folder")  # of --data, before --data-dir PATH
-MAX_DECIBELS = 130  # beyond this the noise is lost in float32
-MAX_SIGNALS, MAX_SEEDS, MAX_BLOCKS = 10_000_000, 10_000, 1000
+MAX_SEEDS = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--snr",
         nargs="+",
-        type=number(float, -100, MAX_DECIBELS),
+        type=decibels,
         metavar="DB",
         help=f"signal-to-noise ratios, decibels ({preset('snr')})",
     )
@@ -114,15 +131,15 @@ def requested(args: argparse.Namespace, saved: Settings | None) -> Settings:
 def place(args: argparse.Namespace, saved: Settings | None) -> str | None:
     """The name of the simulated machine or the path of the recordings, None where neither is given."""
     given: str | None = args.data
-    if args.data_dir is None:
-        if given in ALIASES and not Path(given).exists():
-            raise InputError(f"--data {given} needs the folder that holds its files: --data-dir")
-        return given if given in (None, SIMULATED) else os.path.abspath(given)
-    if given in ALIASES or (given is None and saved and not saved.simulated):
-        return str(os.path.abspath(args.data_dir))
-    raise InputError(
-        f"--data-dir: got {args.data_dir}, expected none with --data {given or SIMULATED}; --data takes a path"
-    )
+    if given is None and args.data_dir and saved and not saved.simulated:
+        given = ALIASES[0]
+    if given is not None and given != SIMULATED:
+        return place_of(given, args.data_dir, (SIMULATED,))
+    if args.data_dir:
+        raise InputError(
+            f"--data-dir {args.data_dir}: expected none with --data {SIMULATED}; --data takes a path"
+        )
+    return given
 
 
 def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path, list[Cell]]:
@@ -153,7 +170,7 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
     for cell in left:
         # a file of a cell that is not done is damaged; from here on, a file means that its cell is done
         result_path(folder, cell).unlink(missing_ok=True)
-    parameters = (f"{name} ({sum(p.numel() for p in n.parameters())})" for name, n in networks.items())
+    parameters = (f"{name} ({parameters_of(n)})" for name, n in networks.items())
     noises = f"{', '.join(settings.noise_kind)} noise at {as_flag(settings.snr)} dB"
     print(
         f"{settings.data}: {described(settings, data)}\n"

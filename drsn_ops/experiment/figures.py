@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..arguments import as_flag
+from ..arguments import as_flag, counted
 from .averages import gaining, gains, of, over_seeds, spread
-from .settings import PLAIN, Cell, Result, Settings, counted
+from .settings import PLAIN, Cell, Result, Settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

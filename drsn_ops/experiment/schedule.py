@@ -85,12 +85,18 @@ def complete_all(job: Job, cells: Sequence[Cell], workers: int, done: Callable[[
 
 @contextmanager
 def no_interrupt() -> Iterator[None]:
-    """Processes that are started within ignore Ctrl-C, which their parent handles."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Processes that are started within never get Ctrl-C, which their parent handles after the block."""
+    arrived: list[int] = []
+    # the mask is for the processes, which inherit it; here another thread, of OpenMP, may still get the signal
+    before = signal.signal(signal.SIGINT, lambda number, _: arrived.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
+    if arrived:
+        signal.raise_signal(signal.SIGINT)
 
 
 def follow_parent() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import models
-from ..arguments import InputError, as_flag
+from ..arguments import InputError, flagged
+from ..data.flags import FLAGS, SIMULATED
 
-SIMULATED = "vibration"  # the simulated machine: any other --data is a path
 PLAIN = "ResNet"  # the network without shrinkage, with which the others are compared
 # Settings that an experiment can have more of when it is resumed: no cell that is trained depends on them.
 GROWING = ("networks", "noise_kind", "snr", "seeds")
@@ -105,8 +105,7 @@ class Settings:
     @property
     def reading(self) -> dict[str, Any]:
         """How recordings are read, beside ``points`` and ``normalise``: what was asked for."""
-        names = [field.name for field in fields(self)]
-        asked = {name: getattr(self, name) for name in names[names.index("variable") :]}
+        asked = {name: getattr(self, name) for name in FLAGS if name != "normalise"}
         return {name: value for name, value in asked.items() if value is not None}
 
     def cells(self) -> list[Cell]:
@@ -176,19 +175,6 @@ class Result(NamedTuple):
     def cell(self) -> Cell:
         """The cell that this is the result of."""
         return Cell(*self[:4])
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things, in words."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def flagged(name: str, value: object) -> str:
-    """A setting with its flag, as the command line takes it."""
-    flag = "--" + name.replace("_", "-")
-    if value is None or value is False:
-        return f"no {flag}"
-    return flag if value is True else f"{flag} {as_flag(value)}"
 
 
 def settings_of(

@@ -9,11 +9,12 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..arguments import InputError
-from ..data.recordings import read_recordings
+from ..arguments import InputError, as_input_error, flagged
+from ..data.flags import SIMULATED
+from ..data.recordings import Windows, read_recordings, require_power
 from ..data.vibration import CHUNK, CLASSES, vibration
 from ..data.windows import Cutting, Normalise
-from .settings import SIMULATED, Settings, flagged
+from .settings import Settings
 
 
 class Data(NamedTuple):
@@ -42,7 +43,7 @@ def simulated(signals: int, points: int, normalise: str) -> tuple[Tensor, Tensor
     try:
         made = vibration(signals, points=points)
     except ValueError as error:
-        raise InputError(f"--{error}") from error
+        raise as_input_error(error) from error
     cutting = Cutting(points, None, cast(Normalise, normalise))
     # in parts: in between, the values are in float64
     parts = (cutting.windows(Path(SIMULATED), part.movedim(1, 2).numpy()) for part in made.x.split(CHUNK))
@@ -64,9 +65,7 @@ def load_simulated(settings: Settings, seed: int) -> Data:
     from sklearn.model_selection import StratifiedKFold
 
     for name, value in settings.reading.items():
-        raise InputError(
-            f"got {flagged(name, value)}, expected none with --data {SIMULATED}, which has no files"
-        )
+        raise InputError(f"{flagged(name, value)}: expected none with --data {SIMULATED}, which has no files")
     least = len(CLASSES) * settings.folds
     if settings.num_signals is None or settings.num_signals < least:
         raise InputError(f"--num-signals: got {settings.num_signals}, expected at least {least}")
@@ -82,10 +81,6 @@ def load_recordings(settings: Settings, seed: int) -> Data:
         raise InputError(
             f"--num-signals: got {settings.num_signals}, expected none with --data {settings.data}"
         )
-    if not Path(settings.data).exists():
-        raise InputError(
-            f"{settings.data}: no such file or folder; --data takes that of recordings, or {SIMULATED}"
-        )
     try:
         read = read_recordings(
             settings.data,
@@ -95,17 +90,14 @@ def load_recordings(settings: Settings, seed: int) -> Data:
             **settings.reading,
         )
     except ValueError as error:
-        name, _, problem = str(error).partition(":")
-        raise InputError(f"--{name.replace('_', '-')}:{problem}") from error
-    x, labels, recording = (torch.cat(pair) for pair in zip(read.train, read.test, strict=True))
-    # noise at a ratio needs a signal
-    flat = (x == x[..., :1]).all(-1).all(-1)
-    if flat.any():
-        path = read.files[int(recording[flat][0])]
+        raise as_input_error(error) from error
+    if read.split == "given" and settings.test_share is not None:
         raise InputError(
-            f"{path}: has a window of {settings.points} points that are all the same, to which noise has no ratio; "
-            "expected recordings without such a part, or longer windows: --points"
+            f"{flagged('test_share', settings.test_share)}: expected none with {settings.data}, where the split is "
+            "given"
         )
+    x, labels, recording = (torch.cat(pair) for pair in zip(read.train, read.test, strict=True))
+    require_power(Windows(x, labels, recording), read.files)
     train, test = torch.arange(len(x), device="cpu").split([len(read.train.x), len(read.test.x)])
     found = (read.split, read.passed_over, read.copies, len(read.validation.x))
     return Data(x, labels, read.classes, train, test, recording, *found)

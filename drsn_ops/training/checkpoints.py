@@ -51,7 +51,7 @@ def claim_place(
             raise InputError(f"{resume}: another run has just gone on from it")
         if output_dir or not home:
             folder = claims.enter_context(new_folder(output_dir, run.settings.name))
-        yield Place(folder, checkpoint or folder / "checkpoint.pt", new)
+        yield Place(folder, checkpoint or folder / CHECKPOINT.usual, new)
 
 
 def save_checkpoint(run: Run, place: Place, new: bool = False) -> None:

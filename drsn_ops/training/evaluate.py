@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import InputError, as_flag, number, seed
+from ..arguments import InputError, as_flag, decibels, seed
 from ..data.flags import add_file_flags, overridden
 from ..data.recordings import Labelled, read_labelled, require_power
 from ..noise import KINDS, add_noise
 from .folders import new_folder, require_empty
 from .model import Model, checksums, load_model
 from .processes import usable_device
-from .train import warn_of
+from .report import warn_of
 from .verdict import as_text, judge, write_verdict
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="an empty or new folder for the report's files (default: printed alone)",
     )
-    add("--snr", type=number(float, -200, 200), help="add noise to each window at this ratio, in dB")
+    add("--snr", type=decibels, help="add noise to each window at this ratio, in dB")
     add("--noise-kind", choices=KINDS, help="the noise of --snr (default: gaussian)")
     add("--seed", type=seed, help="of the noise (default: 0)")
     add("--device", default="cpu", help="where the network runs (default: cpu)")

@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from ..arguments import (
     MAX_REAL,
     InputError,
-    as_flag,
     count,
+    decibels,
     defaults,
+    flagged,
     learning_rate,
     number,
     seed,
 )
-from ..data.flags import add_file_flags, add_window_flags
+from ..data.flags import (
+    ALIASES,
+    FILE_FLAGS,
+    MAX_BLOCKS,
+    MAX_SIGNALS,
+    SIMULATED,
+    add_file_flags,
+    add_window_flags,
+    place_of,
+)
+from ..data.places import named_part
+from ..data.recordings import Recordings
 from ..modules import THRESHOLDS
 from ..noise import KINDS
 from .networks import NETWORKS, arguments_of
 from .plan import Precision
 from .recipes import BACKENDS, RECIPES, Settings
-from .recordings import SIMULATED, RecordingSettings, Schedule
+from .recordings import RecordingSettings, Schedule
+from .storage import CHECKPOINT
 
 NAMES = (*RECIPES, SIMULATED)
-# earlier forms: the folder is --data-dir
-KINDS_OF_FOLDERS = ("cwru", "folder")
-MAX_DECIBELS = 130  # beyond this the noise is lost in float32
-MAX_SIGNALS, MAX_BLOCKS, MAX_WIDTH = 10_000_000, 1000, 65_536
-# of recordings that are simulated, since there are no files and each is one window
-FILE_FLAGS = (
-    *("variable", "channels", "layout", "delimiter", "decimal", "encoding", "sampling_rate", "resample"),
-    *("pad", "step", "split"),
-)
+MAX_WIDTH = 65_536
+# without effect on the simulated machine: it has no files, and each of its recordings is one window
+OF_FILES = (*FILE_FLAGS, "step", "split")
 NETWORK_FLAGS = ("blocks", "widths", "thresholds")
 INSTEAD = {
     "noise": "--snr and --noise-kind add noise to recordings",
@@ -72,7 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs",
         type=count(),
         help=f"passes over the training samples ({recipe('epochs')}; 20 for recordings, or up to 200 where those make "
-        "less than 1200 steps)",
+        "less than 1200 steps); more of them with --resume raise the learning rate of recordings again, which follows "
+        "their number",
     )
     add(
         "--batch-size",
@@ -94,7 +101,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint",
         type=Path,
-        help="file to save to after each epoch (default: checkpoint.pt in the folder, or the one to resume)",
+        help="file to save to after each epoch (default: "
+        f"{CHECKPOINT.usual} in the folder, or the one to resume)",
     )
     add(
         "--resume", type=Path, help="checkpoint to go on from, in its own folder unless --output-dir is given"
@@ -150,7 +158,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     recordings(
         "--snr",
-        type=number(float, -100, MAX_DECIBELS),
+        type=decibels,
         metavar="DB",
         help="add noise to every window at this signal-to-noise ratio, once (default: none)",
     )
@@ -165,8 +173,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--validation-share",
         type=number(float, 0, 0.999),
         metavar="SHARE",
-        help="of the training recordings, kept apart to choose the best epoch; 0 keeps the last one "
-        f"({own('validation_share')})",
+        help="of the training recordings, kept apart to choose the best epoch, where no folder validation is; 0 keeps "
+        f"the last one ({own('validation_share')})",
     )
     add_window_flags(parser, step="half a window")
     add_file_flags(parser)
@@ -183,10 +191,10 @@ def settings_of(args: argparse.Namespace, saved: Mapping[str, Any] | None) -> Se
     require_effects(args, kind, data)
     given = {"data": data, **flags_of(args, kind)}
     for name, value in given.items():
-        before, flag = (saved or given).get(name), "--" + name.replace("_", "-")
+        before = (saved or given).get(name)
         if value != before and not may_change(name, before, value):
             raise InputError(
-                f"{args.resume}: a checkpoint of {flag} {as_flag(before)}, not of {flag} {as_flag(value)}"
+                f"{args.resume}: a checkpoint of {flagged(name, before)}, not of {flagged(name, value)}"
             )
     values = {**(saved or defaults_of(data)), **given}
     settings = kind(**values)
@@ -201,20 +209,7 @@ def data_of(args: argparse.Namespace) -> str:
     """The name of the data, or the absolute path of recordings."""
     if args.data is None or args.data in NAMES:
         return args.data or "digits"
-    path = Path(args.data)
-    if args.data in KINDS_OF_FOLDERS and args.data_dir:
-        path = args.data_dir
-    elif args.data in KINDS_OF_FOLDERS and not path.exists():
-        raise InputError(
-            f"--data {args.data} needs the folder that holds its files: --data-dir DIR, or --data DIR"
-        )
-    elif args.data_dir:
-        raise InputError(f"--data-dir {args.data_dir}: expected none with --data {args.data}, a path itself")
-    if not path.exists():
-        raise InputError(
-            f"{path}: no such file or folder; --data takes a path to recordings, or one of {', '.join(NAMES)}"
-        )
-    return os.path.abspath(path)
+    return place_of(args.data, args.data_dir, NAMES)
 
 
 def defaults_of(data: str) -> dict[str, Any]:
@@ -253,17 +248,16 @@ def may_change(name: str, before: object, now: object) -> bool:
     return name in ("epochs", "patience", "data_dir")
 
 
-def refuse(name: str, value: Any, reason: str) -> None:
+def refuse(name: str, value: Any, reason: str) -> NoReturn:
     """Raise InputError for a flag."""
-    shown = "" if value is True else f" {as_flag(plain(value) if isinstance(value, list) else value)}"
-    raise InputError(f"--{name.replace('_', '-')}{shown}: expected {reason}")
+    raise InputError(f"{flagged(name, plain(value))}: expected {reason}")
 
 
 def require_effects(args: argparse.Namespace, kind: type, data: str) -> None:
     """Raise InputError where a flag of the other kind of data was given."""
     other = RecordingSettings if kind is Settings else Settings
     foreign = {field.name for field in fields(other)} - {field.name for field in fields(kind)}
-    if args.data in KINDS_OF_FOLDERS:
+    if args.data in ALIASES:
         foreign -= {"data_dir"}
     for name in sorted(foreign):
         value = getattr(args, name, None)
@@ -292,10 +286,23 @@ def require_recording_effects(args: argparse.Namespace, settings: RecordingSetti
     if settings.split == "given":
         useless["test_share"] = "none with --split given"
     if simulated:
-        useless |= dict.fromkeys(FILE_FLAGS, f"none with --data {SIMULATED}, whose recordings are windows")
+        useless |= dict.fromkeys(OF_FILES, f"none with --data {SIMULATED}, whose recordings are windows")
     else:
         useless["num_signals"] = f"none but with --data {SIMULATED}"
     for name, reason in useless.items():
         value = getattr(args, name)
         if value is not None:
             refuse(name, value, reason)
+
+
+def require_effects_on(found: Recordings, args: argparse.Namespace, settings: RecordingSettings) -> None:
+    """Raise InputError where a flag has no effect on recordings that are now known."""
+    if found.split != "given":
+        return
+    if args.test_share is not None:
+        refuse("test_share", args.test_share, f"none with {settings.data}, where the split is given")
+    validated = {found.files[i] for i in found.validation.recording.unique().tolist()}
+    if args.validation_share is not None and any(
+        named_part(path.relative_to(settings.data)) == "validation" for path in validated
+    ):
+        refuse("validation_share", args.validation_share, f"none with {settings.data}, which gives that part")

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..arguments import counted
+
 Precision = Literal["bf16", "fp16"]
 
 
@@ -85,6 +87,11 @@ class Planner(Protocol):
         """The plan for this data. Random numbers come from PyTorch's default generator."""
 
 
+def parameters_of(network: nn.Module) -> int:
+    """How many parameters the network has."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def size(network: nn.Module) -> str:
-    """How many parameters the network has, in words."""
-    return f"{sum(parameter.numel() for parameter in network.parameters())} parameters"
+    """The same in words."""
+    return counted(parameters_of(network), "parameter")

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..arguments import MAX_PROCESSES, InputError, count
+from ..arguments import MAX_PROCESSES, InputError, count, counted
 from ..data.flags import add_file_flags, overridden
 from ..data.places import named_as_table, recordings_within
 from ..data.signals import SUFFIXES
@@ -18,7 +18,7 @@ from ..files import replacing
 from .model import Model, Prediction, load_model
 from .outputs import require_output
 from .processes import usable_device
-from .train import warn_of
+from .report import warn_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,7 @@ def recordings_in(place: Path) -> tuple[list[Path], list[Path]]:
 
 def line_of(path: Path, prediction: Prediction, widths: tuple[int, int]) -> str:
     """The line of one recording, its columns as wide as the longest path and class."""
-    voters = f"{prediction.share:4.0%} of {len(prediction.probabilities)} windows"
+    voters = f"{prediction.share:4.0%} of {counted(len(prediction.probabilities), 'window')}"
     return f"{path!s:{widths[0]}}  {prediction.label:{widths[1]}}  probability {prediction.probability:.3f}  {voters}"
 
 

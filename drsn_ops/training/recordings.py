@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..arguments import InputError, as_flag
+from ..arguments import InputError, as_flag, as_input_error, counted
 from ..data.fingerprint import fingerprint
-from ..data.recordings import Reading, Recordings, Windows, join, read_recordings
+from ..data.flags import FLAGS, SIMULATED
+from ..data.recordings import Reading, Recordings, Windows, join, read_recordings, require_power
 from ..data.signals import FileOptions
 from ..data.splits import PARTS, Recording, Split, Splitting
 from ..data.vibration import CLASSES, vibration
@@ -24,7 +25,6 @@ from .model import checksums
 from .networks import arguments_of, build
 from .plan import Plan, Precision, Samples, size
 
-SIMULATED = "vibration"
 SIMULATED_RATE = 12_800.0
 # of a network that has no L2 term of its own, times the learning rate; twice the factor of the others' term
 WEIGHT_DECAY = 1e-4
@@ -105,30 +105,13 @@ class RecordingSettings:
             trained_on = checksums(found.train)
             found = found if self.snr is None else self.noisy(found)
         except ValueError as error:
-            raise InputError(f"--{error}") from error
+            raise as_input_error(error) from error
         return Loaded(found, trained_on)
 
     def read(self) -> Recordings:
         """The recordings of a folder."""
-        return read_recordings(
-            self.data,
-            variable=self.variable,
-            channels=self.channels,
-            layout=self.layout,
-            delimiter=self.delimiter,
-            decimal=self.decimal,
-            encoding=self.encoding,
-            sampling_rate=self.sampling_rate,
-            resample=self.resample,
-            points=self.points,
-            step=self.step or max(self.points // 2, 1),
-            normalise=self.normalise,
-            pad=self.pad,
-            split=self.split,
-            test_share=self.test_share,
-            validation_share=self.validation_share,
-            seed=self.seed,
-        )
+        asked = {name: getattr(self, name) for name in (*FLAGS, "points", "validation_share", "seed")}
+        return read_recordings(self.data, **{**asked, "step": self.step or max(self.points // 2, 1)})
 
     def simulated(self) -> Recordings:
         """Recordings of the simulated machine, of one window each."""
@@ -157,13 +140,7 @@ class RecordingSettings:
         generator = torch.Generator().manual_seed(self.seed)
         noisy: dict[str, Any] = {}
         for part, windows in parts_of(found).items():
-            silent = (windows.x == 0).flatten(1).all(1)
-            if silent.any():
-                path = found.files[int(windows.recording[silent][0])]
-                raise InputError(
-                    f"{path}: has a window of {self.points} points that are all the same, to which no noise can be "
-                    "added at a ratio; expected none with --snr"
-                )
+            require_power(windows, found.files)
             x = add_noise(windows.x, cast(float, self.snr), self.noise_kind, generator=generator)
             noisy[part] = windows._replace(x=x)
         return found._replace(**noisy)
@@ -188,7 +165,7 @@ class RecordingSettings:
         try:
             network = build(self.network, arguments).to(device)
         except ValueError as error:
-            raise InputError(f"--{error}") from error
+            raise as_input_error(error) from error
         samples = {part: Samples(windows.x, windows.labels) for part, windows in parts_of(found).items()}
         # the test split is for the report alone
         splits = {
@@ -239,8 +216,8 @@ class RecordingSettings:
         counts = ", ".join(f"{len(windows.labels)} {part}" for part, windows in parts_of(found).items())
         noise = "" if self.snr is None else f", {self.noise_kind} noise at {as_flag(self.snr)} dB"
         return (
-            f"{self.data}: {len(found.files)} recordings of {len(found.classes)} classes, in windows of {self.points} "
-            f"points{rate}, split by {found.split}: {counts}{noise}"
+            f"{self.data}: {counted(len(found.files), 'recording')} of {len(found.classes)} classes, in windows of "
+            f"{self.points} points{rate}, split by {found.split}: {counts}{noise}"
         )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..arguments import counted
 from ..files import replacing
 from .lettering import drawable, families_for, save_picture
 from .run import Row, Run
@@ -18,8 +21,20 @@ def describe(run: Run) -> str:
         f"{plan.data}\n"
         f"{plan.what}, on {run.device}{together}\n"
         f"{type(run.optimiser).__name__}: learning rate {settings.lr:g}{plan.how}, batches of {settings.batch_size}, "
-        f"{settings.epochs} epochs of {run.steps_per_epoch} steps, seed {settings.seed}"
+        f"{counted(settings.epochs, 'epoch')} of {counted(run.steps_per_epoch, 'step')}, seed {settings.seed}"
     )
+
+
+def warn_of(passed_over: Sequence[Path], copies: Sequence[tuple[Path, Path]] = ()) -> None:
+    """Name the first of the files that are no recordings, and of the pairs of copies in different parts."""
+    pairs = [f"{one} and {other}{',' * (len(copies) > 1)}" for one, other in copies]
+    for words, found in (
+        ("passed over, as no recordings", passed_over),
+        ("the same series in two parts", pairs),
+    ):
+        if found:
+            others = f" and {counted(len(found) - 1, 'other')}" if len(found) > 1 else ""
+            print(f"{words}: {found[0]}{others}", file=sys.stderr)
 
 
 def line_of(row: Row) -> str:

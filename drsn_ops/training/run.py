@@ -154,11 +154,11 @@ class Run:
             self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
 
-    def train_epoch(self, stepped: Callable[[], object]) -> Result:
+    def train_epoch(self, stepped: Callable[[], object]) -> Result | None:
         """Make one pass over the training samples in a new order; call ``stepped`` after each step.
 
         Every process draws the same random numbers for the whole batch and then takes its share of the batch. Returns
-        the means over the steps where the plan says ``running``.
+        the means over the steps where the plan says ``running``, None elsewhere.
         """
         plan = self.plan
         self.replica.train()
@@ -186,7 +186,7 @@ class Run:
             if plan.running:
                 sums += summed(loss.detach(), logits, labels[share(batch)])
             stepped()
-        return self.averaged(sums, labels[torch.cat(batches)])
+        return self.averaged(sums, labels[torch.cat(batches)]) if plan.running else None
 
     def centred(self, x: Tensor) -> Tensor:
         """The samples less the plan's mean."""
@@ -237,8 +237,9 @@ class Run:
     def epoch(self, stepped: Callable[[], object], evaluated: Callable[[], object]) -> Row:
         """Train for one epoch, evaluate the splits, and append the row to the curve."""
         start = time.perf_counter()
-        results = {"train": self.train_epoch(stepped)}
+        running = self.train_epoch(stepped)
         lr = self.optimiser.param_groups[0]["lr"]
+        results = {} if running is None else {"train": running}
         results |= {name: self.evaluate(split, evaluated) for name, split in self.evaluated.items()}
         row = Row(len(self.rows) + 1, self.step, lr, results, time.perf_counter() - start)
         self.rows.append(row)

@@ -14,28 +14,29 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..arguments import InputError, to_go_on
+from ..arguments import InputError, counted, to_go_on
 from ..data.datasets import load
 from ..data.fingerprint import require_same_data, source_of
 from .board import Board, board_in, require_tensorboard
 from .checkpoints import Place, claim_place, read_checkpoint, save_checkpoint
-from .flags import add_arguments, settings_of
-from .keeper import MODEL, Keeper
+from .flags import add_arguments, require_effects_on, settings_of
+from .keeper import Keeper
 from .machine import require_compiler, require_precision
 from .processes import Processes, processes, usable_device
 from .recipes import Settings
 from .recordings import RecordingSettings
-from .report import accuracies, describe, draw_curve, line_of, write_curve
+from .report import accuracies, describe, draw_curve, line_of, warn_of, write_curve
 from .run import Run, repeatable
+from .storage import MODEL
 
 __all__ = ["add_arguments", "run"]
 
@@ -69,34 +70,31 @@ def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path |
     """
     state = read_checkpoint(args.resume) if args.resume else None
     home: Path | None = None
-    try:
+    with understood(args.resume):
         settings = settings_of(args, state["settings"] if state else None)
-        device = usable_device(args.device)
-        if args.compile:
-            require_compiler(device)
-        if args.tensorboard:
-            require_tensorboard()
-        run, keeper = begin(settings, device, processes, bool(args.compile))
-        if run.settings.batch_size < processes.count:
-            raise InputError(
-                f"--batch-size {run.settings.batch_size}: less than a sample for each of {processes.count} processes"
-            )
-        if state:
+    device = usable_device(args.device)
+    if args.compile:
+        require_compiler(device)
+    if args.tensorboard:
+        require_tensorboard()
+    run, keeper = begin(args, settings, device, processes)
+    if run.settings.batch_size < processes.count:
+        raise InputError(
+            f"--batch-size {run.settings.batch_size}: less than a sample for each of {processes.count} processes"
+        )
+    if state:
+        with understood(args.resume):
             begun = state["fingerprint"], source(state["settings"])
             require_same_data(args.resume, begun, (run.plan.fingerprint, source(asdict(settings))))
             run.restore(state)
             home = Path(os.path.normpath(args.resume.parent / state["folder"]))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if state is None:
-            raise
-        raise InputError(
-            f"{args.resume}: a checkpoint of another network ({type(error).__name__})"
-        ) from error
     # a checkpoint that was moved without its folder goes on where it is
     home = home if home is None or home.is_dir() else args.resume.parent
     judged = keeper is None or keeper.has_judged(run, args.output_dir or home)
     if run.finished and judged:
-        done = f"{args.resume}: {len(run.rows)} epochs are done"
+        done = (
+            f"{args.resume}: {counted(len(run.rows), 'epoch')} {'is' if len(run.rows) == 1 else 'are'} done"
+        )
         if len(run.rows) < run.settings.epochs:
             raise InputError(f"{done}, the best is {run.best_epoch}; expected a longer --patience")
         raise InputError(f"{done}; --epochs {run.settings.epochs} leaves none to do")
@@ -104,14 +102,31 @@ def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path |
     return run, home, keeper
 
 
+@contextmanager
+def understood(resume: Path | None) -> Iterator[None]:
+    """Within, where the checkpoint ``resume`` is used, an error says that it is of another network."""
+    try:
+        yield
+    # values of a file may be anything
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if resume is None:
+            raise
+        raise InputError(f"{resume}: a checkpoint of another network ({type(error).__name__})") from error
+
+
 def begin(
-    settings: Settings | RecordingSettings, device: torch.device, processes: Processes, compiled: bool
+    args: argparse.Namespace,
+    settings: Settings | RecordingSettings,
+    device: torch.device,
+    processes: Processes,
 ) -> tuple[Run, Keeper | None]:
     """A new run of these settings, and for recordings what keeps its model."""
+    compiled = bool(args.compile)
     if isinstance(settings, Settings):
         images = load(settings.data, settings.data_dir, noise=settings.noise, seed=settings.seed)
         return Run(settings, images, device, processes, compiled), None
     loaded = settings.load()
+    require_effects_on(loaded.recordings, args, settings)
     if processes.leads:
         warn_of(loaded.recordings.passed_over, loaded.recordings.copies)
     settings = settings.sized(len(loaded.recordings.train.labels))
@@ -123,20 +138,20 @@ def source(settings: Mapping[str, Any]) -> str:
     return source_of(settings["data"], settings.get("data_dir"))
 
 
-def warn_of(passed_over: Sequence[Path], copies: Sequence[tuple[Path, Path]] = ()) -> None:
-    """Name the first of the files that are no recordings, and of the pairs of copies in different parts."""
-    pairs = [f"{one} is {other}" for one, other in copies]
-    for words, found in (("passed over, as no recordings", passed_over), ("in two parts", pairs)):
-        if found:
-            others = f" and {len(found) - 1} other{'s' * (len(found) > 2)}" if len(found) > 1 else ""
-            print(f"{words}: {found[0]}{others}", file=sys.stderr)
+@dataclass
+class Saved:
+    """The last epoch in the checkpoint, and the one whose model is kept; 0 where there is none."""
+
+    epochs: int = 0
+    model: int = 0
 
 
 def train(run: Run, place: Place, keeper: Keeper | None, board: Board | None) -> int:
     """Train to the last epoch in the leading process, print, save and draw. Returns the exit status."""
     print(describe(run), flush=True)
+    saved = Saved(0 if place.new else len(run.rows))
     try:
-        train_epochs(run, place, keeper, board)
+        train_epochs(run, place, keeper, board, saved)
         print(
             f"final accuracy: {accuracies(run.rows[-1])}"
             if keeper is None
@@ -152,16 +167,18 @@ def train(run: Run, place: Place, keeper: Keeper | None, board: Board | None) ->
                 "tensorboard": board and True,
             }
             print(f"interrupted; {to_go_on(**flags)}")
-            finish(run, place, keeper)
+            # an epoch that is not saved is lost
+            del run.rows[saved.epochs :]
+            finish(run, place, saved)
         raise
-    finish(run, place, keeper)
+    finish(run, place, saved)
     if keeper:
         print(keeper.next_commands(place.folder))
     return 0
 
 
-def train_epochs(run: Run, place: Place, keeper: Keeper | None, board: Board | None) -> None:
-    """Train the remaining epochs with a progress bar; after each one, save and print a line."""
+def train_epochs(run: Run, place: Place, keeper: Keeper | None, board: Board | None, saved: Saved) -> None:
+    """Train the remaining epochs with a progress bar; after each one, save and print a line. ``saved`` is kept up."""
     from tqdm import tqdm
 
     total, done = (epochs * run.batches_per_epoch for epochs in (run.settings.epochs, len(run.rows)))
@@ -173,9 +190,7 @@ def train_epochs(run: Run, place: Place, keeper: Keeper | None, board: Board | N
             bar.update()
 
         # before the first epoch: a run that is interrupted in it can be resumed, and a full disk is noticed
-        save(run, place, place.new)
-        if keeper:
-            keeper.save(run, place.folder)
+        save(run, place, keeper, saved, place.new)
         while not run.finished:
             row = run.epoch(partial(advance, "training"), partial(advance, "evaluating"))
             if run.diverged:
@@ -183,29 +198,31 @@ def train_epochs(run: Run, place: Place, keeper: Keeper | None, board: Board | N
                     f"the weights are not finite after epoch {row.epoch}; expected a lower --lr than "
                     f"{run.settings.lr:g}"
                 )
-            save(run, place)
-            if keeper and run.best_epoch == row.epoch:
-                keeper.save(run, place.folder)
+            save(run, place, keeper, saved)
             if board:
                 board.add(row)
             bar.write(line_of(row))
             sys.stdout.flush()  # a log shows each epoch when it is done
 
 
-def save(run: Run, place: Place, new: bool = False) -> None:
-    """Replace the checkpoint and the table of the curve; a ``new`` checkpoint replaces none."""
+def save(run: Run, place: Place, keeper: Keeper | None, saved: Saved, new: bool = False) -> None:
+    """Replace the checkpoint, the curve's table, and a model of another epoch; a ``new`` checkpoint replaces none."""
     save_checkpoint(run, place, new)
+    saved.epochs = len(run.rows)
     write_curve(run, place.folder)
+    if keeper and run.best_epoch != saved.model:
+        keeper.save(run, place.folder)
+        saved.model = run.best_epoch
 
 
-def finish(run: Run, place: Place, keeper: Keeper | None) -> None:
+def finish(run: Run, place: Place, saved: Saved) -> None:
     """Draw the curve, if there is one yet, and print where the files are."""
     curves = [place.folder / "curve.csv"]
     if run.rows:
         draw_curve(run, place.folder)
         curves.append(place.folder / "curve.png")
-        if keeper:
-            print(f"model: {place.folder / MODEL}, of epoch {run.best_epoch}")
+    if saved.model:
+        print(f"model: {place.folder / MODEL.usual}, of epoch {saved.model}")
     print(f"curve: {', '.join(map(str, curves))}\ncheckpoint: {place.checkpoint}")
 
 
