@@ -12,6 +12,7 @@ import torch
 from . import models, noise, reference
 from .analysis.checking import check_shrinkage
 from .analysis.inspection import inspect
+from .arguments import InputError
 from .functional import abs_mean, batch_norm_shrink, gated_shrink, shrink, soft_threshold
 from .models.conversion import convert
 from .modules import RSBU, Shrinkage, SoftThreshold
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__: str = build_info()["version"]
 
 __all__ = [
+    "InputError",
     "RSBU",
     "Shrinkage",
     "SoftThreshold",
@@ -54,9 +56,9 @@ def load_model(path: str | PathLike[str], device: torch.device | str = "cpu") ->
 
     Returns:
         The model: its ``network`` in evaluation mode, its ``classes``, ``predict(values, rate=None)`` of one recording,
-        (points,) or (points, channels), and ``predict_files(paths)`` of many. A `Prediction` has the ``label``, the
-        mean ``probability`` of that class over the windows, the ``share`` of windows that voted for it, and all
-        ``probabilities``, (windows, classes).
+        (points,) or (points, channels), and ``predict_files(paths)`` of many, with an `InputError` where a file cannot
+        be used. A `Prediction` has the ``label``, the mean ``probability`` of that class over the windows, the
+        ``share`` of windows that voted for it, and all ``probabilities``, (windows, classes).
 
     Raises:
         InputError: there is no such file, it is damaged, or no model of this version.

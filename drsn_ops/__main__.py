@@ -25,7 +25,7 @@ COMMANDS = {
 EXTRAS = {
     **dict.fromkeys(("numpy", "sklearn", "matplotlib", "tqdm"), "train"),
     **dict.fromkeys(("scipy", "pandas", "h5py", "soundfile", "pyarrow", "openpyxl"), "files"),
-    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "examples"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
 }
 
 

@@ -17,7 +17,7 @@ MAX_REAL = 1e30
 
 
 class InputError(Exception):
-    """A file, a flag or a checkpoint that the user gave cannot be used. The message is one line."""
+    """A file, a folder or a flag that the user gave cannot be used. The message, one line, says which and why."""
 
 
 def first_line(error: BaseException) -> str:

@@ -150,15 +150,22 @@ def test_predict(tmp_path):
 @pytest.mark.parametrize(
     "values, rate, message",
     [
-        (np.zeros(31), None, "x: has 31 points"),
+        (
+            np.zeros(31),
+            None,
+            "x: has 31 points, expected at least the 32 of a window; a cutting with pad=True",
+        ),
         (np.zeros((64, 2)), None, "x: has 2 channels, expected 1"),
-        (np.zeros(64), 2000, "x: is sampled at 2000 Hz, not at 1000; --resample brings it there"),
+        (np.zeros(64), 2000, "rate: got 2000 Hz, expected 1000; a reading with resample=True resamples"),
+        (np.zeros(64), 0, "rate: got 0, expected a positive number of Hz, or None"),
+        (np.zeros(64), "1000", "rate: got '1000', expected a positive number of Hz, or None"),
         (np.full(64, np.nan), None, "x: holds values that are not finite"),
     ],
 )
 def test_values_that_cannot_be_predicted(values, rate, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         make_model().predict(values, rate=rate)
+    assert "--" not in str(raised.value)
 
 
 def test_files_are_predicted_together_and_in_order(tmp_path, monkeypatch):

@@ -201,10 +201,11 @@ def test_an_array_is_cut_as_a_file_is(tmp_path):
             r"x: has shape \(2, 50, 3\), expected \(points,\) or \(points, channels\)",
         ),
         (np.zeros((0, 2)), None, r"x: has shape \(0, 2\), expected"),
-        (np.zeros((3, 2)), None, "x: has 3 points, a window 4"),
+        (np.zeros((3, 2)), None, "x: has 3 points, expected at least the 4 of a window; a cutting with pad"),
         (np.full((50, 2), np.nan), None, "x: holds values that are not finite"),
         (np.zeros((50, 2), complex), None, "x: holds complex128, expected real numbers"),
-        (np.zeros((50, 2)), 200.0, "x: is sampled at 200 Hz, not at 100"),
+        (np.zeros((50, 2)), 200.0, "rate: got 200 Hz, expected 100; a reading with resample=True resamples"),
+        (np.full((50, 2), 1e9) + np.eye(50, 2), None, "x: holds values .*, whose differences float32 loses$"),
     ],
 )
 def test_arrays_that_cannot_be_cut(values, rate, message):

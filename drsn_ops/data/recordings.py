@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from ..arguments import InputError
 from .copies import Seen
 from .cwru_files import require_record
 from .places import Found, Source, find
-from .rates import brought_to, common_rate
+from .rates import brought_to, common_rate, is_one
 from .signals import FileOptions, Signal, read_signal
 from .splits import PARTS, Recording, Share, Split, Splitting
 from .windows import Array, Cutting, Normalise, pieces_of, require_real
@@ -52,9 +53,8 @@ class Reading:
     channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        rate = self.sampling_rate
-        if rate is not None and not (isinstance(rate, int | float) and 0 < rate < math.inf):
-            raise ValueError(f"sampling_rate: got {rate!r}, expected a positive number of Hz, or None")
+        if self.sampling_rate is not None:
+            require_rate("sampling_rate", self.sampling_rate)
 
     def windows(self, path: Path) -> Array:
         """The windows of a file, (windows, channels, points). Raises InputError where it cannot be used."""
@@ -76,7 +76,7 @@ class Reading:
             source: what messages call the array.
 
         Raises:
-            ValueError: the array cannot be used.
+            ValueError: the array cannot be used, or not at this rate.
         """
         array, name, layout = np.asarray(values), Path(source), self.options.layout
         axes, shape = (2, 3), "(windows, points) or (windows, points, channels)"
@@ -88,11 +88,24 @@ class Reading:
             array = array[..., None]
         elif layout == "channels-first" or (layout == "auto" and array.shape[0] < array.shape[1]):
             array = array.T
+        if rate is not None:
+            require_rate("rate", rate)
+            if self.sampling_rate and not self.resample and not is_one(rate, self.sampling_rate):
+                raise ValueError(
+                    f"rate: got {rate:g} Hz, expected {self.sampling_rate:g}; a reading with resample=True resamples"
+                )
         try:
             require_real(name, array)
-            return self.cutting.windows(name, self.values(name, Signal(array, (), rate, None)))
+            held = self.values(name, Signal(array, (), rate, None))
+            if held.shape[-2] < self.cutting.points and not self.cutting.pad:
+                raise ValueError(
+                    f"{source}: has {held.shape[-2]} points, expected at least the {self.cutting.points} of a window; "
+                    "a cutting with pad=True fills it up"
+                )
+            return self.cutting.windows(name, held)
         except InputError as error:
-            raise ValueError(str(error)) from error
+            # what helps is said in flags of the command line
+            raise ValueError(str(error).partition("; --")[0]) from error
 
     def plain(self) -> dict[str, Any]:
         """The same as plain values, which ``torch.load(weights_only=True)`` reads."""
@@ -279,6 +292,12 @@ def require_power(windows: Windows, files: Sequence[Path]) -> None:
             f"{files[int(windows.recording[flat][0])]}: has a window of {windows.x.shape[-1]} points that are all the "
             "same, to which noise has no ratio; expected recordings without such a part, or longer windows"
         )
+
+
+def require_rate(name: str, rate: object) -> None:
+    """Raise ValueError unless ``rate`` is one in Hz."""
+    if not (isinstance(rate, Real) and 0 < rate < math.inf):
+        raise ValueError(f"{name}: got {rate!r}, expected a positive number of Hz, or None")
 
 
 def constant(x: Tensor) -> Tensor:
