@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -296,7 +295,7 @@ def require_power(windows: Windows, files: Sequence[Path]) -> None:
 
 def require_rate(name: str, rate: object) -> None:
     """Raise ValueError unless ``rate`` is one in Hz."""
-    if not (isinstance(rate, Real) and 0 < rate < math.inf):
+    if not (isinstance(rate, int | float | np.integer | np.floating) and 0 < rate < math.inf):
         raise ValueError(f"{name}: got {rate!r}, expected a positive number of Hz, or None")
 
 
