@@ -111,7 +111,10 @@ def test_a_run(folder, capsys):
         "44 train, 22 validation, 22 test"
     )
     assert rest[0] == "drsn, thresholds channel-wise: 2546 parameters, on cpu"
-    assert rest[1] == "SGD: learning rate 0.02 (cosine), batches of 8, 3 epochs of 6 steps, seed 0"
+    assert (
+        rest[1]
+        == "SGD: learning rate 0.02 (cosine), balanced class weights, batches of 8, 3 epochs of 6 steps, seed 0"
+    )
     rows = curve("out")
     assert list(rows[0])[3:] == ["train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
     assert [row["lr"] for row in rows] == pytest.approx(
@@ -178,7 +181,7 @@ def interrupted_at(wanted, *flags):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--class-weights", "balanced", "--schedule", "step"], ["--amp", "fp16"], ["--split", "time"]]
+    "flags", [["--class-weights", "none", "--schedule", "step"], ["--amp", "fp16"], ["--split", "time"]]
 )
 def test_an_interrupted_run_goes_on(folder, flags):
     """It has the model of its epochs; resumed, in its folder or another, it ends as one that was not interrupted."""
@@ -264,7 +267,7 @@ def test_class_weights_are_balanced(folder):
     """N / (classes * count): the loss of a step is that of ``nn.CrossEntropyLoss`` with these weights."""
     assert balanced(torch.tensor([0, 0, 1, 0]), 3).tolist() == pytest.approx([4 / 9, 4 / 3, 0])
     (folder / "rec" / "good" / "0.npy").unlink()
-    job, _ = begun("--batch-size", 30, "--class-weights", "balanced", "--validation-share", 0)
+    job, _ = begun("--batch-size", 30, "--validation-share", 0)
     x, labels = job.plan.splits["train"]
     assert labels.bincount().tolist() == [33, 22]
     torch.testing.assert_close(job.plan.weights, torch.tensor([55 / 66, 55 / 44]))

@@ -37,7 +37,7 @@ from ..noise import KINDS
 from .networks import NETWORKS, arguments_of
 from .plan import Precision
 from .recipes import BACKENDS, RECIPES, Settings
-from .recordings import RecordingSettings, Schedule
+from .recordings import ClassWeights, RecordingSettings, Schedule
 from .storage import CHECKPOINT
 
 NAMES = (*RECIPES, SIMULATED)
@@ -148,8 +148,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     recordings(
         "--class-weights",
-        choices=("balanced",),
-        help="every class counts alike in the loss, however many windows it has (default: every window counts alike)",
+        choices=get_args(ClassWeights),
+        help="balanced: every class counts alike in the loss, however many windows it has; none: every window does "
+        f"({own('class_weights')})",
     )
     recordings(
         "--amp",

@@ -29,6 +29,7 @@ SIMULATED_RATE = 12_800.0
 # of a network that has no L2 term of its own, times the learning rate; twice the factor of the others' term
 WEIGHT_DECAY = 1e-4
 Schedule = Literal["step", "cosine"]
+ClassWeights = Literal["balanced", "none"]
 
 
 class Loaded(NamedTuple):
@@ -57,7 +58,7 @@ class RecordingSettings:
     lr: float = 0.05
     schedule: Schedule = "cosine"
     patience: int | None = None
-    class_weights: str | None = None
+    class_weights: ClassWeights = "balanced"
     amp: Precision | None = None
     seed: int = 0
     points: int = 2048
@@ -175,7 +176,9 @@ class RecordingSettings:
             raise InputError(
                 f"--patience {self.patience}: expected a validation part, which --validation-share gives"
             )
-        weights = balanced(found.train.labels, len(found.classes)) if self.class_weights else None
+        weights = (
+            balanced(found.train.labels, len(found.classes)) if self.class_weights == "balanced" else None
+        )
         thresholds = f", thresholds {self.thresholds}" if "thresholds" in arguments else ""
         return Plan(
             network,
@@ -196,7 +199,7 @@ class RecordingSettings:
 
     def describe_training(self) -> str:
         """What else there is to say of the training."""
-        weights = f", {self.class_weights} class weights" if self.class_weights else ""
+        weights = "" if self.class_weights == "none" else f", {self.class_weights} class weights"
         return f" ({self.schedule}){weights}{f', {self.amp}' if self.amp else ''}"
 
     def learning_rate(self, step: int, steps: int) -> float:
