@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from drsn_ops.arguments import InputError
+from drsn_ops.data.places import recordings_within
 from drsn_ops.data.recordings import Reading, read_labelled, read_recordings
 from drsn_ops.data.signals import FileOptions
 from drsn_ops.data.windows import Cutting
@@ -117,6 +118,75 @@ def test_given_folders_pass_over_what_is_beside_them(tmp_path):
         "unlabelled/0.npy",
         "train/README",
     ]
+
+
+@pytest.mark.parametrize("other", ["val", "eval"])
+def test_parts_are_not_taken_for_classes(tmp_path, other):
+    """Nor are classes for parts, where their files lie in their folders."""
+    for seed in range(8):
+        save(tmp_path / ("train", other)[seed // 4] / "ab"[seed % 2] / f"{seed}.npy", seed)
+    refused(
+        tmp_path,
+        "holds (val and )?train|train and val, named after parts? of a split, but no test; expected train",
+    )
+    refused(tmp_path, f"; or a part alone, as .*{tmp_path.name}/", split="recording")
+    with pytest.raises(InputError, match="holds .*but no test"):
+        read_labelled(tmp_path, Reading(FileOptions(), Cutting(20, None, "none")), ("a", "b"), 1)
+    assert read(tmp_path / "train").classes == ("a", "b")
+
+
+def test_classes_named_as_parts(tmp_path):
+    for seed in range(4):
+        save(tmp_path / ("train", "bus")[seed % 2] / f"{seed}.npy", seed)
+    assert read(tmp_path).classes == ("bus", "train")
+    save(tmp_path / "train" / "monday" / "4.npy", 4)
+    refused(tmp_path, "holds train, named after part of a split, but no test; .* or classes of other names")
+    (tmp_path / "train" / "monday").rename(tmp_path / "validation")
+    refused(tmp_path, "holds train and validation, named after parts of a split, but no test")
+
+
+def test_published_files_in_one_part(tmp_path):
+    for name in ("train/105", "train/97", "eval/106", "eval/98"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.mat").write_text("")
+    refused(tmp_path, "holds train, named after part of a split, but no test")
+
+
+def test_links_are_followed(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    save(elsewhere / "inner" / "6.npy", 6)
+    (folder / "good" / "day").symlink_to(elsewhere)
+    # round in circles, and to what is read already
+    (elsewhere / "inner" / "up").symlink_to(elsewhere)
+    (folder / "good" / "self").symlink_to(folder / "good")
+    (folder / "good" / "gone").symlink_to(folder / "nowhere")
+    data = read(folder)
+    assert len(data.files) == 7 and folder / "good" / "day" / "inner" / "6.npy" in data.files
+    assert data.passed_over == ()
+
+
+def test_endings_that_nothing_reads_are_named(tmp_path):
+    for name in ("a/1.XLS", "a/2.xls", "b/1.doc"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    refused(tmp_path, r"holds no recordings \(.*\), nor folders of them, but files that end in .doc, .xls$")
+
+
+def test_texts_beside_fewer_others_are_recordings(tmp_path):
+    """A stray file of another ending does not make notes of them; a note a recording does."""
+    for seed in range(6):
+        path = tmp_path / "ab"[seed % 2] / f"{seed}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(map(repr, noise(seed).tolist())))
+    save(tmp_path / "a" / "stray.npy", 6)
+    data = read(tmp_path)
+    assert len(data.files) == 7 and data.passed_over == ()
+    assert recordings_within(tmp_path) == (sorted(data.files), [])
+    for seed in (0, 2, 4):
+        save(tmp_path / "a" / f"{seed}.npy", seed)
+    (tmp_path / "a" / "stray.npy").unlink()
+    data = read(tmp_path)
+    assert len(data.files) == 6 and [path.name for path in data.passed_over] == ["0.txt", "2.txt", "4.txt"]
 
 
 SERIES = {

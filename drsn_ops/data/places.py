@@ -14,6 +14,7 @@ Within class folders a file may be given a part by its name, ``train_1.csv`` or 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from itertools import takewhile
@@ -31,6 +32,7 @@ from .splits import PARTS, Part
 TABLES = (".tsv", ".txt", ".csv")
 # Notes that lie beside recordings of another ending, and notes by their name.
 BESIDE = (".txt", ".xlsx")
+LISTED = 8
 NOTES = ("readme", "license", "licence", "notes", "copying", "changelog")
 NAMES: dict[str, Part] = {
     "train": "train",
@@ -96,7 +98,36 @@ def find(place: Path, options: FileOptions) -> Found:
         others = [path for folder in folders if folder not in parts for path in files_within(folder)]
         passed_over = [path for _, (_, _, passed) in found for path in passed]
         return Found(sources, ordered(sources), (*files, *others, *passed_over))
+    require_no_parts(place, parts)
     return of_folder(place)
+
+
+def require_no_parts(place: Path, parts: dict[Path, Part]) -> None:
+    """Raise InputError where folders named after parts are no classes, but parts of which train or test is missing.
+
+    A folder is a part if another one is of a part too, or if it holds what a place does: folders, or CWRU's files. A
+    class may be called ``train`` if its files lie in its folder.
+    """
+    within = [path for folder in parts for path in files_within(folder) if path.parent != folder]
+    if len(set(parts.values())) > 1 or recordings_of(within) or any(map(holds_published, parts)):
+        names = " and ".join(folder.name for folder in parts)
+        lacking = " and ".join(part for part in ("train", "test") if part not in parts.values())
+        raise InputError(
+            f"{place}: holds {names}, named after part{'s' * (len(parts) > 1)} of a split, but no {lacking}; expected "
+            f"train and test, perhaps validation; or a part alone, as {min(parts)}; or classes of other names"
+        )
+
+
+def holds_published(folder: Path) -> bool:
+    """Whether a folder holds CWRU's files under their published names."""
+    for file in visible(folder)[1]:
+        if file.suffix.lower() == ".mat":
+            try:
+                cwru_class(file)
+            except InputError:
+                continue
+            return True
+    return False
 
 
 def of_folder(place: Path) -> Found:
@@ -107,6 +138,7 @@ def of_folder(place: Path) -> Found:
         if not inside:
             raise InputError(f"{folder}: holds no files; expected recordings of a class")
     recorded = {folder: recordings_of(inside) for folder, inside in within.items()}
+    every = sorted([*files, *(file for inside in within.values() for file in inside)])
     flat = recordings_of(files)
     classes = [folder for folder, inside in recorded.items() if inside]
     published = [file for file in flat if file.suffix.lower() == ".mat"]
@@ -125,9 +157,10 @@ def of_folder(place: Path) -> Found:
             f"{place}: holds recordings such as {flat[0].name}, but no folders; expected one for each class"
         )
     else:
-        raise InputError(f"{place}: holds no recordings ({' '.join(SUFFIXES)}), nor folders of them")
+        endings = sorted({file.suffix.lower() or "nothing" for file in every})
+        seen = f", but files that end in {', '.join(endings[:LISTED])}" if endings else ""
+        raise InputError(f"{place}: holds no recordings ({' '.join(SUFFIXES)}), nor folders of them{seen}")
     taken = {source.path for source in sources}
-    every = sorted([*files, *(file for inside in within.values() for file in inside)])
     return Found(sources, ordered(sources), tuple(file for file in every if file not in taken))
 
 
@@ -150,21 +183,35 @@ def is_hidden(name: str) -> bool:
 
 
 def files_within(folder: Path) -> list[Path]:
-    """The files in a folder and in those within, without hidden ones."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if not any(map(is_hidden, path.relative_to(folder).parts)) and path.is_file()
-    )
+    """The files in a folder and in those within, without hidden ones. A folder that is linked to is entered once."""
+    found: list[Path] = []
+    entered = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        found += [path for name in files if not is_hidden(name) and (path := Path(place, name)).is_file()]
+        inner = []
+        for name in sorted(folders):
+            real = os.path.realpath(Path(place, name))
+            if not is_hidden(name) and real not in entered:
+                entered.add(real)
+                inner.append(name)
+        folders[:] = inner
+    return sorted(found)
 
 
 def recordings_of(files: list[Path]) -> list[Path]:
-    """Those of the files that are recordings: notes, as a README and tables beside other recordings, are not."""
+    """Those of the files that are recordings: notes are not.
+
+    A README is one, and so are texts and sheets beside recordings of other endings: one, or fewer than these, or all
+    named as these are.
+    """
     held = [
         file for file in files if file.suffix.lower() in SUFFIXES and not file.name.lower().startswith(NOTES)
     ]
     others = [file for file in held if file.suffix.lower() not in BESIDE]
-    return others or held
+    stems = {file.with_suffix("") for file in others}
+    notes = [file for file in held if file.suffix.lower() in BESIDE]
+    few = len(notes) < max(len(others), 2) or stems.issuperset(note.with_suffix("") for note in notes)
+    return others if others and few else held
 
 
 def recordings_within(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -173,16 +220,20 @@ def recordings_within(folder: Path) -> tuple[list[Path], list[Path]]:
     They are those that `find` takes: what is a note is told class folder by class folder, also in folders of parts.
     """
     files = files_within(folder)
-    everywhere, groups, found = set(recordings_of(files)), dict[tuple[str, ...], list[Path]](), set[Path]()
+    groups, found = dict[tuple[str, ...], list[Path]](), set[Path]()
+    loose: list[Path] = []
     for file in files:
         folders = file.relative_to(folder).parts[:-1]
         parts = len(list(takewhile(lambda name: name.lower() in NAMES, folders)))
         if len(folders) > parts:
             groups.setdefault(folders[: parts + 1], []).append(file)
-        elif file in everywhere:
-            found.add(file)
+        else:
+            loose.append(file)
     for group in groups.values():
         found.update(recordings_of(group))
+    # a text is a note also beside recordings of another ending further in
+    inner = [file for file in found if file.suffix.lower() not in BESIDE]
+    found.update(recordings_of([*loose, *inner]))
     return [file for file in files if file in found], [file for file in files if file not in found]
 
 
