@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ class Signal(NamedTuple):
     Attributes:
         values: (points, channels), or with the layout ``"windows"`` (windows, points, channels). Real numbers, of the
             type in the file.
-        channels: the names of these channels; a channel without a name has its number from 0.
+        channels: the names of these channels; a channel without a name has its number from 0, times not counted.
         rate: points a second, where the file says it.
         record: the published number of a recording of Case Western Reserve University.
     """
@@ -43,7 +44,7 @@ class Found(NamedTuple):
     Attributes:
         values: an array of any number of axes.
         names, units: of its columns, where the file has them.
-        rate: points a second, where the file says it other than by a column of times.
+        rate: points a second, where the file says it other than by a column of times, which is believed first.
         record: as of `Signal`.
         source: the variable's name, in files that hold several.
         points_first: whether the format itself says that the values are (points, channels).
@@ -74,16 +75,18 @@ def signal_of(path: Path, found: Found, channels: Sequence[str], layout: str) ->
     named = bool(found.names) and layout in ("auto", "points-first")
     known = named or found.points_first
     values = arranged(path, found.values, layout, known=known)
-    names = found.names if named else tuple(map(str, range(values.shape[-1])))
+    names = found.names if named else ()
     times: list[int] = []
     rate = None
     if values.ndim == 2:
-        times, rate = find_times(path, values, names if named else (), found.units if named else ())
+        times, rate = find_times(path, values, names, found.units if named else ())
+    # only the first column may be a time without a name
+    names = names or (*["time"] * len(times), *map(str, range(values.shape[-1] - len(times))))
     chosen = choose(path, names, channels, times=times, named=named, known=known)
     return Signal(
         values if chosen == list(range(values.shape[-1])) else values[..., chosen],
         tuple(names[i] for i in chosen),
-        found.rate if found.rate is not None else rate,
+        rate if rate is not None else found.rate,
         found.record,
     )
 
@@ -137,27 +140,30 @@ def choose(
     known: bool = True,
     default: str | None = None,
 ) -> list[int]:
-    """The indices of the channels that are wanted by name or, where no name is the same, by number from 0.
+    """The indices of the channels that are wanted by name or, where no name is the same, by number.
 
+    Numbers are from 0, of the channels that are no times: what was trained on values alone reads these beside times.
     Without ``channels`` it is the only one that is no time, or the one of the name ``default``. The only one of a file
     without names goes by any name.
     """
     others = [i for i in range(len(names)) if i not in times]
-    if len(channels) == len(others) == 1 and not named and not channels[0].isdecimal():
+    if len(channels) == len(others) == 1 and not (named or channels[0].isdecimal() or channels[0] in names):
         return others
     if not channels:
         if default in names:
             return [names.index(default)]
         if len(others) != 1:
             hint = "" if known else ", or --layout windows where each is a window"
-            raise InputError(f"{path}: holds {listed(names, times, named)}; expected --channels{hint}")
+            raise InputError(
+                f"{path}: holds {listed(names, times, named)}; expected --channels{examples(names, others)}{hint}"
+            )
         return others
     found = []
     for wanted in channels:
         same = [i for i, name in enumerate(names) if name == wanted]
         same = same or [i for i, name in enumerate(names) if name.casefold() == wanted.casefold()]
-        if not same and wanted.isdecimal() and int(wanted) < len(names):
-            same = [int(wanted)]
+        if not same and wanted.isdecimal():
+            same = others[int(wanted) :][:1]
         if len(same) != 1:
             trouble = "several channels" if same else "no channel"
             raise InputError(
@@ -169,12 +175,19 @@ def choose(
     return found
 
 
+def examples(names: Sequence[str], others: Sequence[int]) -> str:
+    """What may follow --channels, for a message."""
+    # the flag's names are separated by commas
+    first = [str(i) if "," in names[at] else shlex.quote(names[at]) for i, at in enumerate(others[:2])]
+    return f", such as --channels {first[0]} or --channels {','.join(first)}" if first else ""
+
+
 def listed(names: Sequence[str], times: Sequence[int], named: bool) -> str:
     """The channels for a message."""
     if not named:
-        time = f", of which {times[0]} is the time" if times else ""
-        last = f", 0 to {len(names) - 1}{time}" if len(names) > 1 else ", 0"
-        return f"{len(names)} channel{'s' * (len(names) > 1)}{last}"
+        time = " beside the time" if times else ""
+        count = len(names) - len(times)
+        return f"{count} channel{'s' * (count > 1)}{time}, 0{f' to {count - 1}' * (count > 1)}"
     entries = [f"{name!r}{' (the time)' * (i in times)}" for i, name in enumerate(names)]
     more = f" and {len(entries) - LISTED} more" if len(entries) > LISTED else ""
     return f"the channels {', '.join(entries[:LISTED])}{more}"

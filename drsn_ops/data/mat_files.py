@@ -27,7 +27,9 @@ def read_mat(path: Path) -> Leaves:
         variables = loadmat(path, simplify_cells=True)
     # a damaged file can raise nearly anything
     except Exception as error:
-        raise InputError(f"{path}: cannot be read as a MATLAB file: {first_line(error)}") from error
+        # of what is no such file at all it says a version
+        kind = "it is none" if "Unknown mat file type" in str(error) else first_line(error)
+        raise InputError(f"{path}: cannot be read as a MATLAB file: {kind}") from error
     return leaves_of(variables)
 
 

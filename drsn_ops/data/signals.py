@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ class FileOptions:
     Attributes:
         variable: names, or patterns of `fnmatch`, of the variable of .mat, .npz and HDF5 files, dotted within structs,
             or of the sheet of .xlsx files; the first that a file has is read.
-        channels: names of the channels to read, or numbers from 0; empty where there is one.
+        channels: names of the channels to read, or numbers from 0, times not counted; empty where there is one.
         layout: ``"points-first"``, ``"channels-first"``, ``"windows"`` (a window in each row), or ``"auto"``, which
             refuses arrays of which nobody can tell; see `drsn_ops.data.channels.arranged`.
         delimiter, decimal, encoding: of text files; None finds them out.
@@ -68,9 +67,13 @@ class FileOptions:
             )
         if self.encoding is not None:
             try:
-                codecs.lookup(self.encoding)
-            except LookupError:
-                raise ValueError(f"encoding: got {self.encoding!r}, expected one that Python knows") from None
+                b"".decode(self.encoding)
+                "".encode(self.encoding)
+            # some of Python's encodings are none of text, and one is of nothing
+            except (LookupError, ValueError):
+                raise ValueError(
+                    f"encoding: got {self.encoding!r}, expected one that Python knows, of text"
+                ) from None
 
 
 class Table(NamedTuple):
@@ -116,7 +119,7 @@ def read_array(path: Path, options: FileOptions) -> Found:
     """What a file with one array or table holds."""
     suffix = path.suffix.lower()
     if not path.stat().st_size:
-        raise InputError(f"{path}: is empty")
+        raise InputError(f"{path}: is empty; remove it, or put its recording there")
     if suffix in TEXT:
         return read_text(path, options.delimiter, options.decimal, options.encoding)
     if suffix in SOUND:
@@ -133,7 +136,7 @@ def read_array(path: Path, options: FileOptions) -> Found:
 def read_variable(path: Path, options: FileOptions) -> Signal:
     """A variable of a file that holds several."""
     if not path.stat().st_size:
-        raise InputError(f"{path}: is empty")
+        raise InputError(f"{path}: is empty; remove it, or put its recording there")
     read = {".mat": read_mat, ".npz": read_npz}.get(path.suffix.lower(), read_hdf5)
     leaves = read(path)
     if leaves.keys().isdisjoint(options.variable):

@@ -17,6 +17,13 @@ from .dialects import DATE, NONE, NUMBERS, SPACES, WORDS, Dialect, find_dialect,
 
 # The start of a number in digits; no date, no time of day.
 NUMBER_LIKE = re.compile(r"(?!\d{4}-\d\d-\d\d)[+-]?\.?\d[^\s:/]*")
+# Three decimals may be thousands, and say nothing.
+NUMBER = r"\d+(?:\.(?!\d{3}\b)\d+)?(?![.,\d])"
+RATE = re.compile(
+    r"[#%;\s]*(?:sampl(?:e|ing)[ _-]?(?:rate|freq(?:uency)?)|abtast(?:rate|frequenz)|fs)"
+    rf"(?:[\s:=]+(?P<number>{NUMBER})\s*(?P<unit>k?)hz|\s*[\[(](?P<first>k?)hz[\])][\s:=]+(?P<last>{NUMBER}))\s*$",
+    re.IGNORECASE,
+)
 UNITS = re.compile(r"[\[(].*[\])]|[µμnmk]?(?:s|V|A|g|N|Pa|Hz|m/s\^?2?|m/s²|Nm)|%|-|rpm|bar|°?C|", re.ASCII)
 
 
@@ -26,7 +33,8 @@ def read_text(
     """The numbers of a text file, (lines, columns), and the names and units of its columns where it has them.
 
     Lines that begin with ``#`` are skipped, and the lines before the first one of numbers alone. The last of these that
-    has as many fields is that of the names, or the last but one, with units below it. The first column may hold dates
+    has as many fields is that of the names, or the last but one, with units below it; one such as ``Sampling rate: 10
+    kHz`` or ``# fs (Hz) = 10000`` says the rate, other than by a column of times. The first column may hold dates
     with the year first or the day before dots, or times of day; they are read as seconds since the first.
 
     Args:
@@ -80,10 +88,21 @@ def read_text(
         raise InputError(f"{path}: {trouble(body, start, dialect) or first_line(error)}") from error
     if dialect.dated:
         frame[0] = seconds(path, frame[0], dialect)
-        names = names or ("time", *map(str, range(1, dialect.columns)))
+        names = names or ("time", *map(str, range(dialect.columns - 1)))
         units = ("s", *(units or names)[1:])
     values: npt.NDArray[Any] = frame.to_numpy()
-    return Found(values, names, units)
+    return Found(values, names, units, rate_in(header))
+
+
+def rate_in(header: Sequence[str]) -> float | None:
+    """The sampling rate in Hz that a line above the numbers says, such as ``# Sampling rate: 25.6 kHz``."""
+    said = set()
+    for line in header:
+        if match := RATE.match(line):
+            said.add(
+                float(match["number"] or match["last"]) * (1e3 if match["unit"] or match["first"] else 1.0)
+            )
+    return said.pop() if len(said) == 1 and min(said) > 0 else None
 
 
 def seconds(path: Path, column: Any, dialect: Dialect) -> Any:
