@@ -255,9 +255,10 @@ def test_names_that_only_look_like_parts(folder):
         read(folder, split="given")
 
 
-def test_a_class_that_is_tested_on_alone(tmp_path):
-    for number in range(6):
-        part, label = ("train", "test")[number // 4], "abc"[number % 2 + number // 5]
+@pytest.mark.parametrize("alone", ["test", "validation"])
+def test_a_class_that_is_tested_or_validated_on_alone(tmp_path, alone):
+    for number in range(8):
+        part, label = ("train", "test", "validation", alone)[number // 2], "abc"[number % 2 + number // 7]
         write(tmp_path / part / label / f"{number}.npy", number, 3)
     with pytest.raises(InputError, match="class 'c' has no recording to train on"):
         read(tmp_path)

@@ -84,9 +84,8 @@ class Splitting(NamedTuple):
                 f"{place}: no training recording is long enough to give a part to validation; expected shorter windows "
                 "(--points), more recordings, or --validation-share 0"
             )
-        untrained = {recordings[i].label for i, _ in shares["test"]} - {
-            recordings[i].label for i, _ in shares["train"]
-        }
+        used = {part: {recordings[i].label for i, _ in held} for part, held in shares.items()}
+        untrained = (used["validation"] | used["test"]) - used["train"]
         if untrained:
             raise InputError(f"{place}: class {classes[min(untrained)]!r} has no recording to train on")
         return how, shares
