@@ -240,7 +240,7 @@ def test_folder(plain):
 def test_a_copied_file(plain, name):
     values = np.load(plain / "good" / "0.npy")
     np.save(plain / name, values)
-    refused(plain, r"good/\S*: holds the values of \S*; expected each recording once")
+    refused(plain, r"good/\S*: holds the values of \S*; expected each recording once: remove one of them")
     with pytest.raises(InputError) as caught:
         read(plain, points=50)
     assert str(plain / name) in str(caught.value) and str(plain / "good" / "0.npy") in str(caught.value)
@@ -285,6 +285,25 @@ def test_a_copy_with_another_offset(noisy):
     assert len(read(noisy, points=50).files) == 5
     with pytest.raises(InputError, match="good/2.npy: holds the values of .*broken/0.npy; expected each"):
         read(noisy, points=50, normalise="mean")
+
+
+@pytest.mark.parametrize("normalise", ["none", "mean"])
+def test_quiet_starts_are_no_copies(noisy, normalise):
+    """What counts is the range of what is compared, of each channel, not that of a burst later, or beside it."""
+    for label, name in enumerate(("broken", "good")):
+        for i in range(2):
+            quiet = 1e-3 * noise(2 * label + i, 50)
+            burst = [100 * noise(9 + 2 * label + i, 50)] * i
+            np.save(noisy / name / f"{i}.npy", np.concatenate([quiet, *burst]))
+    assert len(read(noisy, points=50, normalise=normalise).files) == 4
+    for label, name in enumerate(("broken", "good")):
+        for i in range(2):
+            values = np.stack([1e-3 * noise(2 * label + i), 100 * noise(9)], 1)
+            np.save(noisy / name / f"{i}.npy", values)
+    assert len(read(noisy, points=50, normalise=normalise, channels=(0, 1)).files) == 4
+    np.save(noisy / "good" / "1.npy", np.stack([1e-3 * noise(0), 100 * noise(9)], 1).astype(np.float32))
+    with pytest.raises(InputError, match="good/1.npy: holds the values of .*broken/0.npy"):
+        read(noisy, points=50, normalise=normalise, channels=(0, 1))
 
 
 def test_recordings_that_differ_in_one_window_are_no_copies(noisy):
@@ -365,9 +384,18 @@ def refused(path, message):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"nan\n" + 60 * b"1\n", "2.csv: holds values that are not finite"),
-        (b"-inf\n" + 60 * b"1\n", "2.csv: holds values that are not finite"),
-        (60 * b"1\n" + b"1e39\n", "2.csv: holds values that are not finite in float32"),
+        (
+            b"1\nnan\nnan\n" + 60 * b"1\n",
+            "2.csv: holds values that are not finite, 2 of them, the first at point 1, ",
+        ),
+        (
+            b"-inf\n" + 60 * b"1\n",
+            "2.csv: holds values .* 1 of them, the first at point 0, counted from 0; fill gaps",
+        ),
+        (
+            60 * b"1\n" + b"1e39\n",
+            "2.csv: holds values up to 1e\\+39, too large for float32; --normalise standard takes them",
+        ),
         (60 * b"1\n" + b"x\n", "2.csv: line 61 holds 'x', expected a number"),
         (
             b"1\n2\n",

@@ -82,6 +82,36 @@ def test_one_channel_may_not_be_lost_beside_a_wider_one():
     cut(channels, 50, normalise="mean")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e300, 1.5e308, 1e-150, 1e-305, 3e-320])
+@pytest.mark.parametrize("pad", [False, True])
+def test_values_near_the_limits_of_float64(scale, pad):
+    values = np.random.default_rng(0).uniform(-1, 1, (64, 2))
+    expected = cut(values, 64, normalise="standard")
+    length = 50 if pad else 64
+    expected = cut(values[:length], 64, normalise="standard", pad=pad)
+    # beside a channel of another size
+    made = np.stack([values[:length, 0] * scale, values[:length, 1]], 1)
+    np.testing.assert_allclose(cut(made, 64, normalise="standard", pad=pad), expected, rtol=1e-3, atol=1e-3)
+    for normalise in ("none", "mean"):
+        with pytest.raises(InputError, match="file.npy: holds values .* float32"):
+            cut(made, 64, normalise=normalise, pad=pad)
+
+
+@pytest.mark.parametrize("normalise", ["none", "mean", "standard"])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_whole_numbers_that_float64_loses(normalise, dtype):
+    values = np.arange(8, dtype=dtype) + np.iinfo(dtype).max // 2 + np.iinfo(dtype).max // 4
+    cutting = Cutting(4, None, normalise)
+    with pytest.raises(
+        InputError, match="file.npy: holds whole numbers from .* whose differences float64 loses"
+    ):
+        cutting.windows(PATH, values)
+    # over the whole range nothing is lost
+    wide = np.array([np.iinfo(dtype).min, np.iinfo(dtype).max] * 4, dtype=dtype)
+    assert np.ptp(cutting.windows(PATH, wide)) > 1
+
+
 def test_padding_by_hand():
     assert cut([1, 3], pad=True).tolist() == [[[2, 1, 3, 2]]]
     assert cut([1, 2, 6], pad=True).tolist() == [[[1, 2, 6, 3]]]
@@ -146,7 +176,12 @@ def test_which_signals_are_resampled():
     values = np.arange(40.0)
     for made in (signal(None, values), signal(100.0, values), signal(100.09, values)):
         assert brought_to(PATH, made, 100.0, False) is made.values
-    assert brought_to(PATH, signal(7.0, values), None, False).shape == (40, 1)
+    assert brought_to(PATH, signal(None, values), None, False).shape == (40, 1)
+    for resample in (False, True):
+        with pytest.raises(
+            InputError, match="file.npy: is sampled at 7 Hz, but .* said no rate; .* --sampling-rate"
+        ):
+            brought_to(PATH, signal(7.0, values), None, resample)
     with pytest.raises(
         InputError, match="file.npy: is sampled at 200 Hz, not at 100; --resample brings it there"
     ):
@@ -202,7 +237,11 @@ def test_an_array_is_cut_as_a_file_is(tmp_path):
         ),
         (np.zeros((0, 2)), None, r"x: has shape \(0, 2\), expected"),
         (np.zeros((3, 2)), None, "x: has 3 points, expected at least the 4 of a window; a cutting with pad"),
-        (np.full((50, 2), np.nan), None, "x: holds values that are not finite"),
+        (
+            np.full((50, 2), np.nan),
+            None,
+            "x: holds .* not finite, 100 of them, the first at point 0 of channel 0",
+        ),
         (np.zeros((50, 2), complex), None, "x: holds complex128, expected real numbers"),
         (np.zeros((50, 2)), 200.0, "rate: got 200 Hz, expected 100; a reading with resample=True resamples"),
         (np.full((50, 2), 1e9) + np.eye(50, 2), None, "x: holds values .*, whose differences float32 loses$"),

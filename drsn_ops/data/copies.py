@@ -24,8 +24,8 @@ class Seen:
     def add(self, windows: Array) -> Iterator[int]:
         """Add a recording, (windows, channels, points). Yields the indices of earlier copies of it.
 
-        Copies are recordings that a network cannot tell apart: over the windows that both have, they differ by at most
-        `NEGLIGIBLE` of the range, as they do where one was rounded, printed or shortened.
+        Copies are recordings that a network cannot tell apart: over the windows that both have, no channel differs by
+        more than `NEGLIGIBLE` of its range there, as where one was rounded, printed or shortened.
         """
         peak, trough, first = float(windows[0].max()), float(windows[0].min()), float(windows[0, 0, 0])
         tolerance = NEGLIGIBLE * (float(windows.max()) - float(windows.min()))
@@ -46,7 +46,14 @@ class Seen:
 
 
 def is_copy(ours: Array, theirs: Array, tolerance: float) -> bool:
-    """Whether no value differs by more than ``tolerance``, over the windows that both have."""
-    return ours.shape[1:] == theirs.shape[1:] and all(
-        np.abs(a.astype(np.float64) - b).max() <= tolerance for a, b in zip(ours, theirs, strict=False)
-    )
+    """Whether they are copies. ``tolerance`` is no less than that of the windows that both have, and sorts most out."""
+    if ours.shape[1:] != theirs.shape[1:]:
+        return False
+    differ = np.zeros(ours.shape[1])
+    for a, b in zip(ours, theirs, strict=False):
+        differ = np.maximum(differ, np.abs(a.astype(np.float64) - b).max(-1))
+        if differ.max() > tolerance:
+            return False
+    shared = min(len(ours), len(theirs))
+    ranges = [np.ptp(windows[:shared].astype(np.float64), axis=(0, 2)) for windows in (ours, theirs)]
+    return bool((differ <= NEGLIGIBLE * np.minimum(*ranges)).all())

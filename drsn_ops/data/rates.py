@@ -46,11 +46,16 @@ def brought_to(path: Path, signal: Signal, rate: float | None, resample: bool) -
     """The values of a signal at ``rate``. A signal that says no rate has it.
 
     Raises:
-        InputError: the signal says another one, and ``resample`` was not asked for. A CWRU record of a higher rate is
-            resampled unasked.
+        InputError: the signal says another one, and ``resample`` was not asked for, or says one where ``rate`` is None,
+            unknown. A CWRU record of a higher rate is resampled unasked.
     """
-    if rate is None or signal.rate is None or is_one(signal.rate, rate):
+    if signal.rate is None or (rate is not None and is_one(signal.rate, rate)):
         return signal.values
+    if rate is None:
+        raise InputError(
+            f"{path}: is sampled at {signal.rate:g} Hz, but the recordings that were trained on said no rate; "
+            "expected a model of train --sampling-rate"
+        )
     if not (resample or (signal.record is not None and signal.rate > rate)):
         raise InputError(
             f"{path}: is sampled at {signal.rate:g} Hz, not at {rate:g}; --resample brings it there"

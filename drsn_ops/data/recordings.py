@@ -38,7 +38,7 @@ class Reading:
     Args:
         options: how files are read.
         cutting: how their values are cut.
-        sampling_rate: of the windows, Hz. A file that says none has it; None takes every file as it is.
+        sampling_rate: of the windows, Hz. A file that says none has it; None is unknown, and takes these files alone.
         resample: whether a file of another rate is resampled. Else it is refused, but for CWRU's records of 48 kHz.
         unsaid_rate: of files that say none, Hz; None for that of the windows.
         channels: the names of the windows' channels in the files that were read first. Another file may have others.
@@ -202,8 +202,9 @@ def read_recordings(
     and reaches -6 dB at 6 kHz, may still do so. The four loads of one published class are recordings of the same
     bearing: a test on them does not show what a network makes of a bearing that it has not seen.
 
-    Files of other endings than `SUFFIXES`, and notes (README, LICENSE and the like, .txt and .xlsx beside recordings of
-    another ending) are passed over, and hidden files are not looked at.
+    Files of other endings than `SUFFIXES`, and notes (README, LICENSE and the like; .txt and .xlsx beside recordings of
+    another ending, if it is one, or fewer than these, or named as these are) are passed over, and hidden files
+    are not looked at.
 
     Returns:
         `Recordings`, the same for the same files and arguments.
@@ -372,7 +373,8 @@ def copies_of(
         for copied in seen.add(windows[i]):
             if source.line is None:
                 raise InputError(
-                    f"{source.name}: holds the values of {sources[copied].name}; expected each recording once"
+                    f"{source.name}: holds the values of {sources[copied].name}; expected each recording "
+                    "once: remove one of them"
                 )
             if len(parts[i] | parts[copied]) > 1:
                 found.append((sources[copied].name, source.name))

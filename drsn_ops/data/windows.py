@@ -13,6 +13,8 @@ from ..arguments import InputError, require_choice, require_positive
 
 # The share of a recording's range that does not count: float32 may lose as much, and copies may differ by as much.
 NEGLIGIBLE = 1e-3
+# Squares of smaller numbers, and of larger ones than its inverse, come near the limits of float64.
+LEAST_REACH = 1e-100
 
 Array = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
@@ -55,10 +57,9 @@ class Cutting:
 
         Raises:
             InputError: fewer points than a window has, a value that is not finite in float32, or differences that
-                float32 loses.
+                float32, or of whole numbers float64, loses.
         """
-        pieces = pieces_of(values).astype(np.float64)
-        require_finite(path, pieces)
+        pieces = widened(path, pieces_of(values))
         length = pieces.shape[1]
         if length < self.points and not self.pad:
             raise InputError(f"{path}: has {length} points, a window {self.points}; --pad fills it up")
@@ -86,7 +87,10 @@ class Cutting:
         """Windows of (windows, channels, points) in float32."""
         if self.normalise == "none":
             return narrowed(path, windows)
-        centred = windows - windows.mean(-1, keepdims=True)
+        if self.normalise == "standard":
+            windows = within_reach(windows)
+        with np.errstate(over="ignore", invalid="ignore"):
+            centred = windows - windows.mean(-1, keepdims=True)
         if self.normalise == "mean":
             return narrowed(path, centred)
         # by its extremes: the mean of equal numbers is rounded, so that what is left of them may not be 0
@@ -111,12 +115,50 @@ def filled(windows: Array, points: int) -> Array:
     return whole
 
 
+def widened(path: Path, pieces: npt.NDArray[Any]) -> Wide:
+    """(pieces, points, channels) in float64; raises InputError where a value is not finite or differences are lost."""
+    with np.errstate(over="ignore"):
+        wide: Wide = pieces.astype(np.float64)
+    bad = ~np.isfinite(wide)
+    if bad.any():
+        place = np.argwhere(bad)[0].tolist()
+        channel = f" of channel {place[2]}" if wide.shape[2] > 1 else ""
+        piece = f" of window {place[0]}" if len(wide) > 1 else ""
+        raise InputError(
+            f"{path}: holds values that are not finite, {int(bad.sum())} of them, the first at point {place[1]}"
+            f"{channel}{piece}, counted from 0; fill gaps in, or cut the file there"
+        )
+    if pieces.dtype.kind in "iu" and np.abs(wide).max() > 2**53:
+        least = pieces.min((0, 1))
+        # differences modulo 2 ** 64 are right even where those of int64 overflow
+        exact = (pieces.astype(np.uint64) - least.astype(np.uint64)).astype(np.float64)
+        lost = np.abs(exact - (wide - least.astype(np.float64)))
+        if (lost.max((0, 1)) > NEGLIGIBLE * exact.max((0, 1))).any():
+            raise InputError(
+                f"{path}: holds whole numbers from {least.min()} to {pieces.max()}, whose differences float64 loses; "
+                "expected them less their offset"
+            )
+    return wide
+
+
+def within_reach(windows: Wide) -> Wide:
+    """Windows of which no square overflows or vanishes: each channel of a window by a power of 2, where one would."""
+    largest = np.maximum(windows.max(-1, keepdims=True), -windows.min(-1, keepdims=True))
+    if ((largest < LEAST_REACH) & (largest > 0)).any() or (largest > 1 / LEAST_REACH).any():
+        windows = np.ldexp(windows, -np.frexp(largest)[1])
+    return windows
+
+
 def narrowed(path: Path, values: Wide) -> Array:
     """(N, channels, points) in float32; raises InputError where that is not finite or loses a channel's differences."""
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)
     # a finite number of float64 may be inf in float32
-    require_finite(path, narrow)
+    if not np.isfinite(narrow).all():
+        raise InputError(
+            f"{path}: holds values up to {np.abs(values).max():.3g}, too large for float32; --normalise standard "
+            "takes them"
+        )
     least, most = values.min((0, 2)), values.max((0, 2))
     lost = np.abs(narrow - values).max((0, 2))
     bad = (lost > 0) & (lost > NEGLIGIBLE * (most - least)) & (most > least)
@@ -133,9 +175,3 @@ def require_real(path: Path, values: npt.NDArray[Any]) -> None:
     """Raise InputError unless the values are real numbers."""
     if values.dtype.kind not in "fiu":
         raise InputError(f"{path}: holds {values.dtype}, expected real numbers")
-
-
-def require_finite(path: Path, values: npt.NDArray[Any]) -> None:
-    """Raise InputError where a value is NaN or infinite."""
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: holds values that are not finite in float32")
