@@ -142,7 +142,7 @@ def test_predict(tmp_path):
     label, probability, share = vote(expected)
     assert prediction.label == CLASSES[label]
     assert prediction[1:3] == pytest.approx((probability, share))
-    ((path, found),) = model.predict_files([tmp_path / "a.npy"])
+    ((path, found),) = model.predict_files(str(tmp_path / "a.npy"))
     assert path == tmp_path / "a.npy" and torch.equal(found.probabilities, prediction.probabilities)
     assert not found.probabilities.is_inference()
 

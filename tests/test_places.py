@@ -325,7 +325,10 @@ def test_all_recordings_for_an_evaluation(folder):
     assert [classes[label] for label in windows.labels] == [files[i].parent.name for i in windows.recording]
     values = np.stack([np.load(files[i])[:20] for i in range(6)])
     torch.testing.assert_close(windows.x[::2, 0], torch.from_numpy(values).float())
-    with pytest.raises(InputError, match="bad/1.npy: is of class 'bad', expected one of 'other', 'good'"):
+    with pytest.raises(
+        InputError,
+        match="bad/1.npy: is of class 'bad', as its .*; expected one of 'other', 'good'",
+    ):
         read_labelled(folder, reading, classes[:2], 1)
     # one class is enough
     for path in (folder / "bad").iterdir():

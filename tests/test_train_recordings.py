@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import assert_refused
+from commands import assert_refused, contents
 
 from drsn_ops import noise
 from drsn_ops.__main__ import main
@@ -142,7 +142,10 @@ def test_the_model_is_that_of_the_checkpoint_and_of_the_report(folder):
     with torch.no_grad():
         assert torch.equal(model.network(found.test.x), job.network(found.test.x))
     assert model.classes == ("bad", "good") and model.name == "drsn" and model.reading == found.reading
-    assert model.reading.cutting.step == 32 and model.trained_on == checksums(found.train)
+    assert model.reading.cutting.step == 32 and model.trained_on == (
+        *checksums(found.train),
+        *checksums(found.validation),
+    )
     with open("out/predictions.csv") as file:
         lines = list(csv.DictReader(file))
     probabilities = torch.tensor([[float(line[name]) for name in model.classes] for line in lines])
@@ -203,6 +206,30 @@ def test_an_interrupt_in_the_first_epoch_leaves_no_model(folder):
     assert run(*later) == 0
     trained("whole", "--patience", 4, epochs=1)
     assert_same("whole", "my run")
+
+
+def test_a_report_that_was_cut_off_is_written_anew(folder, monkeypatch):
+    """Some of its files are then of one model and some of another; the last one tells."""
+    trained("out", epochs=1)
+    before = contents(folder / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(verdict, "draw_confusion", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run("--resume", "out/checkpoint.pt", "--epochs", 2) == 130
+    stale = before[folder / "out" / "predictions.csv"]
+    assert (folder / "out" / "predictions.csv").read_bytes() == stale
+    assert run("--resume", "out/checkpoint.pt") == 0
+    assert (folder / "out" / "predictions.csv").read_bytes() != stale
+    assert ", epoch " in (folder / "out" / "report.txt").read_text().splitlines()[0]
+    assert run("--resume", "out/checkpoint.pt") == 2
+
+
+def test_a_class_that_was_trained_on_one_recording_is_named(folder, capsys):
+    for name in ("1", "2"):
+        (folder / "rec" / "good" / f"{name}.npy").unlink()
+    trained("out", epochs=1)
+    line = "Trained on one recording: good. Of another one, little can be said."
+    assert line in capsys.readouterr().out.splitlines()
+    assert line in (folder / "out" / "report.txt").read_text().splitlines()
 
 
 def test_a_run_that_ends_before_its_report_gets_one(folder, monkeypatch, capsys):
@@ -314,7 +341,8 @@ def test_noise_is_added_once_to_every_split(folder):
             rtol=0,
         )
     assert torch.equal(job.plan.splits["validation"].x, noisy.validation.x)
-    assert keeper.data.trained_on == clean.data.trained_on == checksums(found.train)
+    assert keeper.data.trained_on == clean.data.trained_on
+    assert keeper.data.trained_on == (*checksums(found.train), *checksums(found.validation))
 
 
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])

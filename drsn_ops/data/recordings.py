@@ -265,7 +265,8 @@ def read_labelled(place: str | Path, reading: Reading, classes: Sequence[str], c
     for source in found.sources:
         if source.label not in classes:
             raise InputError(
-                f"{source.name}: is of class {source.label!r}, expected one of {', '.join(map(repr, classes))}"
+                f"{source.name}: is of class {source.label!r}, as its folder or label says; expected one of "
+                f"{', '.join(map(repr, classes))}"
             )
     found = found._replace(classes=tuple(classes))
     paths = tuple(source.name for source in found.sources)

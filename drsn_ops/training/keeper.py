@@ -11,10 +11,10 @@ from .model import Model
 from .networks import rebuild
 from .recordings import Loaded, RecordingSettings, parts_of
 from .run import Run
-from .verdict import write_verdict
+from .verdict import of_one_recording, write_verdict
 
 MODEL = "model.pt"
-REPORT = ("report.txt", "report.json", "confusion.csv", "confusion.png", "predictions.csv")
+REPORT = ("report.txt", "confusion.csv", "confusion.png", "predictions.csv", "report.json")
 
 
 class Keeper(NamedTuple):
@@ -67,15 +67,16 @@ class Keeper(NamedTuple):
             lines.append(
                 f"{both} of the {tested} test recordings are in the training split too, with other windows"
             )
+        lines += of_one_recording(report)
         lines.append(f"report: {', '.join(str(folder / name) for name in REPORT)}")
         return "\n".join(lines)
 
     def has_judged(self, run: Run, folder: Path | None) -> bool:
         """Whether the folder has the report on the run's best epoch."""
         try:
-            report = json.loads((folder / "report.json").read_text("utf-8")) if folder else {}
-            whole = folder is not None and (folder / REPORT[-1]).exists()  # the last one to be written
-            return whole and report.get("title") == title_of(run)
+            report = json.loads((folder / REPORT[-1]).read_text("utf-8")) if folder else {}
+            judged: bool = report.get("title") == title_of(run)
+            return judged
         except (OSError, ValueError, AttributeError):
             return False
 

@@ -57,7 +57,7 @@ class Model:
         arguments: its arguments, plain values.
         classes: the names of the classes, in the order of the logits.
         reading: how a recording becomes windows.
-        trained_on: the `checksums` of the recordings that it was trained on.
+        trained_on: the `checksums` of the recordings that it was trained and validated on.
         snr: of the windows that it was trained on, in dB, where noise was added to them.
         noise_kind: the kind of this noise.
         version: of drsn_ops when it was trained.
@@ -117,17 +117,19 @@ class Model:
         return self._decide(self.probabilities(torch.from_numpy(windows)))
 
     def predict_files(
-        self, paths: Iterable[str | Path], *, jobs: int | None = None
+        self, paths: str | Path | Iterable[str | Path], *, jobs: int | None = None
     ) -> Iterator[tuple[Path, Prediction | InputError]]:
         """The class of each recording, in the order given; an InputError where a file cannot be used.
 
         Args:
-            paths: of the files. What is read ahead and predicted together is bounded, however many there are.
+            paths: of the files, or of one. What is read ahead and predicted together is bounded, however many
+                there are.
             jobs: how many files are read at the same time; None for as many as there are processors.
 
         Raises:
             ValueError: a bad ``jobs``.
         """
+        paths = [paths] if isinstance(paths, str | Path) else paths
         group: list[tuple[Path, Array | InputError]] = []
         waiting = 0
         for path, windows in read_ahead(self._windows, map(Path, paths), jobs):

@@ -33,7 +33,7 @@ ClassWeights = Literal["balanced", "none"]
 
 
 class Loaded(NamedTuple):
-    """The recordings as they are trained on, with noise, and the checksums of those in the training split, without."""
+    """The recordings as they are trained on, with noise, and the checksums of all but the tested ones, without."""
 
     recordings: Recordings
     trained_on: tuple[int, ...]
@@ -103,7 +103,7 @@ class RecordingSettings:
         """
         try:
             found = self.simulated() if self.data == SIMULATED else self.read()
-            trained_on = checksums(found.train)
+            trained_on = (*checksums(found.train), *checksums(found.validation))
             found = found if self.snr is None else self.noisy(found)
         except ValueError as error:
             raise as_input_error(error) from error

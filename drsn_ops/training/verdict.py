@@ -40,7 +40,7 @@ def write_verdict(
 ) -> dict[str, Any]:
     """Judge a model by ``splits["test"]`` and replace the files that say how it did.
 
-    Writes ``report.json``, ``report.txt``, ``confusion.csv``, ``confusion.png`` and ``predictions.csv``.
+    Writes ``report.txt``, ``confusion.csv``, ``confusion.png``, ``predictions.csv`` and, last, ``report.json``.
 
     Args:
         model: the model; its classes are those of the labels.
@@ -57,10 +57,6 @@ def write_verdict(
     verdict = judge(model, splits, title=title, data=data, trained_on=trained_on)
     report, classes, test = verdict.report, model.classes, splits["test"]
     counts = report["by_window"]["confusion"]
-    with replacing(folder / "report.json") as path:
-        # names of folders may be any bytes: what is no text is escaped, as JSON escapes
-        text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
-        path.write_text(f"{text}\n", "utf-8", "backslashreplace")
     with replacing(folder / "report.txt") as path:
         path.write_text(as_text(report), "utf-8", "surrogateescape")
     write_rows(
@@ -70,6 +66,11 @@ def write_verdict(
     with replacing(folder / "confusion.png") as path:
         draw_confusion(counts, classes, f"test windows, accuracy {report['by_window']['accuracy']:.1%}", path)
     write_rows(folder / "predictions.csv", predictions(test, files, classes, verdict.probabilities))
+    # the last one: where it is, the others are of the same model
+    with replacing(folder / "report.json") as path:
+        # names of folders may be any bytes: what is no text is escaped, as JSON escapes
+        text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
+        path.write_text(f"{text}\n", "utf-8", "backslashreplace")
     return report
 
 
@@ -153,6 +154,15 @@ def counted(windows: Windows, classes: Sequence[str]) -> dict[str, Any]:
     return {**totals, "classes": by_class}
 
 
+def of_one_recording(report: Mapping[str, Any]) -> list[str]:
+    """A line on the classes that were trained on one recording, where there are any."""
+    trained = report["splits"].get("train", {"classes": {}})["classes"]
+    names = [name for name, own in trained.items() if own["recordings"] == 1]
+    if not names:
+        return []
+    return [f"Trained on one recording: {', '.join(names)}. Of another one, little can be said."]
+
+
 def as_text(report: Mapping[str, Any]) -> str:
     """The report for people."""
     scopes = {"by window": report["by_window"], "by recording": report["by_recording"]}
@@ -188,6 +198,7 @@ def as_text(report: Mapping[str, Any]) -> str:
     ]
     rows.append(["all", *map(both, splits.values())])
     blocks.append(aligned(rows))
+    blocks += of_one_recording(report)
     missing = [name for name, own in splits["test"]["classes"].items() if not own["windows"]]
     if missing:
         blocks.append(f"No test recording of: {', '.join(missing)}. The means leave them out.")
@@ -218,7 +229,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def predictions(
     test: Windows, files: Sequence[Path], classes: Sequence[str], probabilities: torch.Tensor
 ) -> Iterable[Sequence[object]]:
-    """The lines of ``predictions.csv``: windows count from 0 in each recording."""
+    """The lines of ``predictions.csv``: windows count from 0 among those of each recording that are tested on."""
     yield ["file", "window", "true", "predicted", *classes]
     seen: dict[int, int] = {}
     columns = (test.recording.tolist(), test.labels.tolist(), probabilities.tolist())
