@@ -114,7 +114,8 @@ def add_file_flags(parser: argparse.ArgumentParser, *, of_model: bool = False) -
         "--resample",
         action="store_true",
         default=None,
-        help="bring files of other rates to it, or to the lowest of all (default: refuse them)",
+        help=f"bring files of other rates to {'that of the model' if of_model else 'it, or to the lowest of all'} "
+        "(default: refuse them)",
     )
     add(
         "--pad",
