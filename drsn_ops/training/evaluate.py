@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import InputError, as_flag, decibels, seed
+from ..arguments import InputError, as_flag, as_input_error, decibels, seed
 from ..data.flags import add_file_flags, overridden
 from ..data.recordings import Labelled, read_labelled, require_power
 from ..noise import KINDS, add_noise
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             windows = windows._replace(x=add_noise(windows.x, args.snr, kind, generator=generator))
         except ValueError as error:
-            raise InputError(f"--{error}") from error
+            raise as_input_error(error) from error
         title += f", {kind} noise at {as_flag(args.snr)} dB"
     warn_of(found.passed_over)
     splits, data = {"test": windows}, describe(model, found, noisy=args.snr is not None)

@@ -11,9 +11,9 @@ from .model import Model
 from .networks import rebuild
 from .recordings import Loaded, RecordingSettings, parts_of
 from .run import Run
+from .storage import MODEL
 from .verdict import of_one_recording, write_verdict
 
-MODEL = "model.pt"
 REPORT = ("report.txt", "confusion.csv", "confusion.png", "predictions.csv", "report.json")
 
 
@@ -36,7 +36,7 @@ class Keeper(NamedTuple):
     def save(self, run: Run, folder: Path) -> None:
         """Replace the model's file, once there is an epoch."""
         if run.rows:
-            self.model(run).save(folder / MODEL)
+            self.model(run).save(folder / MODEL.usual)
 
     def judge(self, run: Run, folder: Path) -> str:
         """Replace the report's files. Returns the verdict in a few lines."""
@@ -82,7 +82,7 @@ class Keeper(NamedTuple):
 
     def next_commands(self, folder: Path) -> str:
         """What to do with the model, ready to paste."""
-        model = shlex.quote(str(folder / MODEL))
+        model = shlex.quote(str(folder / MODEL.usual))
         return (
             f"next: python -m drsn_ops predict {model} FILE_OR_FOLDER ...\n"
             f"      python -m drsn_ops export {model} --format onnx"
