@@ -340,7 +340,7 @@ def test_a_small_vibration_on_a_large_offset(noisy):
         np.save(path, np.load(path) + 1e6)
     refused(
         noisy,
-        r"broken/0.npy: holds values from 99999\S* to 10000\S*, whose differences float32 loses;",
+        r"broken/0.npy: holds values from 99999\S* to 10000\S*, whose differences float32 loses; --normalise mean",
     )
     found = both(read(noisy, points=50, normalise="mean"))
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-6)
@@ -353,7 +353,9 @@ def test_a_small_vibration_on_a_large_offset(noisy):
 def test_values_too_small_for_float32(noisy):
     np.save(noisy / "good" / "0.npy", noise(7) * 1e-44)
     for normalise in ("none", "mean"):
-        with pytest.raises(InputError, match="good/0.npy: holds values .* whose differences float32 loses"):
+        with pytest.raises(
+            InputError, match="good/0.npy: holds values .* float32 loses; --normalise standard"
+        ):
             read(noisy, points=50, normalise=normalise)
 
 

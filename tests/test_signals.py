@@ -490,6 +490,16 @@ def test_numpy(tmp_path, dtype, order):
     assert_read(read(tmp_path / "a.npy", channels=("DE",)), X[:, 0])
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_near_the_limits_of_float64_are_no_times(file, tmp_path):
+    values = np.stack([np.sort(np.r_[-1:1:60j]) * 1.7e308, X[:, 0]], 1)
+    np.save(tmp_path / "a.npy", values)
+    assert_read(read(tmp_path / "a.npy", channels=("0",)), values[:, 0])
+    refused(
+        file("a.csv", table(*values.T, head="time,x\n")), "a.csv: its times 'time' are not all finite numbers"
+    )
+
+
 UNTOLD = (
     "which side counts the points cannot be told; expected --layout points-first, channels-first or windows"
 )

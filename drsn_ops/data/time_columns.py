@@ -112,6 +112,7 @@ def is_whole(column: npt.NDArray[np.float64]) -> bool:
     return bool((column == np.round(column)).all())
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def is_even(column: npt.NDArray[np.float64]) -> bool:
     """Whether it rises by equal steps, up to the rounding of printed numbers."""
     if len(column) < FEWEST or not np.isfinite(column).all() or (np.diff(column) < 0).any():
@@ -121,11 +122,13 @@ def is_even(column: npt.NDArray[np.float64]) -> bool:
     return bool(step > 0 and np.abs(column - line).max() <= step)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def require_steps(path: Path, name: str, column: npt.NDArray[np.float64]) -> None:
     """Raise InputError where times go back or leave a gap."""
-    if not np.isfinite(column).all():
-        raise InputError(f"{path}: its times {name!r} are not all finite numbers")
     steps = np.diff(column)
+    # also finite ones may be too far apart for float64
+    if not (np.isfinite(steps).all() and np.isfinite(np.ptp(column))):
+        raise InputError(f"{path}: its times {name!r} are not all finite numbers")
     mean = (column[-1] - column[0]) / max(len(steps), 1)
     # stamps that stand still between two of their smallest steps are coarse
     coarse = 2 * steps.min(where=steps > 0, initial=np.inf) if (steps == 0).any() else 0.0

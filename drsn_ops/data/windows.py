@@ -164,9 +164,11 @@ def narrowed(path: Path, values: Wide) -> Array:
     bad = (lost > 0) & (lost > NEGLIGIBLE * (most - least)) & (most > least)
     if bad.any():
         channel = int(bad.argmax())
+        small = most[channel] - least[channel] < np.finfo(np.float32).tiny / NEGLIGIBLE
+        remedy = "standard scales them" if small else "mean takes each window less its mean"
         raise InputError(
             f"{path}: holds values from {least[channel]:.9g} to {most[channel]:.9g}, whose differences float32 loses; "
-            "--normalise mean takes each window less its mean"
+            f"--normalise {remedy}"
         )
     return narrow
 
