@@ -227,14 +227,19 @@ def test_workers_end_with_their_parent(folder, signum):
     """Ctrl-C at a terminal reaches the whole group; a kill reaches the parent alone."""
     endless = [*TINY, "--networks", "ResNet", "--epochs", 100_000, "--workers", 2, "--output-dir", "part"]
     process = start("-m", "drsn_ops", "experiment", *endless)
-    # the parent, two workers, and multiprocessing's own process that keeps track of resources
-    wait_until(lambda: len(members(process.pid)) == 4)
-    if signum == signal.SIGINT:
-        os.killpg(process.pid, signum)
-    else:
-        process.kill()
-    out, err = process.communicate(timeout=300)
-    wait_until(lambda: not members(process.pid))
+    try:
+        # the parent, two workers, and multiprocessing's own process that keeps track of resources
+        wait_until(lambda: len(members(process.pid)) == 4)
+        if signum == signal.SIGINT:
+            os.killpg(process.pid, signum)
+        else:
+            process.kill()
+        out, err = process.communicate(timeout=300)
+        wait_until(lambda: not members(process.pid))
+    finally:
+        # a failure leaves none that goes on for ever
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == (130 if signum == signal.SIGINT else -signum)
     if signum == signal.SIGINT:
         assert err == "" and "interrupted; 0 of 8 cells are done; to go on: --resume part" in out

@@ -107,8 +107,8 @@ def test_a_run(folder, capsys):
     assert err == "" and sorted(path.name for path in (folder / "out").iterdir()) == KEPT.split()
     first, *rest = out.splitlines()
     assert first == (
-        f"{folder / 'rec'}: 8 recordings of 2 classes, in windows of 64 points, split by recording: "
-        "44 train, 22 validation, 22 test"
+        f"{folder / 'rec'}: 8 recordings of 2 classes, in windows of 64 points at a rate that no file says "
+        "(--sampling-rate), split by recording: 44 train, 22 validation, 22 test"
     )
     assert rest[0] == "drsn, thresholds channel-wise: 2546 parameters, on cpu"
     assert (

@@ -75,7 +75,7 @@ def add_file_flags(parser: argparse.ArgumentParser, *, of_model: bool = False) -
         "--channels",
         action=Names,
         metavar="NAME[,NAME]",
-        help="the channels to read, by name or by number from 0 (default: the only one)",
+        help="the channels to read, by name or by number from 0, without columns of times (default: the only one)",
     )
     add("--column", dest="channels", action=Names, help=argparse.SUPPRESS)
     add(

@@ -215,7 +215,8 @@ class RecordingSettings:
 
     def describe(self, found: Recordings) -> str:
         """What is trained on, in a line."""
-        rate = "" if found.reading.sampling_rate is None else f" at {found.reading.sampling_rate:g} Hz"
+        known = found.reading.sampling_rate
+        rate = " at a rate that no file says (--sampling-rate)" if known is None else f" at {known:g} Hz"
         counts = ", ".join(f"{len(windows.labels)} {part}" for part, windows in parts_of(found).items())
         noise = "" if self.snr is None else f", {self.noise_kind} noise at {as_flag(self.snr)} dB"
         return (
