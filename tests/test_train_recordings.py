@@ -227,7 +227,7 @@ def test_a_class_that_was_trained_on_one_recording_is_named(folder, capsys):
     for name in ("1", "2"):
         (folder / "rec" / "good" / f"{name}.npy").unlink()
     trained("out", epochs=1)
-    line = "Trained on one recording: good. Of another one, little can be said."
+    line = "Trained on one recording: good. The figures of such a class may not hold for others."
     assert line in capsys.readouterr().out.splitlines()
     assert line in (folder / "out" / "report.txt").read_text().splitlines()
 

@@ -80,7 +80,7 @@ bad                   1 (2)  1 (2)
 worse                 2 (2)  0 (0)
 all                   4 (5)  3 (7)
 
-Trained on one recording: good, bad. Of another one, little can be said.
+Trained on one recording: good, bad. The figures of such a class may not hold for others.
 
 No test recording of: worse. The means leave them out.
 """

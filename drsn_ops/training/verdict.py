@@ -160,7 +160,9 @@ def of_one_recording(report: Mapping[str, Any]) -> list[str]:
     names = [name for name, own in trained.items() if own["recordings"] == 1]
     if not names:
         return []
-    return [f"Trained on one recording: {', '.join(names)}. Of another one, little can be said."]
+    return [
+        f"Trained on one recording: {', '.join(names)}. The figures of such a class may not hold for others."
+    ]
 
 
 def as_text(report: Mapping[str, Any]) -> str:
