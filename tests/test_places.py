@@ -182,6 +182,9 @@ def test_texts_beside_fewer_others_are_recordings(tmp_path):
     data = read(tmp_path)
     assert len(data.files) == 7 and data.passed_over == ()
     assert recordings_within(tmp_path) == (sorted(data.files), [])
+    (tmp_path / "labels.csv").write_text("file,class\n")
+    assert recordings_within(tmp_path) == (sorted(data.files), [tmp_path / "labels.csv"])
+    (tmp_path / "labels.csv").unlink()
     for seed in (0, 2, 4):
         save(tmp_path / "a" / f"{seed}.npy", seed)
     (tmp_path / "a" / "stray.npy").unlink()

@@ -119,6 +119,10 @@ def dates(form, delimiter, *columns):
         (table(X[:, 0], T, X[:, 1], head="x,time,y\n"), {"channels": ("1",)}, (X[:, 1], ("y",), 8000)),
         (dates("9:59:59,{:06}", ";"), {"channels": ("0",)}, (X[:, 0], ("0",), 8000)),
         (table(T, X[:, 0]), {"channels": ("time",)}, (T, ("time",), 8000)),
+        # what is said goes before a column that may be no time, and names no column
+        (table(np.arange(60) / 10, X[:, 0], head="# fs: 10 kHz\n"), {}, (X[:, 0], ("0",), 10_000)),
+        (table(T, X[:, 0], head="# fs: 10 kHz\ntime,x\n"), {}, (X[:, 0], ("x",), 8000)),
+        (table(X[:, 0], head="Sampling rate: 10 kHz\n"), {"channels": ("x",)}, (X[:, 0], ("0",), 10_000)),
         # notes that say the rate
         *(
             (table(X[:, 0], head=f"{note}\n"), {}, (X[:, 0], ("0",), rate))
@@ -129,6 +133,7 @@ def dates(form, delimiter, *columns):
                 ("# Sample frequency [Hz] = 50", 50),
                 # thousands or decimals, no unit, two of them, another one
                 ("# Sampling rate: 10.000 Hz", None),
+                ("# Sampling rate: 10.000kHz", None),
                 ("# Sampling rate: 10,000 Hz", None),
                 ("# Sampling rate: 10000", None),
                 ("# fs: 10 Hz\n# fs: 20 Hz", None),

@@ -83,10 +83,12 @@ def signal_of(path: Path, found: Found, channels: Sequence[str], layout: str) ->
     # only the first column may be a time without a name
     names = names or (*["time"] * len(times), *map(str, range(values.shape[-1] - len(times))))
     chosen = choose(path, names, channels, times=times, named=named, known=known)
+    # a column without a name may be something else that rises evenly
+    said = rate is None or (found.rate is not None and not named)
     return Signal(
         values if chosen == list(range(values.shape[-1])) else values[..., chosen],
         tuple(names[i] for i in chosen),
-        rate if rate is not None else found.rate,
+        found.rate if said else rate,
         found.record,
     )
 

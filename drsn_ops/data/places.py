@@ -231,9 +231,9 @@ def recordings_within(folder: Path) -> tuple[list[Path], list[Path]]:
             loose.append(file)
     for group in groups.values():
         found.update(recordings_of(group))
-    # a text is a note also beside recordings of another ending further in
-    inner = [file for file in found if file.suffix.lower() not in BESIDE]
-    found.update(recordings_of([*loose, *inner]))
+    # beside folders of recordings, texts and what ends otherwise are notes
+    endings = {file.suffix.lower() for file in found}.difference(BESIDE)
+    found.update(recordings_of([file for file in loose if not found or file.suffix.lower() in endings]))
     return [file for file in files if file in found], [file for file in files if file not in found]
 
 

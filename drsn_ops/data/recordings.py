@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..arguments import InputError
+from ..arguments import InputError, counted
 from .copies import Seen
 from .cwru_files import require_record
 from .places import Found, Source, find
@@ -281,7 +281,7 @@ def require_channels(path: Path, windows: Array, expected: int) -> None:
     """Raise InputError unless the windows of a file have as many channels as a model takes."""
     if windows.shape[1] != expected:
         raise InputError(
-            f"{path}: has {windows.shape[1]} channels, the model takes {expected}; --channels chooses them"
+            f"{path}: has {counted(windows.shape[1], 'channel')}, the model takes {expected}; --channels chooses them"
         )
 
 

@@ -18,7 +18,7 @@ from .dialects import DATE, NONE, NUMBERS, SPACES, WORDS, Dialect, find_dialect,
 # The start of a number in digits; no date, no time of day.
 NUMBER_LIKE = re.compile(r"(?!\d{4}-\d\d-\d\d)[+-]?\.?\d[^\s:/]*")
 # Three decimals may be thousands, and say nothing.
-NUMBER = r"\d+(?:\.(?!\d{3}\b)\d+)?(?![.,\d])"
+NUMBER = r"\d+(?:\.(?!\d{3}(?!\d))\d+)?(?![.,\d])"
 RATE = re.compile(
     r"[#%;\s]*(?:sampl(?:e|ing)[ _-]?(?:rate|freq(?:uency)?)|abtast(?:rate|frequenz)|fs)"
     rf"(?:[\s:=]+(?P<number>{NUMBER})\s*(?P<unit>k?)hz|\s*[\[(](?P<first>k?)hz[\])][\s:=]+(?P<last>{NUMBER}))\s*$",
@@ -189,8 +189,10 @@ def is_damaged(line: str, dialect: Dialect) -> bool:
 
 def names_of(path: Path, header: Sequence[str], dialect: Dialect) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names and units of the columns in the lines before the numbers."""
-    # a comment names several columns, not one
-    header = [line for line in header if not is_left_out(line) or dialect.columns > 1]
+    # a comment names several columns, not one, and a line that says the rate none
+    header = [
+        line for line in header if not RATE.match(line) and (not is_left_out(line) or dialect.columns > 1)
+    ]
     rows = [
         [field.strip(' "') for field in dialect.fields(line.lstrip("# \t") if is_left_out(line) else line)]
         for line in header

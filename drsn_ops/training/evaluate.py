@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import InputError, as_flag, as_input_error, decibels, seed
+from ..arguments import InputError, as_flag, as_input_error, counted, decibels, seed
 from ..data.flags import add_file_flags, overridden
 from ..data.recordings import Labelled, read_labelled, require_power
 from ..noise import KINDS, add_noise
@@ -83,7 +83,7 @@ def describe(model: Model, found: Labelled, noisy: bool) -> str:
     """What is evaluated, in a line; also that the model was trained in noise, where these recordings have none."""
     reading = model.reading
     rate = "" if reading.sampling_rate is None else f" at {reading.sampling_rate:g} Hz"
-    line = f"{len(found.files)} recordings, in windows of {reading.cutting.points} points{rate}"
+    line = f"{counted(len(found.files), 'recording')}, in windows of {reading.cutting.points} points{rate}"
     if noisy or model.snr is None:
         return line
     trained = f"{model.noise_kind} noise at {as_flag(model.snr)} dB"

@@ -66,7 +66,7 @@ def write_verdict(
     with replacing(folder / "confusion.png") as path:
         draw_confusion(counts, classes, f"test windows, accuracy {report['by_window']['accuracy']:.1%}", path)
     write_rows(folder / "predictions.csv", predictions(test, files, classes, verdict.probabilities))
-    # the last one: where it is, the others are of the same model
+    # the last one: with this title, the others are of the same model
     with replacing(folder / "report.json") as path:
         # names of folders may be any bytes: what is no text is escaped, as JSON escapes
         text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
@@ -102,7 +102,7 @@ def judge(
         "drsn_ops": model.version,
         "test_recordings_trained_on": trained_on,
         **{name: measures(true, predicted, model.classes) for name, (true, predicted) in of.items()},
-        "splits": {name: counted(windows, model.classes) for name, windows in splits.items()},
+        "splits": {name: counts_of(windows, model.classes) for name, windows in splits.items()},
     }
     return Verdict(report, probabilities)
 
@@ -144,7 +144,7 @@ def number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def counted(windows: Windows, classes: Sequence[str]) -> dict[str, Any]:
+def counts_of(windows: Windows, classes: Sequence[str]) -> dict[str, Any]:
     """How many recordings and windows a split has, in all and of each class."""
     by_class = {}
     for label, name in enumerate(classes):
