@@ -18,7 +18,7 @@ LAYOUTS = ("auto", "points-first", "channels-first", "windows")
 MOST_CHANNELS = 64
 # How many times as long as its other side an array's points are, where nobody says which side they are.
 CLEARLY_LONGER = 10
-LISTED = 12
+LISTED = 12  # names in a message
 
 
 class Signal(NamedTuple):
@@ -44,7 +44,8 @@ class Found(NamedTuple):
     Attributes:
         values: an array of any number of axes.
         names, units: of its columns, where the file has them.
-        rate: points a second, where the file says it other than by a column of times, which is believed first.
+        rate: points a second, where the file says it other than by a column of times. Such a column is believed first
+            if it has a name.
         record: as of `Signal`.
         source: the variable's name, in files that hold several.
         points_first: whether the format itself says that the values are (points, channels).

@@ -19,17 +19,8 @@ from .windows import Normalise
 
 # the names of `add_file_flags` and of `add_window_flags`
 FILE_FLAGS = (
-    *(
-        "variable",
-        "channels",
-        "layout",
-        "delimiter",
-        "decimal",
-        "encoding",
-        "sampling_rate",
-        "resample",
-        "pad",
-    ),
+    *("variable", "channels", "layout", "delimiter", "decimal", "encoding"),
+    *("sampling_rate", "resample", "pad"),
 )
 WINDOW_FLAGS = ("step", "normalise", "split", "test_share")
 FLAGS = (*FILE_FLAGS, *WINDOW_FLAGS)

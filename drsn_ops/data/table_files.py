@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import InputError, first_line
-from .channels import Found
+from .channels import LISTED, Found
 from .text_files import UNITS
-from .variables import LISTED
 
 NUMBER, NOTHING = "number", "nothing"
 

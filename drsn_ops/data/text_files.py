@@ -34,7 +34,7 @@ def read_text(
 
     Lines that begin with ``#`` are skipped, and the lines before the first one of numbers alone. The last of these that
     has as many fields is that of the names, or the last but one, with units below it; one such as ``Sampling rate: 10
-    kHz`` or ``# fs (Hz) = 10000`` says the rate, other than by a column of times. The first column may hold dates
+    kHz`` or ``# fs (Hz) = 10000`` says the rate, but for a column of times with a name. The first column may hold dates
     with the year first or the day before dots, or times of day; they are read as seconds since the first.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import InputError
-from .channels import Found, stacked
+from .channels import LISTED, Found, stacked
 from .time_columns import TIME, is_even, rate_of, seconds_of
 
 # The names of a number that is the sampling rate in Hz, without case and underlines.
@@ -22,7 +22,6 @@ RATES = {
 }
 # An array is long beside another one that is this many times as long as it.
 MUCH_LONGER = 10
-LISTED = 12
 
 
 class Leaf(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import InputError, as_flag, as_input_error, counted, decibels, seed
+from ..arguments import InputError, as_flag, as_input_error, counted, decibels, flagged, seed
 from ..data.flags import add_file_flags, overridden
 from ..data.recordings import Labelled, read_labelled, require_power
 from ..noise import KINDS, add_noise
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     for flag in ("noise_kind", "seed"):
         value = getattr(args, flag)
         if value is not None and args.snr is None:
-            raise InputError(f"--{flag.replace('_', '-')} {value}: expected --snr with it")
+            raise InputError(f"{flagged(flag, value)}: expected --snr with it")
     if args.output_dir:
         require_empty(args.output_dir)
     model = load_model(args.model, usable_device(args.device))

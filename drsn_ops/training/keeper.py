@@ -12,7 +12,7 @@ from .networks import rebuild
 from .recordings import Loaded, RecordingSettings, parts_of
 from .run import Run
 from .storage import MODEL
-from .verdict import of_one_recording, write_verdict
+from .verdict import both, of_one_recording, write_verdict
 
 REPORT = ("report.txt", "confusion.csv", "confusion.png", "predictions.csv", "report.json")
 
@@ -41,7 +41,7 @@ class Keeper(NamedTuple):
     def judge(self, run: Run, folder: Path) -> str:
         """Replace the report's files. Returns the verdict in a few lines."""
         found = self.data.recordings
-        both = len({*found.train.recording.tolist()} & {*found.test.recording.tolist()})
+        trained_too = len({*found.train.recording.tolist()} & {*found.test.recording.tolist()})
         report = write_verdict(
             self.model(run),
             parts_of(found),
@@ -49,7 +49,7 @@ class Keeper(NamedTuple):
             folder,
             title=title_of(run),
             data=run.plan.data,
-            trained_on=both,
+            trained_on=trained_too,
         )
         lines = []
         for scope, noun in (("by_window", "window"), ("by_recording", "recording")):
@@ -58,14 +58,12 @@ class Keeper(NamedTuple):
                 f"by {noun}: accuracy {own['accuracy']:.2%}, balanced {own['balanced_accuracy']:.2%}; "
                 f"always guessing {own['majority_class']}: {own['majority_share']:.2%}"
             )
-        counts = (
-            f"{split['recordings']} ({split['windows']}) {part}" for part, split in report["splits"].items()
-        )
+        counts = (f"{both(split)} {part}" for part, split in report["splits"].items())
         lines.append(f"recordings (windows): {', '.join(counts)}")
-        if both:
+        if trained_too:
             tested = report["splits"]["test"]["recordings"]
             lines.append(
-                f"{both} of the {tested} test recordings are in the training split too, with other windows"
+                f"{trained_too} of the {tested} test recordings are in the training split too, with other windows"
             )
         lines += of_one_recording(report)
         lines.append(f"report: {', '.join(str(folder / name) for name in REPORT)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -190,6 +190,12 @@ def load_model(path: str | PathLike[str], device: torch.device | str = "cpu") ->
         raise InputError(f"{path}: not a model of this version: {first_line(error)}") from error
     model.network.to(device).eval()
     return model
+
+
+def cells_of(probabilities: Sequence[float], classes: Sequence[str]) -> list[str]:
+    """The predicted class of a window and the probability of each class, for a table."""
+    label = classes[probabilities.index(max(probabilities))]
+    return [label, *(f"{share:.6f}" for share in probabilities)]
 
 
 def checksums(windows: Windows) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from ..data.flags import add_file_flags, overridden
 from ..data.places import named_as_table, recordings_within
 from ..data.signals import SUFFIXES
 from ..files import replacing
-from .model import Model, Prediction, load_model
+from .model import Model, Prediction, cells_of, load_model
 from .outputs import require_output
 from .processes import usable_device
 from .report import warn_of
@@ -99,5 +99,4 @@ def line_of(path: Path, prediction: Prediction, widths: tuple[int, int]) -> str:
 def windows_of(path: Path, prediction: Prediction, model: Model) -> Iterator[Sequence[Any]]:
     """A line of the .csv file for each window of a recording."""
     for window, row in enumerate(prediction.probabilities.tolist()):
-        label = model.classes[row.index(max(row))]
-        yield [path, window, label, *(f"{share:.6f}" for share in row)]
+        yield [path, window, *cells_of(row, model.classes)]

@@ -16,7 +16,7 @@ import torch
 from ..data.recordings import Windows
 from ..files import replacing
 from .confusion import draw_confusion
-from .model import Model, vote
+from .model import Model, cells_of, vote
 
 Labels = npt.NDArray[np.int64]
 
@@ -237,8 +237,7 @@ def predictions(
     columns = (test.recording.tolist(), test.labels.tolist(), probabilities.tolist())
     for recording, label, row in zip(*columns, strict=True):
         window = seen[recording] = seen.get(recording, -1) + 1
-        predicted = classes[row.index(max(row))]
-        yield [files[recording], window, classes[label], predicted, *(f"{share:.6f}" for share in row)]
+        yield [files[recording], window, classes[label], *cells_of(row, classes)]
 
 
 def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
