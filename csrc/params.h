@@ -201,4 +201,42 @@ struct BatchNormShrinkBackward : GatedShrinkBackward {
   void *dinput_weight, *dinput_bias;  // (channels); each may be null
 };
 
+// The spatial axes of x, outermost first, 1 where there are fewer than three. A tensor that is padded has `before` and
+// `after` positions of zeros on each.
+struct Spatial {
+  int64_t size[3], before[3], after[3];
+};
+
+// y = relu(norm(x)), padded as a convolution of width 3 that keeps ceil(size / stride) positions wants it; and the
+// shortcut of a residual unit: every stride-th position of x on each axis, its channels between channels of zeros,
+// d / 2 of the d = shortcut_channels - channels before them and the others behind.
+struct BatchNormRelu {
+  DType dtype;
+  const void* x;
+  Norm norm;       // of the channels, over batch and positions: kBatch or kRunning
+  void* state;     // (2, channels), written: mean and rstd
+  void* y;         // padded, in the layout of x
+  void* shortcut;  // in the layout of x; or null: not wanted
+  int64_t stride, shortcut_channels;
+  Spatial spatial;
+  Rows rows;  // of x
+};
+
+// With m = norm(x) > 0 (or NaN), M elements a channel, S1 = sum of g m, S2 = sum of g m (x - mean) rstd:
+//   dbias = S1; dweight = S2; dx = weight rstd (g m - (S1 + (x - mean) rstd S2) / M) + the gradient of the shortcut,
+// without the sums for kRunning.
+struct BatchNormReluBackward {
+  DType dtype;
+  const void* grad;           // of y, padded as y
+  const void* grad_shortcut;  // or null: none, or 0
+  const void* x;
+  Norm norm;  // kind, weight and bias
+  const void* state;
+  void* dx;               // or null
+  void *dweight, *dbias;  // (channels), of the accumulator's type; each may be null
+  int64_t stride, shortcut_channels;
+  Spatial spatial;
+  Rows rows;
+};
+
 }  // namespace drsn

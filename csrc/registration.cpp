@@ -8,6 +8,9 @@
 // gate_norm and input_norm are a NormKind of params.h. The operators with a gate only read running statistics, and
 // return the batch's own in state and input_state; their forms with an underscore update running statistics.
 // gated_shrink_ writes into x only where inplace, and then returns an empty y.
+//
+// batch_norm_relu pads y for a convolution of width 3 and this stride (1: not at all); shortcut is empty where
+// shortcut_channels is 0.
 #include "torch_api.h"
 
 STABLE_TORCH_LIBRARY(DRSN_NAMESPACE, m) {
@@ -68,6 +71,17 @@ STABLE_TORCH_LIBRARY(DRSN_NAMESPACE, m) {
       "Tensor? b2, int gate_norm, float eps, bool per_sample, bool need_z, bool need_parameters) -> "
       "(Tensor dz, Tensor dweight, Tensor dbias, Tensor dw1, Tensor db1, Tensor dnorm_weight, Tensor dnorm_bias, "
       "Tensor dw2, Tensor db2)");
+
+  m.def(
+      "batch_norm_relu(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, int norm, "
+      "float eps, int stride, int shortcut_channels) -> (Tensor y, Tensor shortcut, Tensor state)");
+  m.def(
+      "batch_norm_relu_(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "Tensor(c!)? batches, float momentum, int norm, float eps, int stride, int shortcut_channels) -> "
+      "(Tensor y, Tensor shortcut, Tensor state)");
+  m.def(
+      "batch_norm_relu_backward(Tensor grad, Tensor? grad_shortcut, Tensor x, Tensor? weight, Tensor? bias, int norm, "
+      "Tensor state, int stride, bool need_x, bool need_parameters) -> (Tensor dx, Tensor dweight, Tensor dbias)");
 
   m.def("cpu_simd() -> str");
 }
