@@ -1,6 +1,5 @@
 // The loops. Each instruction set's .cpp file includes this once, after it has set DRSN_SIMD (the namespace) and
-// target. A sum goes in blocks of 4096 numbers, each in 32 interleaved partial sums, whatever the length of a vector:
-// every set gives the same bits.
+// target. Sums go as columns.h says, whatever the length of a vector: every set gives the same bits.
 
 #include <cstring>
 
@@ -12,58 +11,12 @@
 namespace drsn::cpu::DRSN_SIMD {
 namespace {
 
-constexpr int kPartialSums = 32;
-constexpr int64_t kBlock = 4096;  // numbers added in the accumulator's type; blocks are added in double
-
 #if defined(DRSN_SIMD_AVX512)
 #include "vectors_avx512.h"
 #else
 #include "vectors.h"
 #endif
-
-template <class T>
-DRSN_INLINE vector_t<T> splat(accumulator_t<T> a) {
-  return vector_t<T>{} + a;
-}
-
-// A bit for each of the first `count` elements of a vector.
-template <class T>
-DRSN_INLINE bits_t<T> inside(int64_t count) {
-  return count >= kLanes<T> ? bits_t<T>(-1) : bits_t<T>((1u << count) - 1);
-}
-
-// Adds to kSums sums: term(i, count, values) fills in kSums vectors for elements [i, i + count).
-template <class T, int kSums, class Term>
-DRSN_INLINE void add_terms(int64_t n, double* sums, const Term& term) {
-  using V = vector_t<T>;
-  constexpr int kStep = kLanes<T>;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t end = n < begin + kBlock ? n : begin + kBlock;
-    V part[kSums][kPartialSums / kStep] = {};
-    V values[kSums];
-    int64_t i = begin;
-    for (; i + kPartialSums <= end; i += kPartialSums) {
-      for (int u = 0; u < kPartialSums / kStep; ++u) {
-        term(i + u * kStep, int64_t(kStep), values);
-        for (int s = 0; s < kSums; ++s) part[s][u] += values[s];
-      }
-    }
-    for (int u = 0; i < end; i += kStep, ++u) {
-      term(i, end - i, values);
-      for (int s = 0; s < kSums; ++s) part[s][u] += values[s];
-    }
-    for (int s = 0; s < kSums; ++s) sums[s] += total<T>(part[s]);
-  }
-}
-
-// Calls body(i, count) for each vector of elements; only the last count may be below the length of a vector.
-template <class T, class Body>
-DRSN_INLINE void for_each_vector(int64_t n, const Body& body) {
-  int64_t i = 0;
-#pragma GCC unroll 4
-  for (; i + kLanes<T> <= n; i += kLanes<T>) body(i, int64_t(kLanes<T>));
-  if (i < n) body(i, n - i);
-}
+#include "columns.h"
 
 // Writes the bits of a vector to a plane; i is a multiple of 8. `i >> 3`, not `i / 8`: a signed division costs three
 // more instructions.

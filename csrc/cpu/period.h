@@ -1,0 +1,33 @@
+// The period of a line in channels_last (columns.h), for the loops' callers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+namespace drsn::cpu {
+
+// The elements after which the numbers of a line's channels repeat: a multiple of 32 where that is short, so that
+// every vector of it is whole; 1 for the line of a single channel, a row.
+inline int64_t period_of(int64_t channels) {
+  constexpr int64_t kVectors = 32, kLongest = 2048;
+  if (channels == 1) return 1;
+  const int64_t whole = std::lcm(channels, kVectors);
+  return whole <= kLongest ? whole : channels;
+}
+
+// One number for each channel, over a period.
+template <class A>
+std::vector<A> repeated(const A* values, int64_t channels) {
+  std::vector<A> out(period_of(channels));
+  for (size_t i = 0; i < out.size(); ++i) out[i] = values[i % channels];
+  return out;
+}
+
+// From sums of the columns of a period to those of the channels, which come first then.
+inline void fold_columns(double* sums, int64_t channels) {
+  for (int64_t i = channels; i < period_of(channels); ++i) sums[i % channels] += sums[i];
+}
+
+}  // namespace drsn::cpu
