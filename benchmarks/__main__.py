@@ -98,7 +98,7 @@ def is_among(rows: list[Row], case: Case, modes: tuple[str, ...] = ()) -> bool:
 def measure_the_tax(args: argparse.Namespace) -> int:
     if not use_machine(args):
         return 2
-    rows = tax.measure_tax(args.device, 5 if args.quick else 15, compile_modes(args))
+    rows = tax.measure_tax(args.device, 5 if args.quick else 15, not args.no_compile)
     deliver(rows, RESULTS / f"{slug(rows[0])}-tax.json", args.record)
     return 0
 
@@ -175,8 +175,8 @@ def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     )
     parser.set_defaults(job=measure_all)
     jobs = parser.add_subparsers(metavar="tax, host, digits, recordings, commits, report")
-    taxer = jobs.add_parser("tax", help="measure what shrinkage adds to a ResNet's training step instead")
-    add_arguments(taxer, "fewer rounds, one compile mode", "<machine>-tax.json")
+    taxer = jobs.add_parser("tax", help="measure whole networks beside PyTorch's plain ResNet instead")
+    add_arguments(taxer, "fewer rounds", "<machine>-tax.json")
     taxer.set_defaults(job=measure_the_tax)
     hoster = jobs.add_parser("host", help="measure what a call costs on small tensors instead, on one thread")
     hoster.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -9,6 +9,7 @@ import numpy as np
 
 from .grid import BOTH_ENDS, SIZES, TABLE, TWINS
 from .host import IMPORTED
+from .networks import PLAIN
 from .rows import Row
 
 MISSING = "–"
@@ -23,12 +24,13 @@ WORDS = {
     "backward": "backward",
     "forward+backward": "forward + backward",
 }
-NETWORKS = {"paper": "the paper's network", "resnet18": "the network of 18 layers"}
-WAYS = {
-    "drsn_ops": "`Shrinkage`",
-    "batch_norm_shrink": "`batch_norm_shrink`",
-    "naive": "widely copied formula",
+NETWORKS = {
+    "paper": "the paper's network",
+    "wide": "the same with 64, 128 and 256 channels",
+    "resnet18": "the network of 18 layers, 64 to 512 channels",
+    "cifar10": "the published program's network for CIFAR-10",
 }
+WHATS = {"step": "A training step", "evaluation": "Evaluation"}
 DATA = {
     "cwru": "the drive-end files of Case Western Reserve University",
     "simulated": "recordings of the simulated machine, `drsn_ops.vibration`",
@@ -220,111 +222,91 @@ def slowest_table(rows: list[Row]) -> str:
 
 
 def networks_table(rows: list[Row]) -> str:
-    """Times and memory of each network's training step, then `Shrinkage` by itself."""
-    steps = [row for row in rows if row["what"] == "step"]
-    which = dict.fromkeys((row["network"], row["dtype"]) for row in steps)
+    """Times and memory of each network's training step, and the times of evaluation."""
     tables = []
-    for network, dtype in which:
-        own = [row for row in steps if (row["network"], row["dtype"]) == (network, dtype)]
-        label = f"A training step of {NETWORKS[network]}, x of {name_of(own[0]['shape'])}, {dtype}:\n"
-        tables += [label, step_table(own, network == "paper"), peak_table(own)]
-    return "\n".join([*tables, module_table(rows)])
+    for case in dict.fromkeys((row["what"], row["network"], *row["shape"], row["dtype"]) for row in rows):
+        own = [row for row in rows if (row["what"], row["network"], *row["shape"], row["dtype"]) == case]
+        what, network, *shape, dtype = case
+        tables.append(f"{WHATS[what]} of {NETWORKS[network]}, x of {name_of(shape)}, {dtype}:\n")
+        tables += [step_table(own)] + [peak_table(own)] * (what == "step")
+    return "\n".join(tables)
 
 
-def by_contestant(steps: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
-    """The rows of one network by variant and provider, and then by mode."""
-    found: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in steps:
-        found.setdefault((row["variant"], row["provider"]), {})[row["mode"]] = row
+def by_contestant(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    """The rows of one network by contestant, and then by mode."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(contestant(row), {})[row["mode"]] = row
     return found
 
 
-def contestant(variant: str, provider: str) -> str:
-    return f"{variant}, {WAYS[provider]}" if provider in WAYS else variant
+def contestant(row: Row) -> str:
+    names = {PLAIN: "PyTorch's plain ResNet", ("DRSN-CW", "pytorch"): "DRSN-CW, widely copied formula"}
+    who = (row["variant"], row["provider"])
+    return names.get(who, ", ".join(who)) + ", channels_last" * (row["layout"] == "channels_last")
 
 
-def modes_among(steps: list[Row]) -> dict[str, str]:
+def modes_among(rows: list[Row]) -> dict[str, str]:
     """The modes that were measured, and what a column calls them."""
-    modes = dict.fromkeys(row["mode"] for row in steps)
+    modes = dict.fromkeys(row["mode"] for row in rows)
     return {mode: mode.replace("compile", "torch.compile").replace("/", ", ") for mode in modes}
 
 
-def step_table(steps: list[Row], of_the_paper: bool) -> str:
-    modes = modes_among(steps)
-    head = ["time"]
-    head += [column for words in modes.values() for column in (f"{words}: ms", "ratio")]
-    head += ["compiled / eager"] * ("compile" in modes) + ["the paper's: ratio"] * of_the_paper
+def three_digits(row: Row | None, key: str) -> str:
+    """Microseconds in ms, or bytes in MB."""
+    value = row and row[key] and row[key] / (1e6 if key == "peak_bytes" else 1e3)
+    return number(value, 0 if not value or abs(value) >= 100 else 1 if abs(value) >= 10 else 2)
+
+
+def step_table(rows: list[Row]) -> str:
+    modes = modes_among(rows)
+    steps = rows[0]["what"] == "step"
+    paper = steps and rows[0]["network"] == "paper"
+    head = ["time", *(column for words in modes.values() for column in (f"{words}: ms", "ratio"))]
+    head += ["shrinkage adds: ms"] * steps + ["the paper's: ratio"] * paper
     lines = []
-    for (variant, provider), row_of in by_contestant(steps).items():
-        cells = [contestant(variant, provider)]
-        for mode in modes:
-            row = row_of.get(mode)
-            cells += [milliseconds(row, 0), number(row and row["ratio_p50"], 2)]
-        if "compile" in modes:
-            row = row_of.get("compile")
-            cells.append(number(row and row.get("eager_ratio_p50"), 2))
-        if of_the_paper:
-            cells.append(ratio(PAPER_SECONDS[variant], PAPER_SECONDS["ResNet"]))
+    for name, row_of in by_contestant(rows).items():
+        cells = [name]
+        for row in map(row_of.get, modes):
+            cells += [three_digits(row, "p50_us"), number(row and row["ratio_p50"], 2)]
+        cells += [three_digits(row_of.get("eager"), "added_us")] * steps
+        cells += [ratio_of_the_paper(row_of)] * paper
         lines.append(cells)
     return table(head, lines)
 
 
-def peak_table(steps: list[Row]) -> str:
-    modes = modes_among(steps)
-    head = ["peak memory"]
-    head += [column for words in modes.values() for column in (f"{words}: MB", "ratio")]
+def ratio_of_the_paper(row_of: dict[str, Row]) -> str:
+    (variant,) = {row["variant"] for row in row_of.values()}
+    return ratio(PAPER_SECONDS[variant], PAPER_SECONDS["ResNet"])
+
+
+def peak_table(rows: list[Row]) -> str:
+    modes = modes_among(rows)
+    head = ["peak memory", *(column for words in modes.values() for column in (f"{words}: MB", "ratio"))]
     lines = []
-    for (variant, provider), row_of in by_contestant(steps).items():
-        cells = [contestant(variant, provider)]
+    for name, row_of in by_contestant(rows).items():
+        cells = [name]
         for row in map(row_of.get, modes):
-            peak = row and row["peak_bytes"]
-            cells += [number(peak and peak / 1e6, 0), number(row and row["peak_ratio"], 2)]
+            cells += [three_digits(row, "peak_bytes"), number(row and row["peak_ratio"], 2)]
         lines.append(cells)
     return table(head, lines)
 
 
 def first_table(rows: list[Row]) -> str:
-    """The README's: a step of the paper's network in float32, at most a row for each of its five variants."""
+    """The README's: a step of the paper's network in float32."""
     steps = [
         row for row in rows if (row["what"], row["network"], row["dtype"]) == ("step", "paper", "float32")
     ]
     lines = []
-    for (variant, provider), row_of in by_contestant(steps).items():
+    for name, row_of in by_contestant(steps).items():
         eager, compiled = row_of.get("eager"), row_of.get("compile")
-        cells = [milliseconds(eager, 0)]
+        cells = [three_digits(eager, "p50_us")]
         cells += [number(row and row["ratio_p50"], 2) for row in (eager, compiled)]
         cells.append(number(eager and eager["peak_ratio"], 2))
-        paper = ratio(PAPER_SECONDS[variant], PAPER_SECONDS["ResNet"])
-        lines.append((contestant(variant, provider), *cells, paper))
+        lines.append((name, *cells, ratio_of_the_paper(row_of)))
     head = ("a training step", "ms", "ratio", "compiled: ratio", "memory: ratio", "the paper's: ratio")
-    label = (
-        f"{NETWORKS['paper'].capitalize()}, 12 units, x of {name_of(steps[0]['shape'])}, float32:\n\n"
-        if steps
-        else ""
-    )
+    label = f"The paper's network, 12 units, x of {name_of(steps[0]['shape'])}, float32:\n\n" if steps else ""
     return label + table(head, lines)
-
-
-def module_table(rows: list[Row]) -> str:
-    """`Shrinkage` in evaluation and, forward and backward, in training."""
-    peers = PEERS if not rows[0]["gpu"] else {**PEERS, "a copy": "copy"}
-    lines = []
-    modules = [row for row in rows if row["what"] in ("evaluation", "call") and row["provider"] == "drsn_ops"]
-    for ours in modules:
-        case = {
-            row["provider"]
-            if row["provider"] in ("drsn_ops", "copy")
-            else f"{row['mode']}/{row['provider']}": row
-            for row in rows
-            if all(row[key] == ours[key] for key in ("what", "shape", "timer"))
-        }
-        what = "evaluation" if ours["what"] == "evaluation" else WORDS["forward+backward"]
-        what += ", in a CUDA graph" if (ours["what"], ours["timer"]) == ("call", "graph") else ""
-        size = (name_of(ours["shape"]), megabytes(ours["shape"]), milliseconds(ours))
-        ratios = [ratio(fastest(case, prefix), ours["p50_us"]) for prefix in peers.values()]
-        lines.append((what, *size, *ratios))
-    columns = [f"{peer}: ratio" for peer in peers]
-    return table(("`Shrinkage` with a residual, float32", "x", "MB", "ms", *columns), lines)
 
 
 def host_table(rows: list[Row]) -> str:
