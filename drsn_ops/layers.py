@@ -1,9 +1,9 @@
-"""The plain layers around the operators: convolutions padded as TensorFlow pads, ReLUs in place, checks of shapes."""
+"""The plain layers around the operators: their memory layout, padding as TensorFlow pads, ReLUs in place, checks."""
 
 # Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.fx.node import has_side_effect
 from torch.nn.modules.conv import _ConvNd
 
-from .ops.plain_gate import is_plain, watched
+from .ops.autograd import fuses
+from .ops.plain_gate import PLAIN_TENSORS, is_plain, plain_convolution, watched
 from .reference import wrong_type
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -68,6 +69,61 @@ def pad_same(x: Tensor, stride: int) -> Tensor:
     return F.pad(x, widths)
 
 
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+
+
+# What torch.compiler.assume_constant_result sets; that would import the compiler with the package.
+_has_onednn._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def lay_out(x: Tensor) -> Tensor:
+    """A network's input in the layout in which all that follows is fastest. No other place decides on a layout.
+
+    On the CPU that is channels_last, where oneDNN convolves: of other layouts it reorders every input, weight and
+    output. Elsewhere, in exports and traces too, it is what comes in.
+    """
+    if (
+        type(x) not in PLAIN_TENSORS
+        or not (x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) and x.is_contiguous())
+        or not fuses(x)
+        or torch.compiler.is_exporting()
+        or not _has_onednn()
+    ):
+        return x
+    n, c, *spatial = x.shape
+    # A view if there is one channel: then strides alone tell the layouts apart, and those of the last axis become 1.
+    return x.movedim(1, -1).reshape(-1).view(n, *spatial, c).movedim(-1, 1)
+
+
+def is_strided(x: Tensor) -> bool:
+    """True if x has one spatial axis and the strides of channels_last, as a convolution of two axes tells them."""
+    if type(x) not in PLAIN_TENSORS or x.dim() != 3:
+        return False
+    return x.shape[2] > 1 and x.stride(1) == 1 and x.stride(2) == x.shape[1]
+
+
+def as_image(conv: nn.Module, x: Tensor) -> Tensor:
+    """What a plain ``conv`` makes of an x with one spatial axis, as (N, C, 1, L), without a copy of a strided x."""
+    one: Any = conv
+    padding = one.padding if isinstance(one.padding, str) else (0, *one.padding)
+    stride, dilation = (1, *one.stride), (1, *one.dilation)
+    return F.conv2d(x.unsqueeze(2), one.weight.unsqueeze(2), one.bias, stride, padding, dilation, one.groups)
+
+
+def apply(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)`` in the layout of x, which PyTorch's convolution and BatchNorm of one axis would not keep."""
+    if is_strided(x):
+        if type(layer) is nn.Conv1d and plain_convolution(layer, x):
+            return as_image(layer, x).squeeze(2)
+        if type(layer) is nn.BatchNorm1d and is_plain(layer):
+            lines = x.movedim(1, -1)
+            y: Tensor = layer(lines.flatten(0, 1))
+            return y.view(lines.shape).movedim(-1, 1)
+    y = layer(x)
+    return y
+
+
 def conv3(dim: int, in_channels: int, out_channels: int, stride: int = 1) -> _ConvNd:
     """A convolution of width 3 over ``dim`` spatial axes, whose input is to go through `pad_same`."""
     return CONVOLUTIONS[dim](in_channels, out_channels, 3, stride, padding=1 if stride == 1 else 0)
@@ -93,6 +149,13 @@ def relu(y: Tensor, maker: nn.Module) -> Tensor:
     return F.relu(y, inplace=unseen(y, maker))
 
 
+def pre_activation(batch_norm: nn.Module, x: Tensor, stride: int = 1) -> Tensor:
+    """The ReLU of ``batch_norm(x)``, with the zeros that `conv3` of this stride needs."""
+    y = apply(batch_norm, x)
+    # `apply` may return a view, and PyTorch's backward through a view that was overwritten copies
+    return pad_same(F.relu(y, inplace=unseen(y, batch_norm) and not is_strided(x)), stride)
+
+
 def through(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     """x through the layers, one after the other; a ReLU is applied in place where its input is `unseen`."""
     maker = None
@@ -100,9 +163,17 @@ def through(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
         if type(layer) is nn.ReLU and is_plain(layer) and unseen(x, maker):
             x = F.relu(x, inplace=True)
         else:
-            x = layer(x)
+            x = apply(layer, x)
         maker = layer
     return x
+
+
+def through_all(layers: nn.Module, x: Tensor) -> Tensor:
+    """``layers(x)``, by `through` where they are a plain Sequential."""
+    if type(layers) in (Layers, nn.Sequential) and is_plain(layers):
+        return through(layers, x)  # type: ignore[arg-type]
+    y: Tensor = layers(x)
+    return y
 
 
 @watched

@@ -19,9 +19,9 @@ from .layers import (
     CONVOLUTIONS,
     Layers,  # noqa: F401  pickles of networks name it here
     along_channels,
+    apply,
     conv3,
-    pad_same,
-    relu,
+    pre_activation,
     require_channels,
     require_input,
     returns_new,
@@ -34,7 +34,7 @@ Norm = Literal["batch", "layer", "rms", "none"]
 THRESHOLDS: tuple[Thresholds, ...] = get_args(Thresholds)
 NORMS = dict(zip(get_args(Norm), (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm, nn.Identity), strict=True))
 
-for _name in ("along_channels", "pad_same", "require_channels", "require_input"):
+for _name in ("along_channels", "require_channels", "require_input"):
     torch.fx.wrap(_name)  # see `layers`
 
 
@@ -241,9 +241,8 @@ class RSBU(nn.Module):
     def branch(self, x: Tensor) -> Tensor:
         """``h``, of the shape of y: what the shrinkage takes."""
         require_input(x, self.in_channels, self.dim)
-        h = self.conv1(pad_same(relu(self.bn1(x), self.bn1), self.stride))
-        y: Tensor = self.conv2(relu(self.bn2(h), self.bn2))
-        return y
+        h = apply(self.conv1, pre_activation(self.bn1, x, self.stride))
+        return apply(self.conv2, pre_activation(self.bn2, h))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.branch(x)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import require_choice, require_positive
-from ..layers import BATCH_NORMS, CONVOLUTIONS, conv3, pad_same, relu, require_input
+from ..layers import BATCH_NORMS, CONVOLUTIONS, apply, conv3, lay_out, pad_same, pre_activation, require_input
 from ..modules import RSBU, Norm, Thresholds
 from .initialisation import as_tflearn, weighted_layers
 
@@ -94,9 +94,8 @@ class ShrinkageNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_input(x, self.in_channels, self.dim)
-        h = self.units(self.stem(pad_same(x, self.stride)))
-        h = relu(self.bn(h), self.bn)
-        logits: Tensor = self.classifier(h.flatten(2).mean(-1))
+        h = self.units(apply(self.stem, lay_out(pad_same(x, self.stride))))
+        logits: Tensor = self.classifier(pre_activation(self.bn, h).flatten(2).mean(-1))
         return logits
 
     def penalty(self) -> Tensor:

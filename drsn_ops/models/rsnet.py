@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..arguments import require_choice, require_positive
-from ..layers import BATCH_NORMS, CONVOLUTIONS, Layers, relu, require_input, through
+from ..layers import BATCH_NORMS, CONVOLUTIONS, Layers, relu, require_input, through, through_all
 from ..modules import THRESHOLDS, Norm, Shrinkage, Thresholds
 from ..ops.plain_gate import is_plain
 from ..reference import STATISTICS, Statistic
@@ -122,11 +122,11 @@ class RSNetBlock(nn.Module):
         branch, shrinkage = self.residual_function, self.shrinkage
         layers = list(branch) if type(branch) in (Layers, nn.Sequential) and is_plain(branch) else []
         if shrinkage is None or len(layers) != 6 or layers[5] is not shrinkage:
-            y = branch(x) + self.shortcut(x)
+            y = through_all(branch, x) + through_all(self.shortcut, x)
             return F.relu(y, inplace=isinstance(y, Tensor))
         # not the Sequential itself, so that the shrinkage adds the shortcut in the same pass
         z = through(layers[:4], x)
-        return relu(shrink_behind(layers[4], shrinkage, z, self.shortcut(x)), shrinkage)
+        return relu(shrink_behind(layers[4], shrinkage, z, through_all(self.shortcut, x)), shrinkage)
 
 
 class RSNet(nn.Module):

@@ -1,4 +1,4 @@
-"""Recognises the gates and normalisations that a fused operator may compute in place of their modules.
+"""Recognises the gates, normalisations and convolutions that may be computed without a call of their modules.
 
 A fused operator calls no module. It may replace the modules only where calling them would run PyTorch's own code and
 nothing that a user attached: no hook, no subclass (a parametrization makes one), no replaced ``forward`` of the module
@@ -44,6 +44,8 @@ def _unreplaced(kind: type[nn.Module], name: str) -> Callable[..., Any] | None:
 # Calling a module runs these before its forward; the first is Module.__call__.
 _CALLS = _unreplaced(nn.Module, "_wrapped_call_impl"), _unreplaced(nn.Module, "_call_impl")
 _FORWARDS: dict[type[nn.Module], Callable[..., Any] | None] = {}
+# A convolution's forward calls this.
+_CONVOLVES = {kind: _unreplaced(kind, "_conv_forward") for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 
 def watched(kind: Kind) -> Kind:
@@ -52,7 +54,8 @@ def watched(kind: Kind) -> Kind:
     return kind
 
 
-for _kind in (*_LAYERS, *_BATCH_NORMS.values(), nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.Sequential):
+_OTHERS = (nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.Sequential)
+for _kind in (*_LAYERS, *_BATCH_NORMS.values(), *_CONVOLVES, *_OTHERS):
     watched(_kind)
 
 
@@ -93,6 +96,17 @@ def _all_plain(tensors: tuple[Tensor | None, ...], device: torch.device) -> bool
         if t is not None and (type(t) not in PLAIN_TENSORS or t.device != device):
             return False
     return True
+
+
+def plain_convolution(conv: nn.Module, x: Tensor) -> bool:
+    """True if calling the module on x runs PyTorch's convolution, of plain tensors, with zeros around x."""
+    kind = type(conv)
+    if kind not in _CONVOLVES or kind._conv_forward is not _CONVOLVES[kind] or "_conv_forward" in vars(conv):
+        return False
+    made: Any = conv
+    return (
+        made.padding_mode == "zeros" and is_plain(conv) and _all_plain((x, made.weight, made.bias), x.device)
+    )
 
 
 def uses_batch(module: nn.Module) -> bool:
