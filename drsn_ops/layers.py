@@ -66,6 +66,8 @@ def pad_same(x: Tensor, stride: int) -> Tensor:
         if stride > 3:  # only here: a comparison binds a traced network to sizes of one remainder
             total = max(total, 0)
         widths += [total // 2, total - total // 2]
+    if is_strided(x):  # a padding along one axis would not keep that
+        return F.pad(x.unsqueeze(2), [*widths, 0, 0]).squeeze(2)
     return F.pad(x, widths)
 
 
