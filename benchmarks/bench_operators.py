@@ -10,7 +10,7 @@ from benchmarks.grid import cpu_cases, cuda_cases
 from drsn_ops.benchmark.cases import Case, bytes_moved
 from drsn_ops.benchmark.contest import Contender, Inputs
 from drsn_ops.benchmark.formulas import providers
-from drsn_ops.benchmark.machine import settle_allocator
+from drsn_ops.machine import settle_allocator
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = (cuda_cases if DEVICE == "cuda" else cpu_cases)(quick=True)

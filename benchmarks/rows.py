@@ -18,7 +18,7 @@ import drsn_ops
 from drsn_ops.benchmark.cases import Case, bytes_moved
 from drsn_ops.benchmark.clocks import Runner
 from drsn_ops.benchmark.contest import Contender
-from drsn_ops.benchmark.machine import processor
+from drsn_ops.machine import processor
 
 Row = dict[str, Any]
 

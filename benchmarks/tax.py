@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from drsn_ops.benchmark.clocks import event_sampler, graph_sampler, host_sampler
 from drsn_ops.benchmark.contest import require_same
-from drsn_ops.benchmark.machine import settle_allocator
+from drsn_ops.machine import settle_allocator
 
 from .networks import CLASSES, LAYOUTS, OWN, PLAIN, SHAPES, THRESHOLDS, build, variants
 from .rows import Row, environment, peak_of, percentiles

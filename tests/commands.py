@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
 import drsn_ops
 
 
@@ -53,3 +55,12 @@ def assert_refused(run, flags, message, folder, capsys):
     assert out == "" and err.count("\n") == 1 and err.endswith("\n")
     assert message in err
     assert contents(folder) == before and not (folder / "runs").exists()
+
+
+def assert_settles_before_the_first_step(monkeypatch, module, run):
+    """The allocator is settled by ``module``, before an optimiser takes the first step of ``run``."""
+    events = []
+    monkeypatch.setattr(module, "settle_allocator", lambda: events.append("settled"))
+    with register_optimizer_step_pre_hook(lambda *_: events.append("step")):
+        run()
+    assert events[0] == "settled" and "step" in events

@@ -19,16 +19,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from commands import assert_refused, start
+from commands import assert_refused, assert_settles_before_the_first_step, start
 
 import drsn_ops
 from drsn_ops import noise
 from drsn_ops.__main__ import main
-from drsn_ops.benchmark.machine import processor
 from drsn_ops.data.vibration import CLASSES, vibration
 from drsn_ops.experiment import averages, cell, command, figures, report, schedule, signals
 from drsn_ops.experiment.settings import FULL, NETWORKS, SMALL, Cell, Result, settings_of
 from drsn_ops.experiment.storage import read_features, read_settings, result_path
+from drsn_ops.machine import processor
 from drsn_ops.models import ConvolutionalUnit
 from drsn_ops.modules import RSBU
 from drsn_ops.training.processes import Processes
@@ -108,6 +108,10 @@ def test_a_run(folder, monkeypatch, capsys):
     assert "16 cells, 0 of them done" in out and table in out
     # no bar where there is no terminal
     assert err == ""
+
+
+def test_the_allocator_is_settled_first(monkeypatch):
+    assert_settles_before_the_first_step(monkeypatch, cell, lambda: run(*TINY, "--seeds", 1, "--snr", 5))
 
 
 def test_workers_change_nothing(whole, folder, monkeypatch):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from commands import assert_refused, contents, status_of
+from commands import assert_refused, assert_settles_before_the_first_step, contents, status_of
 from test_data import write_cifar10, write_mnist
 
 from drsn_ops.__main__ import main
@@ -109,6 +109,10 @@ def test_a_run(folder, monkeypatch, capsys):
     assert "curve: runs/digits/curve.csv" in out.replace(os.sep, "/")
     # no bar where there is no terminal
     assert err == ""
+
+
+def test_the_allocator_is_settled_first(monkeypatch):
+    assert_settles_before_the_first_step(monkeypatch, train, lambda: run("--epochs", 1))
 
 
 def test_the_loss_falls(folder, monkeypatch):

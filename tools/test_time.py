@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 
 from benchmarks.report import fill
-from drsn_ops.benchmark.machine import processor
+from drsn_ops.machine import processor
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,9 +10,10 @@ import sys
 import torch
 
 from ..arguments import MAX_COUNT, count
+from ..machine import processor
 from .cases import Case
 from .contest import WrongResult, measure
-from .machine import add_machine_arguments, processor, use_machine
+from .machine import add_machine_arguments, use_machine
 
 
 def shape(text: str) -> tuple[int, ...]:

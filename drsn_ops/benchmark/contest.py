@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..machine import settle_allocator
 from ..reference import accumulator, per_row
 from .cases import Case, bytes_moved
 from .clocks import Runner, sampler
 from .formulas import COMPILE_MODES, Provider, functions, providers
-from .machine import settle_allocator
 
 CPU_POOL_BYTES = 16 << 20
 MAX_POOL = 256

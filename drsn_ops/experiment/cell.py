@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import models
 from ..arguments import as_input_error
+from ..machine import settle_allocator
 from ..noise import Kind, add_noise
 from ..training.networks import evaluation_batch
 from ..training.plan import parameters_of
@@ -63,6 +64,7 @@ def train_cell(
         network = build(settings, cell.network, data.x.shape[1], len(data.classes)).to(device)
         # before the clock starts: PyTorch imports its compiler for a process's first optimiser, which takes seconds
         optimiser = momentum(network.parameters(), settings.lr)
+        settle_allocator()
         start = time.perf_counter()
         fit(network, optimiser, *train, settings)
         if device.type == "cuda":  # wait for the kernels that are still running

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from .. import __version__
-from ..benchmark.machine import processor
+from ..machine import processor
 from ..training.processes import Processes
 from .cell import train_cell
 from .settings import Cell, Result, Settings

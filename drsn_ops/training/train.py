@@ -26,6 +26,7 @@ import torch
 from ..arguments import InputError, counted, to_go_on
 from ..data.datasets import load
 from ..data.fingerprint import require_same_data, source_of
+from ..machine import settle_allocator
 from .board import Board, board_in, require_tensorboard
 from .checkpoints import Place, claim_place, read_checkpoint, save_checkpoint
 from .flags import add_arguments, require_effects_on, settings_of
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
             if together.leads:
                 claim = claim_place(job, args.output_dir, args.checkpoint, args.resume, home)
                 place = claims.enter_context(claim)
+        settle_allocator()
         if place is None:
             return follow(job)
         board = claims.enter_context(board_in(place.folder, job)) if args.tensorboard else None
