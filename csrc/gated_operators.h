@@ -14,9 +14,8 @@ struct GatedOperators {
   static Parameters prepared(const char* name, const Tensor& x, bool per_sample, bool channels_last) {
     Parameters p{};
     p.dtype = dtype_of(name, x.scalar_type());
-    p.rows = rows_of(name, shape_of(x), channels_last);
+    p.rows = rows_with_elements(name, x, channels_last);
     p.per_sample = per_sample;
-    if (p.rows.numel() == 0) refuse(name, "shape " + words(shape_of(x)), "at least one element");
     return p;
   }
 

@@ -15,5 +15,7 @@ void gated_shrink(const GatedShrink& p);
 void gated_shrink_backward(const GatedShrinkBackward& p);
 void batch_norm_shrink(const BatchNormShrink& p);
 void batch_norm_shrink_backward(const BatchNormShrinkBackward& p);
+void batch_norm_relu(const BatchNormRelu& p);
+void batch_norm_relu_backward(const BatchNormReluBackward& p);
 
 }  // namespace drsn::cpu

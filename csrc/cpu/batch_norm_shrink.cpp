@@ -1,75 +1,82 @@
 // gated_shrink of x = norm(z), where x is never in memory: z is read for the statistics of its channels, for the means
 // of |x| and for the result; backward for five sums of each row, then for dz.
 #include "backend.h"
-#include "gate.h"
+#include "batch_norm.h"
 
 namespace drsn::cpu {
 namespace {
 
-// The input's normalisation as numbers of each row.
-template <class A>
-struct InputNorm {
-  std::vector<A> center, scale, bias;
-
-  InputNorm(const Norm& norm, const Rows& rows, const A* state) {
-    const A* mean = state;
-    const A* rstd = state + rows.channels;
-    for (int64_t n = 0; n < rows.samples; ++n) {
-      for (int64_t c = 0; c < rows.channels; ++c) {
-        center.push_back(mean[c]);
-        scale.push_back((norm.weight ? as<A>(norm.weight)[c] : A(1)) * rstd[c]);
-        bias.push_back(norm.bias ? as<A>(norm.bias)[c] : A(0));
-      }
-    }
-  }
-
-  Affine<A> from(int64_t row) const { return {&center[row], &scale[row], &bias[row]}; }
-};
-
-// Writes mean and 1 / sqrt(variance + eps) of every channel of z to `state`.
-template <class T>
-void set_statistics(const Norm& norm, const Rows& rows, const T* z, accumulator_t<T>* state) {
-  using A = accumulator_t<T>;
-  A* mean = state;
-  A* rstd = state + rows.channels;
-  if (norm.kind == NormKind::kRunning) return running_statistics(norm, rows.channels, mean, rstd);
-  std::vector<double> sums(rows.samples * rows.channels), squares(sums.size());
-  for_each_task(int64_t(sums.size()), rows.length, [&](int64_t row) {
-    loops<T>().moments(z + row * rows.length, rows.length, &sums[row], &squares[row]);
-  });
-  const BatchStatistics<A> statistics(norm, rows.samples * rows.length);
-  for (int64_t c = 0; c < rows.channels; ++c) {
-    double sum = 0, all = 0;
-    for (int64_t n = 0; n < rows.samples; ++n) sum += sums[n * rows.channels + c];
-    const double center = sum / double(rows.samples * rows.length);
-    for (int64_t n = 0; n < rows.samples; ++n) {
-      const double d = sums[n * rows.channels + c] / double(rows.length) - center;
-      all += squares[n * rows.channels + c] + d * d * double(rows.length);
-    }
-    statistics.set(c, center, all / double(rows.samples * rows.length), mean + c, rstd + c);
-  }
+// Calls run(line, offset, walk) for the lines of a range: for all its rows at once, or for each sample in
+// channels_last.
+template <class Run>
+void for_each_walk(const Rows& rows, const Lines& lines, const Range& at, const Run& run) {
+  static constexpr int64_t kBegin = 0;
+  const int64_t offset = lines.offset(at), channels = rows.channels;
+  if (!rows.channels_last)
+    return run(at.line, offset, Walk{at.count, 1, at.n, &kBegin, at.n, 1, at.line % channels, channels});
+  for (int64_t l = 0; l < at.count; ++l)
+    run(at.line + l, offset + l * lines.length, Walk{1, 1, at.n, &kBegin, at.n, period_of(channels), 0, 1});
 }
+
+// Adds kSums sums of each row of a range; add(offset, walk, sums) adds those of a walk, each of them over a period in
+// channels_last.
+template <int kSums, class Add>
+void add_row_sums(const Rows& rows, const Lines& lines, const Range& at, double* sums, const Add& add) {
+  for_each_walk(rows, lines, at, [&](int64_t line, int64_t offset, const Walk& walk) {
+    if (!rows.channels_last) return add(line, offset, walk, sums);
+    thread_local std::vector<double> columns;
+    columns.assign(kSums * walk.period, 0);
+    add(line, offset, walk, columns.data());
+    double* of_line = sums + (line - at.line) * kSums * rows.channels;
+    for (int s = 0; s < kSums; ++s) {
+      fold_columns(&columns[s * walk.period], rows.channels);
+      for (int64_t c = 0; c < rows.channels; ++c) of_line[c * kSums + s] += columns[s * walk.period + c];
+    }
+  });
+}
+
+// The numbers of the rows from a line on, as the loops take them.
+template <class A>
+class LineNumbers {
+ public:
+  LineNumbers(const Rows& rows, const std::vector<A>& values, int64_t line) : data_(&values[line]) {
+    if (!rows.channels_last) return;
+    repeated_ = repeated(&values[line * rows.channels], rows.channels);
+    data_ = repeated_.data();
+  }
+  const A* data() const { return data_; }
+
+ private:
+  std::vector<A> repeated_;
+  const A* data_;
+};
 
 template <class T>
 void forward(const BatchNormShrink& p) {
   using A = accumulator_t<T>;
   const auto& loop = loops<T>();
-  const Lines lines = lines_of_samples(p.rows, p.gate);
+  const Rows& rows = p.rows;
+  const Lines lines = lines_of_samples(rows, p.gate);
   const T* z = as<T>(p.x);
   const T* residual = as<T>(p.residual);
-  set_statistics(p.input, p.rows, z, as<A>(p.input_state));
-  const InputNorm<A> input(p.input, p.rows, as<A>(p.input_state));
+  set_statistics(p.input, rows, z, as<A>(p.input_state));
+  const ChannelNorm<A> norm(p.input, rows, as<A>(p.input_state));
+  const Affine<A> affine = norm.numbers().affine;
   GateForward<A> gate(p);
   two_passes(
       lines, p.gate.norm.kind == NormKind::kBatch,
       [&](const Range& at, double* sums) {
-        loop.abs_sum_rows(z + lines.offset(at), input.from(at.line), at.count, at.n, sums);
+        add_row_sums<1>(rows, lines, at, sums, [&](int64_t, int64_t offset, const Walk& walk, double* to) {
+          loop.norm_abs_sums(z + offset, affine, walk, to);
+        });
       },
       [&](int64_t sample, int64_t count, const double* sums) { gate.run(sample, count, sums); },
       [&](const Range& at) {
-        const int64_t offset = lines.offset(at);
-        loop.shrink_rows(z + offset, input.from(at.line), &gate.tau[at.line], residual ? residual + offset : nullptr,
-                         as<T>(p.y) + offset, {}, at.count, at.n);
+        for_each_walk(rows, lines, at, [&](int64_t line, int64_t offset, const Walk& walk) {
+          const LineNumbers<A> tau(rows, gate.tau, line);
+          loop.norm_shrink(z + offset, affine, tau.data(), residual ? residual + offset : nullptr, as<T>(p.y) + offset,
+                           walk);
+        });
       });
 }
 
@@ -80,56 +87,52 @@ void backward(const BatchNormShrinkBackward& p) {
   const auto& loop = loops<T>();
   const Rows& rows = p.rows;
   Lines lines = lines_of_samples(rows, p.gate);
-  lines.sums = kSums;
+  lines.sums *= kSums;
   const T* g = as<T>(p.grad);
   const T* z = as<T>(p.z);
-  const A* rstd = as<A>(p.input_state) + rows.channels;
-  const InputNorm<A> input(p.input, rows, as<A>(p.input_state));
+  ChannelNorm<A> norm(p.input, rows, as<A>(p.input_state));
   GateBackward<A> gate(p);
   const std::vector<A> tau = gate.thresholds();
-  std::vector<A> at_center(tau.size()), slope(tau.size());
-  std::vector<double> dweight(rows.channels), dbias(rows.channels), weight_rows(tau.size()), bias_rows(tau.size());
-  const auto rows_from = [&](int64_t row) {
-    return BatchNormRows<A>{input.from(row), &tau[row], &gate.share[row], &at_center[row], &slope[row]};
-  };
-  const auto add_rows = [&] {
-    for (size_t row = 0; row < tau.size(); ++row) {
-      dweight[row % rows.channels] += weight_rows[row];
-      dbias[row % rows.channels] += bias_rows[row];
-    }
-  };
+  std::vector<double> row_sums(tau.size()), centered_row_sums(tau.size());
   const bool over_batch = p.input.kind == NormKind::kBatch;
+  const auto finish = [&] {
+    for (size_t row = 0; row < tau.size(); ++row) {
+      norm.sums[row % rows.channels] += row_sums[row];
+      norm.centered_sums[row % rows.channels] += centered_row_sums[row];
+    }
+    norm.finish(over_batch, p.dinput_weight, p.dinput_bias);
+  };
   two_passes(
       lines, over_batch || p.gate.norm.kind == NormKind::kBatch,
       [&](const Range& at, double* sums) {
-        const int64_t offset = lines.offset(at);
-        loop.batch_norm_sums(g + offset, z + offset, rows_from(at.line), at.count, at.n, sums);
+        add_row_sums<kSums>(rows, lines, at, sums, [&](int64_t line, int64_t offset, const Walk& walk, double* to) {
+          const LineNumbers<A> of_tau(rows, tau, line);
+          BatchNormNumbers<A> with = norm.numbers();
+          with.tau = of_tau.data();
+          loop.shrink_sums(g + offset, z + offset, with, walk, to);
+        });
       },
       [&](int64_t sample, int64_t count, const double* sums) {
         const int64_t first = sample * rows.channels;
-        gate.run(sample, count, sums, kSums);
+        gate.run(sample, count, sums + 2, kSums);
         for (int64_t row = first; row < first + count * rows.channels; ++row) {
           const double* of_row = sums + kSums * (row - first);
-          weight_rows[row] = (of_row[2] + gate.share[row] * of_row[4]) * rstd[row % rows.channels];
-          bias_rows[row] = of_row[1] + gate.share[row] * of_row[3];
+          row_sums[row] = of_row[0] + gate.share[row] * of_row[3];
+          centered_row_sums[row] = of_row[1] + gate.share[row] * of_row[4];
         }
-        if (!over_batch) return;
-        add_rows();
-        const double elements = double(rows.samples * rows.length);
-        for (size_t row = 0; row < tau.size(); ++row) {
-          const size_t c = row % rows.channels;
-          at_center[row] = A(-input.scale[row] * dbias[c] / elements);
-          slope[row] = A(-input.scale[row] * dweight[c] * rstd[c] / elements);
-        }
+        if (over_batch) finish();
       },
       [&](const Range& at) {
-        const int64_t offset = lines.offset(at);
-        if (p.dx)
-          loop.batch_norm_combine(g + offset, z + offset, rows_from(at.line), as<T>(p.dx) + offset, at.count, at.n);
+        if (!p.dx) return;
+        for_each_walk(rows, lines, at, [&](int64_t line, int64_t offset, const Walk& walk) {
+          const LineNumbers<A> of_tau(rows, tau, line), share(rows, gate.share, line);
+          BatchNormNumbers<A> with = norm.numbers();
+          with.tau = of_tau.data();
+          with.share = share.data();
+          loop.shrink_combine(g + offset, z + offset, with, nullptr, as<T>(p.dx) + offset, walk);
+        });
       });
-  if (!over_batch) add_rows();
-  if (p.dinput_weight) std::copy(dweight.begin(), dweight.end(), as<A>(p.dinput_weight));
-  if (p.dinput_bias) std::copy(dbias.begin(), dbias.end(), as<A>(p.dinput_bias));
+  if (!over_batch) finish();
   gate.write_parameters();
 }
 

@@ -61,12 +61,24 @@ struct Affine {
   const A* bias = nullptr;
 };
 
-// One of each per row: x = norm(z) with its threshold, the share of its elements (see combine), and dz = scale * dx +
-// at_center + slope * (z - center).
+// The numbers of norm(x) and of its gradient: a channel's affine, at_center and slope, a line's threshold and share
+// (see combine; shrinkage alone). dx = scale * d + at_center + slope * (x - center), where d is the gradient of
+// norm(x).
 template <class A>
-struct BatchNormRows {
+struct BatchNormNumbers {
   Affine<A> affine;
-  const A *tau, *share, *at_center, *slope;
+  const A *at_center, *slope;
+  const A *tau = nullptr, *share = nullptr;
+};
+
+// How a loop walks lines of x that lie one after another, each of `runs` runs of n elements; the runs of y, or of its
+// gradient, begin at `padded` of a line of `padded_line` elements. A row (period 1) has one number of its channel:
+// channels follow one another from `channel` on. Else a line's numbers repeat as columns.h has it.
+struct Walk {
+  int64_t lines, runs, n;
+  const int64_t* padded;
+  int64_t padded_line;
+  int64_t period, channel, channels;
 };
 
 // `rows` rows of n elements lie one after another. sums[row] is added to. sign is that of x, or 0.
@@ -92,11 +104,22 @@ struct Loops {
   // out = active * g + sign * share; g may be null: 0
   void (*combine)(const T* g, ConstPlanes mask, const A* share, T* out, int64_t n);
   void (*combine_rows)(const T* g, ConstPlanes mask, const A* share, T* out, int64_t rows, int64_t n);
-  // of a row: the sum of z, and the sum of the squared distances from its mean
-  void (*moments)(const T* z, int64_t n, double* sum, double* squares);
-  // sums[5 * row] += the sums of active * sign * g, active * g, active * g * (z - center), sign, sign * (z - center)
-  void (*batch_norm_sums)(const T* g, const T* z, BatchNormRows<A> with, int64_t rows, int64_t n, double* sums);
-  void (*batch_norm_combine)(const T* g, const T* z, BatchNormRows<A> with, T* dz, int64_t rows, int64_t n);
+  // Of each column, added to sums: x - center, and at sums[period] on its square. See columns.h.
+  void (*centered_sums)(const T* x, const A* center, int64_t period, int64_t n, double* sums);
+  // Of each row: its mean, and the sum of the squared distances from it.
+  void (*moments)(const T* x, int64_t rows, int64_t n, double* mean, double* squares);
+  // Of each line, added to sums: |norm(x)|, as relu_sums.
+  void (*norm_abs_sums)(const T* x, Affine<A> affine, Walk walk, double* sums);
+  // y = soft_threshold(norm(x), max(tau, 0)) + residual
+  void (*norm_shrink)(const T* x, Affine<A> affine, const A* tau, const T* residual, T* y, Walk walk);
+  void (*batch_norm_relu)(const T* x, Affine<A> affine, T* y, Walk walk);
+  // Of each line, added to sums: active * g, active * g * (x - center); before a shrinkage also active * sign * g,
+  // sign, sign * (x - center). A row has them one after another; else each has a period.
+  void (*relu_sums)(const T* g, const T* x, BatchNormNumbers<A> with, Walk walk, double* sums);
+  // dx, plus the shortcut's gradient where that is given, of the shape of x.
+  void (*relu_combine)(const T* g, const T* x, BatchNormNumbers<A> with, const T* shortcut, T* dx, Walk walk);
+  void (*shrink_sums)(const T* g, const T* x, BatchNormNumbers<A> with, Walk walk, double* sums);
+  void (*shrink_combine)(const T* g, const T* x, BatchNormNumbers<A> with, const T* shortcut, T* dx, Walk walk);
   void (*widen)(const T* from, A* to, int64_t n);
   void (*narrow)(const A* from, T* to, int64_t n);
 };

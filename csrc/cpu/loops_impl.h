@@ -248,73 +248,7 @@ void combine_rows(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T
   });
 }
 
-template <class T>
-void moments(const T* z, int64_t n, double* sum, double* squares) {
-  using V = vector_t<T>;
-  double first = 0;
-  add_terms<T, 1>(n, &first, [&](int64_t i, int64_t count, V* out) DRSN_LAMBDA { out[0] = load(z + i, count); });
-  *sum += first;
-  const V mean = splat<T>(accumulator_t<T>(first / double(n)));
-  double from_mean[2] = {};
-  add_terms<T, 2>(n, from_mean, [&](int64_t i, int64_t count, V* out) DRSN_LAMBDA {
-    out[0] = keep(inside<T>(count), load(z + i, count) - mean);
-    out[1] = out[0] * out[0];
-  });
-  // Rounding leaves the sum of the differences off zero: what that adds to their squares is taken off.
-  *squares += from_mean[1] - from_mean[0] * from_mean[0] / double(n);
-}
-
-// A vector of z about its center, and the mask of x = norm(z).
-template <class T>
-struct NormVector {
-  vector_t<T> centered;
-  bits_t<T> negative, nonzero, active;
-};
-
-template <class T>
-DRSN_INLINE NormVector<T> normalise(const T* z, const RowAffine<T>& affine, vector_t<T> tau, int64_t i, int64_t count) {
-  const vector_t<T> zero = {};
-  const vector_t<T> x = source<T, true>(z, affine, i, count);
-  const vector_t<T> magnitude = magnitude_of<T>(x);
-  const bits_t<T> in = inside<T>(count);
-  return {keep(in, load(z + i, count) - affine.center), bits_t<T>(less(x, zero) & in),
-          bits_t<T>(less(zero, magnitude) & in), bits_t<T>(less(tau, magnitude) & in)};
-}
-
-template <class T>
-void batch_norm_sums(const T* g, const T* z, BatchNormRows<accumulator_t<T>> with, int64_t rows, int64_t n,
-                     double* sums) {
-  using V = vector_t<T>;
-  const V one = splat<T>(1);
-  for (int64_t r = 0; r < rows; ++r) {
-    const RowAffine<T> affine = affine_of<T>(with.affine, r);
-    const V tau = splat<T>(with.tau[r]);
-    add_terms<T, 5>(n, sums + 5 * r, [&](int64_t i, int64_t count, V* out) DRSN_LAMBDA {
-      const NormVector<T> v = normalise<T>(z + r * n, affine, tau, i, count);
-      const V passed = keep(v.active, load(g + r * n + i, count));
-      out[0] = negate(v.negative, passed);
-      out[1] = passed;
-      out[2] = passed * v.centered;
-      out[3] = keep(v.nonzero, negate(v.negative, one));
-      out[4] = keep(v.nonzero, negate(v.negative, v.centered));
-    });
-  }
-}
-
-template <class T>
-void batch_norm_combine(const T* g, const T* z, BatchNormRows<accumulator_t<T>> with, T* dz, int64_t rows, int64_t n) {
-  using V = vector_t<T>;
-  for (int64_t r = 0; r < rows; ++r) {
-    const RowAffine<T> affine = affine_of<T>(with.affine, r);
-    const V tau = splat<T>(with.tau[r]), share = splat<T>(with.share[r]);
-    const V at_center = splat<T>(with.at_center[r]), slope = splat<T>(with.slope[r]);
-    for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-      const NormVector<T> v = normalise<T>(z + r * n, affine, tau, i, count);
-      const V dx = keep(v.active, load(g + r * n + i, count)) + keep(v.nonzero, negate(v.negative, share));
-      store(dz + r * n + i, affine.scale * dx + (at_center + slope * v.centered), count);
-    });
-  }
-}
+#include "batch_norm_loops.h"
 
 template <class T>
 void widen(const T* from, accumulator_t<T>* to, int64_t n) {
@@ -373,9 +307,15 @@ const Loops<T>& table() {
                                    pass<T>,
                                    combine<T>,
                                    combine_rows<T>,
+                                   centered_sums<T>,
                                    moments<T>,
-                                   batch_norm_sums<T>,
-                                   batch_norm_combine<T>,
+                                   norm_abs_sums<T>,
+                                   norm_shrink<T>,
+                                   batch_norm_relu<T>,
+                                   batch_norm_sums<T, true>,
+                                   batch_norm_combine<T, true>,
+                                   batch_norm_sums<T, false>,
+                                   batch_norm_combine<T, false>,
                                    widen<T>,
                                    narrow<T>};
   return kTable;

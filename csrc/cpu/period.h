@@ -20,14 +20,17 @@ inline int64_t period_of(int64_t channels) {
 // One number for each channel, over a period.
 template <class A>
 std::vector<A> repeated(const A* values, int64_t channels) {
-  std::vector<A> out(period_of(channels));
-  for (size_t i = 0; i < out.size(); ++i) out[i] = values[i % channels];
+  std::vector<A> out;
+  out.reserve(period_of(channels));
+  for (int64_t i = 0; i < period_of(channels); i += channels) out.insert(out.end(), values, values + channels);
   return out;
 }
 
 // From sums of the columns of a period to those of the channels, which come first then.
 inline void fold_columns(double* sums, int64_t channels) {
-  for (int64_t i = channels; i < period_of(channels); ++i) sums[i % channels] += sums[i];
+  for (int64_t begin = channels; begin < period_of(channels); begin += channels) {
+    for (int64_t c = 0; c < channels; ++c) sums[c] += sums[begin + c];
+  }
 }
 
 }  // namespace drsn::cpu

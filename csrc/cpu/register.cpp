@@ -1,4 +1,5 @@
 // Registers the CPU backend with PyTorch's dispatcher.
+#include "../batch_norm_operators.h"
 #include "../gated_operators.h"
 #include "backend.h"
 #include "loops.h"
@@ -27,6 +28,10 @@ struct Cpu {
   static void batch_norm_shrink_backward(const drsn::BatchNormShrinkBackward& p, const Tensor&) {
     drsn::cpu::batch_norm_shrink_backward(p);
   }
+  static void batch_norm_relu(const drsn::BatchNormRelu& p, const Tensor&) { drsn::cpu::batch_norm_relu(p); }
+  static void batch_norm_relu_backward(const drsn::BatchNormReluBackward& p, const Tensor&) {
+    drsn::cpu::batch_norm_relu_backward(p);
+  }
 };
 
 std::string cpu_simd() { return drsn::cpu::simd_level(); }
@@ -36,6 +41,7 @@ std::string cpu_simd() { return drsn::cpu::simd_level(); }
 STABLE_TORCH_LIBRARY_IMPL(DRSN_NAMESPACE, CPU, m) {
   drsn::Operators<Cpu>::add_to(m);
   drsn::GatedOperators<Cpu>::add_to(m);
+  drsn::BatchNormOperators<Cpu>::add_to(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(DRSN_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("cpu_simd", TORCH_BOX(&cpu_simd)); }

@@ -121,7 +121,8 @@ DRSN_INLINE void store(T* p, vector_t<T> v, int64_t count) {
   }
 }
 
-// pack and less: eight comparisons as eight bits. keep and negate: what to do with the elements whose bits are set.
+// pack, less and at_most: eight comparisons as eight bits. keep and negate: what to do with the elements whose bits are
+// set.
 #if defined(DRSN_SIMD_AVX2)
 DRSN_INLINE uint8_t pack(compare_t<float> c) { return uint8_t(_mm256_movemask_ps((__m256)c)); }
 DRSN_INLINE uint8_t pack(compare_t<double> c) {
@@ -158,6 +159,8 @@ DRSN_INLINE C unpack(uint8_t byte) {
 
 DRSN_INLINE uint8_t less(vector_t<float> a, vector_t<float> b) { return pack((compare_t<float>)(a < b)); }
 DRSN_INLINE uint8_t less(vector_t<double> a, vector_t<double> b) { return pack((compare_t<double>)(a < b)); }
+DRSN_INLINE uint8_t at_most(vector_t<float> a, vector_t<float> b) { return pack((compare_t<float>)(a <= b)); }
+DRSN_INLINE uint8_t at_most(vector_t<double> a, vector_t<double> b) { return pack((compare_t<double>)(a <= b)); }
 DRSN_INLINE vector_t<float> keep(uint8_t bits, vector_t<float> v) {
   using C = compare_t<float>;
   return (vector_t<float>)((C)v & unpack<C>(bits));

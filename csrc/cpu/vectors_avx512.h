@@ -61,6 +61,8 @@ DRSN_INLINE void store(Half* p, __m512 v, int64_t count) { store_words(p, narrow
 
 DRSN_INLINE uint16_t less(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 DRSN_INLINE uint8_t less(__m512d a, __m512d b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
+DRSN_INLINE uint16_t at_most(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+DRSN_INLINE uint8_t at_most(__m512d a, __m512d b) { return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ); }
 DRSN_INLINE __m512 keep(uint16_t bits, __m512 v) { return _mm512_maskz_mov_ps(bits, v); }
 DRSN_INLINE __m512d keep(uint8_t bits, __m512d v) { return _mm512_maskz_mov_pd(bits, v); }
 DRSN_INLINE __m512 negate(uint16_t bits, __m512 v) { return _mm512_mask_xor_ps(v, bits, v, _mm512_set1_ps(-0.0f)); }

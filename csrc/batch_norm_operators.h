@@ -1,0 +1,140 @@
+// The host side of the operators that normalise, apply ReLU and make a residual unit's shortcut, once for every
+// backend.
+#pragma once
+
+#include "norm_tensors.h"
+
+namespace drsn {
+
+// The sizes of y and of the shortcut, from x and the stride of the convolution that follows.
+struct UnitShapes {
+  Shape y, shortcut;  // the latter with the channels of x
+  Spatial spatial;
+
+  UnitShapes(const char* name, const Tensor& x, int64_t stride)
+      : y(shape_of(x)), shortcut(y), spatial{{1, 1, 1}, {}, {}} {
+    constexpr size_t kMost = 3;
+    if (y.size() > 2 + kMost) refuse(name, "shape " + words(y), "(N, C, *spatial) with at most three spatial axes");
+    if (stride < 1) refuse("stride", std::to_string(stride), "at least 1");
+    for (size_t axis = 2; axis < y.size(); ++axis) {
+      const size_t i = axis + kMost - y.size();
+      const int64_t size = y[axis], padding = stride > 1 ? std::max<int64_t>(2 - (size - 1) % stride, 0) : 0;
+      spatial.size[i] = size;
+      spatial.before[i] = padding / 2;
+      spatial.after[i] = padding - padding / 2;
+      y[axis] += padding;
+      shortcut[axis] = (size + stride - 1) / stride;
+    }
+  }
+};
+
+template <class Backend>
+struct BatchNormOperators {
+  using Outputs = std::tuple<Tensor, Tensor, Tensor>;
+
+  static Outputs run(Tensor x, const NormTensors& norm, int64_t stride, int64_t shortcut_channels) {
+    const bool channels_last = is_channels_last(x);
+    const ScalarType type = x.scalar_type();
+    UnitShapes shapes("x", x, stride);
+    BatchNormRelu p{};
+    p.dtype = dtype_of("x", type);
+    p.rows = rows_with_elements("x", x, channels_last);
+    if (shortcut_channels != 0 && shortcut_channels < p.rows.channels) {
+      refuse("shortcut_channels", std::to_string(shortcut_channels),
+             "0 for no shortcut, or at least the channels of x, " + std::to_string(p.rows.channels));
+    }
+    shapes.shortcut[1] = shortcut_channels;
+    x = laid_out(x, channels_last);
+    const Tensor y = empty(shapes.y, type, x, channels_last);
+    const bool wanted = shortcut_channels > 0;
+    const Tensor shortcut = empty(wanted ? shapes.shortcut : Shape{0}, type, x, wanted && channels_last);
+    const Tensor state = empty({2, p.rows.channels}, accumulator_of(type), x);
+    p.x = data(x);
+    p.norm = norm.norm;
+    p.state = state.mutable_data_ptr();
+    p.y = y.mutable_data_ptr();
+    p.shortcut = pointer_or_null(shortcut);
+    p.stride = stride;
+    p.shortcut_channels = shortcut_channels;
+    p.spatial = shapes.spatial;
+    Backend::batch_norm_relu(p, x);
+    return {y, shortcut, state};
+  }
+
+  // Checks x before its channels are asked for.
+  static NormTensors norm_of(const Tensor& x, int64_t kind, double eps, const Optional& weight, const Optional& bias) {
+    dtype_of("x", x.scalar_type());
+    return NormTensors(kOnlyNorm, kind, eps, weight, bias, rows_with_elements("x", x, false).channels, x);
+  }
+
+  static Outputs batch_norm_relu(Tensor x, Optional weight, Optional bias, Optional running_mean, Optional running_var,
+                                 int64_t kind, double eps, int64_t stride, int64_t shortcut_channels) {
+    const typename Backend::Guard guard(x);
+    NormTensors norm = norm_of(x, kind, eps, weight, bias);
+    norm.read_running(running_mean, running_var, x);
+    return run(x, norm, stride, shortcut_channels);
+  }
+
+  static Outputs batch_norm_relu_(Tensor x, Optional weight, Optional bias, Optional running_mean, Optional running_var,
+                                  Optional batches, double momentum, int64_t kind, double eps, int64_t stride,
+                                  int64_t shortcut_channels) {
+    const typename Backend::Guard guard(x);
+    NormTensors norm = norm_of(x, kind, eps, weight, bias);
+    norm.write_running(running_mean, running_var, batches, momentum, x);
+    const Access updated = norm.updates() ? Access::kWrites : Access::kReads;
+    check_overlap({{"x", x, Access::kReads},
+                   {kOnlyNorm.weight, weight, Access::kReads},
+                   {kOnlyNorm.bias, bias, Access::kReads},
+                   {kOnlyNorm.mean, running_mean, updated},
+                   {kOnlyNorm.var, running_var, updated},
+                   {kOnlyNorm.batches, batches, updated}});
+    Outputs outputs = run(x, norm, stride, shortcut_channels);
+    norm.finish();
+    return outputs;
+  }
+
+  static Outputs batch_norm_relu_backward(Tensor grad, Optional grad_shortcut, Tensor x, Optional weight, Optional bias,
+                                          int64_t kind, Tensor state, int64_t stride, bool need_x,
+                                          bool need_parameters) {
+    const typename Backend::Guard guard(x);
+    const NormTensors norm = norm_of(x, kind, 0, weight, bias);
+    const bool channels_last = is_channels_last(x);
+    const ScalarType type = x.scalar_type(), wide = accumulator_of(type);
+    UnitShapes shapes("x", x, stride);
+    BatchNormReluBackward p{};
+    p.dtype = dtype_of("x", type);
+    p.rows = rows_with_elements("x", x, channels_last);
+    grad = checked("grad", grad, shapes.y, type, x, channels_last);
+    if (grad_shortcut) {
+      const bool wide_enough = grad_shortcut->dim() > 1 && grad_shortcut->size(1) >= p.rows.channels;
+      shapes.shortcut[1] = p.shortcut_channels = wide_enough ? grad_shortcut->size(1) : p.rows.channels;
+      grad_shortcut = checked("grad_shortcut", grad_shortcut, shapes.shortcut, type, x, channels_last);
+    }
+    state = checked("state", state, {2, p.rows.channels}, wide, x);
+    x = laid_out(x, channels_last);
+    const Tensor dx = empty(need_x ? shape_of(x) : Shape{0}, type, x, need_x && channels_last);
+    const auto one = [&](bool wanted) { return empty({wanted ? p.rows.channels : 0}, wide, x); };
+    const Tensor dweight = one(need_parameters && weight), dbias = one(need_parameters && bias);
+    p.grad = data(grad);
+    p.grad_shortcut = data(grad_shortcut);
+    p.x = data(x);
+    p.norm = norm.norm;
+    p.state = data(state);
+    p.dx = pointer_or_null(dx);
+    p.dweight = pointer_or_null(dweight);
+    p.dbias = pointer_or_null(dbias);
+    p.stride = stride;
+    p.spatial = shapes.spatial;
+    Backend::batch_norm_relu_backward(p, x);
+    return {dx, dweight, dbias};
+  }
+
+  template <class Library>
+  static void add_to(Library& m) {
+    m.impl("batch_norm_relu", TORCH_BOX(&batch_norm_relu));
+    m.impl("batch_norm_relu_", TORCH_BOX(&batch_norm_relu_));
+    m.impl("batch_norm_relu_backward", TORCH_BOX(&batch_norm_relu_backward));
+  }
+};
+
+}  // namespace drsn

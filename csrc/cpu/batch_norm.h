@@ -1,0 +1,85 @@
+// BatchNorm over the channels of x: its statistics, its numbers as the loops take them, and x cut into tiles.
+#pragma once
+
+#include "gate.h"
+#include "period.h"
+
+namespace drsn::cpu {
+
+// Writes mean and 1 / sqrt(variance + eps) of every channel of x to `state`.
+template <class T>
+void set_statistics(const Norm& norm, const Rows& rows, const T* x, accumulator_t<T>* state);
+
+inline int64_t period_of(const Rows& rows) { return rows.channels_last ? period_of(rows.channels) : 1; }
+
+// A number of each channel as the loops take it.
+template <class A>
+std::vector<A> along_lines(const std::vector<A>& values, const Rows& rows) {
+  return rows.channels_last ? repeated(values.data(), rows.channels) : values;
+}
+
+// norm(x) and its gradient, a number of each channel. The gradient comes from the sums of g and of g * (x - mean).
+template <class A>
+struct ChannelNorm {
+  std::vector<A> center, scale, bias, rstd;
+  std::vector<double> sums, centered_sums;
+  std::vector<A> at_center, slope;
+
+  ChannelNorm(const Norm& norm, const Rows& rows, const A* state);
+
+  BatchNormNumbers<A> numbers() const {
+    return {{center.data(), scale.data(), bias.data()}, at_center.data(), slope.data()};
+  }
+
+  // From the sums to the gradients of the parameters, which may be null, and where over_batch to at_center and slope.
+  void finish(bool over_batch, void* dweight, void* dbias);
+
+ private:
+  const Rows& rows_;
+};
+
+// Lines [line, line + lines) of x, whole or, of a single one, units [begin, begin + units).
+struct Tile {
+  int64_t line, lines, begin, units;
+};
+
+// x cut into tiles of about as many elements. A line is a row, or a sample in channels_last; its units are positions,
+// or runs along the innermost axis where `in_runs`, which the padding of y asks for.
+class Tiles {
+ public:
+  Tiles(const Rows& rows, const Spatial& spatial, bool in_runs, int64_t elements);
+
+  int64_t count() const { return count_; }
+  int64_t elements() const { return elements_; }
+  int64_t pieces() const { return pieces_; }
+  int64_t piece(const Tile& tile) const { return tile.begin / piece_; }
+  Tile operator[](int64_t index) const;
+  Walk walk(const Tile& tile) const;
+  int64_t offset(const Tile& tile) const { return tile.line * units_ * unit_ + tile.begin * unit_; }
+  int64_t size(const Tile& tile) const { return tile.lines * tile.units * unit_; }
+  int64_t padded_offset(const Tile& tile) const {
+    return tile.line * padded_line_ + (in_runs_ ? 0 : tile.begin * unit_);
+  }
+
+  // Calls zero(begin, n) for what lies between the runs of a padded tile.
+  template <class Zero>
+  void for_each_gap(const Tile& tile, const Zero& zero) const {
+    for (int64_t line = 0; line < tile.lines && padded_line_ > units_ * unit_; ++line) {
+      const int64_t at = line * padded_line_;
+      if (tile.begin == 0) zero(at, padded_[0]);
+      for (int64_t run = tile.begin; run < tile.begin + tile.units; ++run) {
+        const int64_t end = padded_[run] + unit_;
+        zero(at + end, (run + 1 < units_ ? padded_[run + 1] : padded_line_) - end);
+      }
+    }
+  }
+
+ private:
+  const Rows& rows_;
+  bool in_runs_;
+  int64_t unit_, units_, padded_line_;  // elements of a unit, units of a line
+  int64_t piece_, pieces_, lines_per_tile_, count_, elements_;
+  std::vector<int64_t> padded_;
+};
+
+}  // namespace drsn::cpu
