@@ -13,7 +13,7 @@ from . import models, noise, reference
 from .analysis.checking import check_shrinkage
 from .analysis.inspection import inspect
 from .arguments import InputError
-from .functional import abs_mean, batch_norm_shrink, gated_shrink, shrink, soft_threshold
+from .functional import abs_mean, batch_norm_relu, batch_norm_shrink, gated_shrink, shrink, soft_threshold
 from .models.conversion import convert
 from .modules import RSBU, Shrinkage, SoftThreshold
 from .ops import fake_kernels  # noqa: F401  it registers them
@@ -31,6 +31,7 @@ __all__ = [
     "Shrinkage",
     "SoftThreshold",
     "abs_mean",
+    "batch_norm_relu",
     "batch_norm_shrink",
     "build_info",
     "check_shrinkage",

@@ -6,13 +6,14 @@ from contextlib import nullcontext
 from typing import Any, Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import reference
 from .arguments import require_choice
-from .ops import autograd, gated_autograd
+from .ops import autograd, batch_norm_autograd, gated_autograd
 from .ops.checks import (
     check_batch,
     check_companion,
@@ -378,3 +379,63 @@ def batch_norm_shrink(
             if _operators(z).fuses(z, residual, *norm[:2], *plain.parameters):
                 return gated_autograd.batch_norm_shrink(z, residual, norm, plain, statistic == "sample")
     return gated_shrink(batch_norm(z), gate, statistic=statistic, residual=residual)
+
+
+def batch_norm_relu(x: Tensor, batch_norm: nn.Module) -> Tensor:
+    r"""A BatchNorm and the ReLU behind it, ``relu(batch_norm(x))``.
+
+        y = max((x - mean) / sqrt(var + eps) * weight + bias, 0)
+
+    One operator computes it where ``batch_norm`` is an ``nn.BatchNorm1d``, ``2d`` or ``3d`` for x's axes with nothing
+    attached; statistics are those of the batch or the running ones, which are updated as the module would. With g the
+    gradient of the result where y > 0 and 0 elsewhere, x_hat the normalised x, and n numbers a channel:
+
+        d_bias = sum(g);  d_weight = sum(g * x_hat)
+        dx = weight / sqrt(var + eps) * (g - (d_bias + x_hat * d_weight) / n)
+
+    without the sums for running statistics. The backward pass keeps x and two numbers a channel, neither the
+    normalised x nor the result. Any other module is called as it is, `nn.SyncBatchNorm`, subclasses and a BatchNorm
+    with a hook or a replaced ``forward`` too, and the ReLU follows. Sources: BatchNorm, Ioffe and Szegedy,
+    arXiv 1502.03167; its fusion with its neighbours, Jung et al., arXiv 1807.01702.
+
+    Args:
+        x: (N, C, \*spatial) with up to three spatial axes, float16, bfloat16, float32 or float64.
+        batch_norm: the normalisation of x's channels, computed in float32 (float64 for a float64 x).
+
+    Returns:
+        A tensor of the shape and type of x, contiguous or, like x, channels_last. A module that is called decides
+        itself.
+
+    Raises:
+        TypeError: a batch_norm that is no module, or an x of a type that is not listed.
+        ValueError: an x with fewer than two or more than five axes, or a single value a channel for a normalisation
+            over the batch.
+
+    Examples:
+        >>> x = torch.tensor([[[1.0, -3.0], [0.0, 4.0]]])
+        >>> drsn_ops.batch_norm_relu(x, torch.nn.BatchNorm1d(2).eval())
+        tensor([[[1.0000, 0.0000],
+                 [0.0000, 4.0000]]])
+    """
+    made = pre_activation(x, batch_norm)
+    return F.relu(batch_norm(x)) if made is None else made[0]
+
+
+def pre_activation(
+    x: Tensor, batch_norm: nn.Module, stride: int = 1, shortcut_channels: int | None = None
+) -> tuple[Tensor, Tensor | None] | None:
+    """`batch_norm_relu`, padded for a convolution of this stride, and the shortcut of a residual unit.
+
+    The shortcut keeps every stride-th position of x and has channels of zeros around x's, up to ``shortcut_channels``;
+    it is None if that is. None in all is returned where the modules have to be called; nothing has been written then.
+    """
+    if isinstance(x, Proxy):  # a node of torch.fx takes no module
+        return None
+    check_rows(x)
+    check_module("batch_norm", batch_norm)
+    check_batch(None, x, "x", batch_norm)
+    if x.numel() > 0:
+        norm = plain_batch_norm(batch_norm, x)
+        if norm is not None and _operators(x).fuses(x, *norm[:2]):
+            return batch_norm_autograd.batch_norm_relu(x, norm, stride, shortcut_channels)
+    return None

@@ -182,3 +182,11 @@ def batch_norm_shrink(
     if not isinstance(z, Tensor):
         raise wrong_type("z", z)
     return gated_shrink(batch_norm(z), gate, statistic=statistic, residual=residual)
+
+
+def batch_norm_relu(x: Tensor, batch_norm: torch.nn.Module) -> Tensor:
+    """``relu(batch_norm(x))``."""
+    if not isinstance(x, Tensor):
+        raise wrong_type("x", x)
+    y: Tensor = batch_norm(x).relu()
+    return y

@@ -204,6 +204,7 @@ def make_calls(device="cpu"):
         ),
         "gated_shrink": (lambda x: drsn_ops.gated_shrink(x, gate), (x,)),
         "batch_norm_shrink": (lambda z: drsn_ops.batch_norm_shrink(z, norm, gate), (x,)),
+        "batch_norm_relu": (lambda x: drsn_ops.batch_norm_relu(x, norm), (x,)),
         "SoftThreshold": (threshold, (x,)),
         "Shrinkage": (shrinkage, (x, x.flip(0))),
         "RSBU": (unit, (x,)),

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from drsn_ops.ops import autograd, gated_autograd
+from drsn_ops.ops import autograd, batch_norm_autograd, gated_autograd
 from drsn_ops.ops.decomposition import decompositions
-from drsn_ops.ops.gate import BATCH, Gate, Norm
+from drsn_ops.ops.gate import BATCH, Gate, Norm, update_from_state
 from drsn_ops.ops.masks import Layout, Planes
 from drsn_ops.reference import per_row
 
@@ -46,9 +46,17 @@ def batch_norm_shrink_(z, residual, *rest):
     found = forward["batch_norm_shrink"](z, residual, *norm.functional, *gate.functional, per_sample)
     _, _, state, input_state = found
     if norm.kind == BATCH:
-        gated_autograd._update_input(norm, input_state, z.numel() // z.shape[1])
+        update_from_state(norm, input_state, z.numel() // z.shape[1])
     if gate.kind == BATCH:
         gated_autograd._update_gate(gate, state, z.shape[0])
+    return found
+
+
+def batch_norm_relu_(x, *rest):
+    norm, geometry = Norm(*rest[:8]), rest[8:]
+    found = forward["batch_norm_relu"](x, *norm.functional, *geometry)
+    if norm.kind == BATCH:
+        update_from_state(norm, found[2], x.numel() // x.shape[1])
     return found
 
 
@@ -112,6 +120,19 @@ def batch_norm_shrink_backward(grad, z, weight, bias, input_norm, mean, state, i
     needs = (need_z, False, *[need_parameters] * 8)
     dz, _, *found = gated_autograd.BatchNormShrink.gradients(context, grad, needs)
     return dz, *(t if t is None else t.to(mean.dtype) for t in found)
+
+
+def batch_norm_relu_backward(
+    grad, grad_shortcut, x, weight, bias, norm, state, stride, need_x, need_parameters
+):
+    channels = None if grad_shortcut is None else grad_shortcut.shape[1]
+    context = SimpleNamespace(
+        saved_tensors=(*leaves(x, weight, bias), state),
+        options=(norm, 1e-5, stride, channels),
+        needs_input_grad=(need_x, need_parameters, need_parameters),
+    )
+    dx, *found = batch_norm_autograd.BatchNormRelu.gradients(context, grad, grad_shortcut)
+    return dx, *(t if t is None else t.to(state.dtype) for t in found)
 
 
 def plain(operator, *arguments):

@@ -33,6 +33,9 @@ def make_steps(device):
     def normed(x, *parameters):
         return drsn_ops.batch_norm_shrink(x, norm, gate)
 
+    def activated(x, *parameters):
+        return drsn_ops.batch_norm_relu(x, norm)
+
     return {
         "soft_threshold": (drsn_ops.soft_threshold, (x, tau)),
         "soft_threshold in place": (lambda x, tau: drsn_ops.soft_threshold(x * 1, tau, inplace=True), (x, tau)),
@@ -43,12 +46,14 @@ def make_steps(device):
         "shrink, channels last": (lambda x, alpha: drsn_ops.shrink(x, alpha, statistic="sample"), (last, alpha)),
         "gated_shrink": (gated, (x, *parameters)),
         "batch_norm_shrink": (normed, (x, *parameters, *norm.parameters())),
+        "batch_norm_relu": (activated, (x, *norm.parameters())),
     }  # fmt: skip
 
 
 STEPS = (
     "soft_threshold", "soft_threshold in place", "abs_mean", "abs_mean of a sample", "shrink", "shrink of long rows",
     "shrink, channels last", "gated_shrink", "batch_norm_shrink",
+    "batch_norm_relu",
 )  # fmt: skip
 
 

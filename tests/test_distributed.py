@@ -508,12 +508,22 @@ class Normalised(nn.Module):
         return drsn_ops.batch_norm_shrink(z, self.norm, self.shrink.fc, residual=z)
 
 
+class Activated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return drsn_ops.batch_norm_relu(x, self.norm)
+
+
 @check
 def batch_norms_on_shards():
     """They normalise over all shards, in training too; each threshold of a SoftThreshold is a channel's."""
     mesh, x = mesh_of(), make_features((6, 4, 9))
     for make, placements in (
         (Normalised, (Shard(0),)),  # PyTorch's BatchNorm forgets to follow where channels are sharded
+        (Activated, (Shard(0),)),
         (partial(drsn_ops.Shrinkage, 4), (Shard(0), Shard(1))),
         (partial(drsn_ops.SoftThreshold, 4, 0.3), (Shard(0), Shard(1))),
     ):

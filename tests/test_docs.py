@@ -112,7 +112,14 @@ def test_the_stub_has_what_the_compiled_module_has():
 
 
 def test_functions_show_an_example():
-    for name in ("soft_threshold", "abs_mean", "shrink", "gated_shrink", "batch_norm_shrink"):
+    for name in (
+        "soft_threshold",
+        "abs_mean",
+        "shrink",
+        "gated_shrink",
+        "batch_norm_shrink",
+        "batch_norm_relu",
+    ):
         assert ">>> " in getattr(drsn_ops, name).__doc__
 
 

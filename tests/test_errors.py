@@ -165,6 +165,7 @@ def of_numpy():
             "residual of shrink": ("residual", lambda f=f: f.shrink(x, 0.5, residual=array)),
             "gated_shrink": ("x", lambda f=f: f.gated_shrink(array, gate)),
             "residual of gated_shrink": ("residual", lambda f=f: f.gated_shrink(x, gate, residual=array)),
+            "batch_norm_relu": ("x", lambda f=f: f.batch_norm_relu(array, batch_norm)),
             "batch_norm_shrink": ("z", lambda f=f: f.batch_norm_shrink(array, batch_norm, gate)),
             "residual of batch_norm_shrink": (
                 "residual",

@@ -142,12 +142,25 @@ def test_batch_norm_shrink(device, dtype, train, norm):
         check(ops.batch_norm_shrink.default, z, None, *arguments)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_batch_norm_relu(device, dtype, train, layout):
+    x, _ = make_inputs(dtype, layout, device)
+    for outputs in (5, 1):  # with weights and without
+        _, batch_norm = make_modules(dtype, train, "none", outputs, device)
+        norm = plain_batch_norm(batch_norm, x)
+        for stride, channels in ((1, 0), (1, 8), (2, 5), (3, 8), (5, 0)):
+            check(ops.batch_norm_relu.default, x, *norm.functional, stride, channels)
+
+
 def test_statistics_that_are_not_there(device):
     """Running statistics that are None are 0 and 1."""
     x, _ = make_inputs(torch.float64, "contiguous", device)
     gate = plain_gate(make_gate(5, 6, 5).to(device).requires_grad_(False), x)
     none = gate._replace(running_mean=None, running_var=None, kind=RUNNING)
     check(ops.gated_shrink.default, x, None, *none.functional, False)
+    check(ops.batch_norm_relu.default, x, None, None, None, None, RUNNING, 1e-5, 1, 0)
 
 
 def test_what_is_not_finite(device):
@@ -198,10 +211,20 @@ class BatchNormShrink(nn.Module):
         return drsn_ops.batch_norm_shrink(x, self.norm, self.gate, residual=x)
 
 
+class BatchNormRelu(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return drsn_ops.batch_norm_relu(x, self.norm)
+
+
 MODULES = {
     "functions": Functions,
     "Shrinkage": lambda: Shrinkages(*zip(itertools.cycle(THRESHOLDS), NORMS)),
     "batch_norm_shrink": BatchNormShrink,
+    "batch_norm_relu": BatchNormRelu,
     "RSBU": lambda: RSBU(4, 6, stride=2, norm="layer"),
     "drsn_mnist": drsn_ops.models.drsn_mnist,
 }

@@ -27,7 +27,8 @@ class Learned(nn.Module):
     def forward(self, x):
         y = soft_threshold(x, self.tau) + soft_threshold(x, 0.5)
         y, tau = shrink(y, self.gate(abs_mean(y)), return_threshold=True, residual=x)
-        return drsn_ops.batch_norm_shrink(y, self.norm, self.gate) + tau.unsqueeze(2)
+        z = drsn_ops.batch_norm_relu(y, self.norm)
+        return drsn_ops.batch_norm_shrink(y, self.norm, self.gate) + tau.unsqueeze(2) + z
 
 
 def converted():

@@ -29,7 +29,8 @@ class InPlace(nn.Module):
         y = drsn_ops.soft_threshold(x * 2, 0.1, inplace=True)
         y = drsn_ops.shrink(y, 0.3, residual=x, inplace=True)
         y = drsn_ops.gated_shrink(y, self.gate, statistic="sample", inplace=True)
-        return drsn_ops.batch_norm_shrink(y, self.norm, self.gate, residual=x)
+        y = drsn_ops.batch_norm_shrink(y, self.norm, self.gate, residual=x)
+        return drsn_ops.batch_norm_relu(y, self.norm)
 
 
 NETWORKS = {

@@ -37,6 +37,8 @@ def right_calls():
     _, norm_mean, norm_state, input_state = ops.batch_norm_shrink(
         x, None, *norm.functional, *gate.functional, False
     )
+    _, shortcut, relu_state = ops.batch_norm_relu(x, *norm.functional, 2, 5)
+    padded = torch.randn(2, 3, 21)
     after_gate = (gate.kind, gate.eps, False)
     return {
         "soft_threshold": [(x, tau, 0.0), (z, complex_tau, 0.0)],
@@ -63,6 +65,9 @@ def right_calls():
             (grad, x, *norm[:2], norm.kind, norm_mean, norm_state, input_state)
             + (*gate.parameters, *after_gate, True, True)
         ],
+        "batch_norm_relu": [(x, *norm.functional, 2, 5)],
+        "batch_norm_relu_": [(x, *norm, 2, 5)],
+        "batch_norm_relu_backward": [(padded, shortcut, x, *norm[:2], norm.kind, relu_state, 2, True, True)],
     }
 
 

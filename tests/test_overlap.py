@@ -176,6 +176,7 @@ def test_statistics_that_are_written_share_no_memory(device, name):
     calls = (
         (gate[1], lambda: drsn_ops.gated_shrink(x, gate)),
         (norm, lambda: drsn_ops.batch_norm_shrink(x, norm, gate)),
+        (norm, lambda: drsn_ops.batch_norm_relu(x, norm)),
         (gate[1], lambda: drsn_ops.batch_norm_shrink(x, norm, gate)),
     )
     for module, call in calls:

@@ -264,6 +264,7 @@ class TestCudaLibraryThatDoesNotLoad:
                 lambda: drsn_ops.shrink(x, 0.5),
                 lambda: drsn_ops.gated_shrink(x, gate),
                 lambda: drsn_ops.batch_norm_shrink(x, norm, gate),
+                lambda: drsn_ops.batch_norm_relu(x, norm),
                 lambda: shrinkage(x),
             ]
             assert [operators_of(call) for call in calls] == [[]] * len(calls)

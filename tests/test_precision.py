@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from checks import REAL, assert_close, leaf, make_features, make_gate
+from checks import REAL, assert_close, leaf, make_features, make_gate, randomise
 from torch import nn
 from torch.func import jvp, vmap
 
@@ -38,11 +38,13 @@ def test_autocast_changes_no_function(device, dtype):
     """A threshold is a small difference of large numbers: nothing here is on autocast's lists."""
     x, tau, alpha = torch.randn(3, 4, 50, device=device), torch.rand(4, 1), torch.rand(3, 4, device=device)
     gate = make_gate(4, 5, 4, "layer").float().to(device)
+    norm = randomise(nn.BatchNorm1d(4)).to(device).eval()
     calls = {
         "soft_threshold": lambda x: drsn_ops.soft_threshold(x, tau.to(device)),
         "abs_mean": drsn_ops.abs_mean,
         "shrink": lambda x: drsn_ops.shrink(x, alpha, return_threshold=True),
         "gated_shrink": lambda x: drsn_ops.gated_shrink(x, gate),
+        "batch_norm_relu": lambda x: drsn_ops.batch_norm_relu(x, norm),
     }
     for function in calls.values():
         for features in (x, x.to(dtype)):

@@ -100,6 +100,18 @@ def aliases(*tensors: Any) -> list[Any]:
     return [None if t is None else t.view_as(t) for t in tensors]
 
 
+def gradients(
+    results: Sequence[Tensor],
+    tensors: Sequence[Tensor | None],
+    grads: Sequence[Tensor],
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """The gradients of those tensors that require one and that a result depends on."""
+    wanted = [t for t in tensors if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(results, wanted, grads, create_graph=create_graph, allow_unused=True))
+    return [next(found) if t is not None and t.requires_grad else None for t in tensors]
+
+
 def scope(per_sample: bool) -> Statistic:
     """The operators' ``per_sample`` as `reference` calls it."""
     return "sample" if per_sample else "channel"

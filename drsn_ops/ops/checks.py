@@ -71,7 +71,7 @@ def check_module(name: str, module: nn.Module) -> None:
         raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module")
 
 
-def check_batch(gate: nn.Module, x: Tensor, name: str, batch_norm: nn.Module | None = None) -> None:
+def check_batch(gate: nn.Module | None, x: Tensor, name: str, batch_norm: nn.Module | None = None) -> None:
     """Refuses what a BatchNorm would refuse, before anything has written running statistics."""
     if x.shape[0] != 1:
         return

@@ -15,9 +15,10 @@ from torch._ops import OpOverload
 from .. import reference
 from ..reference import per_row
 from .autograd import scope
-from .gate import BATCH, RUNNING, affine, batch_statistics, gate_formula, normalised, running_statistics
+from .gate import RUNNING, batch_norm_formula, gate_formula, running_statistics
 from .library import OPS
-from .masks import Layout, Planes, widened
+from .masks import Layout, Planes, is_channels_last, widened
+from .spatial import pad_same, shortcut_of
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _TABLE: dict[OpOverload, Callable[..., Any]] = {}
@@ -150,24 +151,39 @@ def _gated_shrink(x: Tensor, residual: Tensor | None, *rest: Any) -> Tensor:
     return _shrink_by(wide, _gate(wide, rest)[2], residual, Layout.of(x))
 
 
-@_decomposes("batch_norm_shrink")
-def _batch_norm_shrink(
-    z: Tensor,
-    residual: Tensor | None,
+def _batch_norm(
+    x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     kind: int,
     eps: float,
-    *rest: Any,
+) -> tuple[Tensor, Tensor]:
+    """The normalised x, of the accumulator's type, and the statistics."""
+    running = None
+    if kind == RUNNING:
+        running = running_statistics(running_mean, running_var, x.shape[1], eps, widened(x))
+    return batch_norm_formula(x, weight, bias, kind, eps, running)
+
+
+@_decomposes("batch_norm_relu")
+def _batch_norm_relu(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *norm, stride, shortcut_channels = rest
+    normal, statistics = _batch_norm(x, *norm)
+
+    def laid_out(t: Tensor) -> Tensor:
+        return Layout(t.shape, x.dtype, is_channels_last(x)).lay_out(t)
+
+    y = laid_out(pad_same(normal.relu(), stride))
+    shortcut = laid_out(shortcut_of(x, stride, shortcut_channels)) if shortcut_channels else x.new_empty([0])
+    return y, shortcut, statistics
+
+
+@_decomposes("batch_norm_shrink")
+def _batch_norm_shrink(
+    z: Tensor, residual: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = widened(z)
-    weight, bias = (None if t is None else t.to(wide.dtype) for t in (weight, bias))
-    if kind == BATCH:
-        statistics = batch_statistics(wide, eps)
-    else:
-        statistics = running_statistics(running_mean, running_var, z.shape[1], eps, wide)
-    x = affine(normalised(wide, statistics), weight, bias)
-    mean, state, tau = _gate(x, rest)
+    x, statistics = _batch_norm(z, *rest[:6])
+    mean, state, tau = _gate(x, rest[6:])
     return _shrink_by(x, tau, residual, Layout(z.shape, z.dtype, False)), mean, state, statistics

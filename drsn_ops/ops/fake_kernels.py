@@ -13,7 +13,8 @@ from torch import Tensor
 from ..reference import accumulator
 from .gate import BATCH, RUNNING
 from .library import NAMESPACE, OPS
-from .masks import Layout
+from .masks import Layout, is_channels_last
+from .spatial import zeros_around
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
@@ -213,3 +214,26 @@ _register_by_names("batch_norm_shrink_")(_batch_norm_shrink_like)
 def _(a: Any) -> tuple[Tensor, ...]:
     dz = a.grad.new_empty(a.grad.shape if a.need_z else [0])
     return dz, *_gradients_like(a, ("weight", "bias", *_GATE), a.need_parameters)
+
+
+def _batch_norm_relu_like(a: Any) -> tuple[Tensor, ...]:
+    x = a.x
+    samples, channels, *sizes = x.shape
+
+    def like(c: int, spatial: list[int]) -> Tensor:
+        return Layout([samples, c, *spatial], x.dtype, is_channels_last(x)).empty(x)
+
+    y = like(channels, [size + sum(zeros_around(size, a.stride)) for size in sizes])
+    kept = [(size + a.stride - 1) // a.stride for size in sizes]
+    shortcut = like(a.shortcut_channels, kept) if a.shortcut_channels else x.new_empty([0])
+    return y, shortcut, x.new_empty([2, channels], dtype=accumulator(x.dtype))
+
+
+_register_by_names("batch_norm_relu")(_batch_norm_relu_like)
+_register_by_names("batch_norm_relu_")(_batch_norm_relu_like)
+
+
+@_register_by_names("batch_norm_relu_backward")
+def _(a: Any) -> tuple[Tensor, ...]:
+    dx = Layout.of(a.x).empty(a.x) if a.need_x else a.x.new_empty([0])
+    return dx, *_gradients_like(a, ("weight", "bias"), a.need_parameters)

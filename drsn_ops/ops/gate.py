@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..reference import per_row
+from ..reference import accumulator, per_row
 
 # NormKind of csrc/params.h
 NONE, LAYER, RMS, BATCH, RUNNING = range(5)
@@ -106,6 +106,26 @@ def affine(h: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return h if bias is None else h + per_row(bias[None], h)
 
 
+def batch_norm_formula(
+    z: Tensor, weight: Tensor | None, bias: Tensor | None, kind: int, eps: float, statistics: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The normalised z in the accumulator's type, and the statistics that normalised it.
+
+    ``statistics`` are the running ones for `RUNNING`; those of `BATCH` are made here.
+    """
+    wide: Any = (None if t is None else t.to(accumulator(z.dtype)) for t in (z, weight, bias))
+    source, weight, bias = wide
+    used: Any = batch_statistics(source, eps) if kind == BATCH else statistics
+    return affine(normalised(source, used), weight, bias), used
+
+
+def count_up(*norms: Gate | Norm) -> None:
+    """Tells autograd that the kernels wrote num_batches_tracked: PyTorch's BatchNorm tells this, and no more."""
+    for norm in norms:
+        if norm.batches is not None:
+            torch.autograd.graph.increment_version(norm.batches)
+
+
 @torch.no_grad()
 def update_running_statistics(
     running_mean: Tensor | None,
@@ -126,3 +146,15 @@ def update_running_statistics(
     factor: Any = momentum if momentum >= 0 or batches is None else 1 / batches.double()
     for running, new in ((running_mean, mean), (running_var, var)):
         running.copy_((1 - factor) * running + factor * new)
+
+
+def update(norm: Gate | Norm, mean: Tensor, var: Tensor) -> None:
+    """`update_running_statistics` of this normalisation."""
+    update_running_statistics(norm.running_mean, norm.running_var, norm.batches, norm.momentum, mean, var)
+
+
+@torch.no_grad()
+def update_from_state(norm: Norm, state: Tensor, count: int) -> None:
+    """The same by the batch's own statistics, (2, C), each of ``count`` numbers."""
+    mean, rstd = state
+    update(norm, mean, (rstd**-2 - norm.eps).clamp(min=0) * (count / (count - 1)))

@@ -17,6 +17,7 @@ from .autograd import (
     BelowAutograd,
     FastFunction,
     aliases,
+    gradients,
     is_compiling,
     may_overwrite,
     scope,
@@ -29,11 +30,11 @@ from .gate import (
     RUNNING,
     Gate,
     Norm,
-    affine,
-    batch_statistics,
+    batch_norm_formula,
+    count_up,
     gate_formula,
-    normalised,
-    update_running_statistics,
+    update,
+    update_from_state,
 )
 from .library import OPS
 from .masks import Layout, Planes
@@ -61,34 +62,17 @@ def gated_shrink(x: Tensor, residual: Tensor | None, gate: Gate, per_sample: boo
     if not inplace and gate.kind != BATCH:
         return OPS.gated_shrink.default(x, residual, *gate.functional, per_sample)
     y = OPS.gated_shrink_.default(x, residual, *gate, per_sample, inplace, False)[0]
-    _count_up(gate)
+    count_up(gate)
     if inplace:
         torch.autograd.graph.increment_version(x)
     return x if inplace else y
-
-
-def _count_up(*norms: Gate | Norm) -> None:
-    """Tells autograd that the kernels wrote num_batches_tracked: PyTorch's BatchNorm tells this, and no more."""
-    for norm in norms:
-        if norm.batches is not None:
-            torch.autograd.graph.increment_version(norm.batches)
-
-
-def _update(norm: Gate | Norm, mean: Tensor, var: Tensor) -> None:
-    update_running_statistics(norm.running_mean, norm.running_var, norm.batches, norm.momentum, mean, var)
 
 
 @torch.no_grad()
 def _update_gate(gate: Gate, state: Tensor, samples: int) -> None:
     hidden = gate.w1.shape[0]
     var, mean = torch.var_mean(state[: samples * hidden].view(samples, hidden), 0)
-    _update(gate, mean, var)
-
-
-@torch.no_grad()
-def _update_input(norm: Norm, input_state: Tensor, count: int) -> None:
-    mean, rstd = input_state
-    _update(norm, mean, (rstd**-2 - norm.eps).clamp(min=0) * (count / (count - 1)))
+    update(gate, mean, var)
 
 
 class GatedShrink(FastFunction):
@@ -101,7 +85,7 @@ class GatedShrink(FastFunction):
         *parameters, gate, per_sample, inplace = rest
         with BelowAutograd():
             y, *kept = OPS.gated_shrink_.default(x, residual, *gate, per_sample, inplace, True)
-        _count_up(gate)
+        count_up(gate)
         if inplace:
             ctx.mark_dirty(x)
             y = x
@@ -154,7 +138,7 @@ def _gated_shrink_gradients(
     dtau = -planes.active_sums(grad)
     dalpha = (dtau * statistic).sum_to_size(alpha.shape)
     dmean = (dtau * alpha).sum_to_size(statistic.shape) / (mean.shape[1] if per_sample else 1)
-    gate_mean, *found = _gradients(alpha, tensors, dalpha, create_graph)
+    gate_mean, *found = gradients([alpha], tensors, [dalpha], create_graph)
     for term in (gate_mean, grad_mean):
         if term is not None:
             dmean = dmean + term
@@ -167,15 +151,6 @@ def _alpha(mean: Tensor, parameters: list[Tensor | None], kind: int, eps: float,
     hidden = parameters[0].shape[0]  # type: ignore[union-attr]
     statistics = state[-2 * hidden :].view(2, hidden) if kind == RUNNING else None
     return gate_formula(mean, parameters, kind, eps, statistics)[0]
-
-
-def _gradients(
-    y: Tensor, tensors: list[Tensor | None], grad: Tensor, create_graph: bool
-) -> list[Tensor | None]:
-    """The gradients of those tensors that require one."""
-    wanted = [t for t in tensors if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=create_graph))
-    return [next(found) if t is not None and t.requires_grad else None for t in tensors]
 
 
 def _save_gated_shrink(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -201,14 +176,14 @@ def batch_norm_shrink(z: Tensor, residual: Tensor | None, norm: Norm, gate: Gate
             z, residual, *norm.functional, *gate.functional, per_sample
         )
         if norm.kind == BATCH:
-            _update_input(norm, input_state, z.numel() // z.shape[1])
+            update_from_state(norm, input_state, z.numel() // z.shape[1])
         if gate.kind == BATCH:
             _update_gate(gate, state, z.shape[0])
         return y
     if needs_grad:
         return BatchNormShrink.call(z, residual, *norm[:2], *gate.parameters, norm, gate, per_sample)
     y = OPS.batch_norm_shrink_.default(z, residual, *norm, *gate, per_sample)[0]
-    _count_up(norm, gate)
+    count_up(norm, gate)
     return y
 
 
@@ -221,7 +196,7 @@ class BatchNormShrink(FastFunction):
         ctx.input_kind, ctx.input_eps, ctx.kind, ctx.eps = norm.kind, norm.eps, gate.kind, gate.eps
         with BelowAutograd():
             y, *kept = OPS.batch_norm_shrink_.default(z, residual, *norm, *gate, ctx.per_sample)
-        _count_up(norm, gate)
+        count_up(norm, gate)
         ctx.save_for_backward(z, *kept, *parameters)
         return y
 
@@ -266,14 +241,11 @@ def _batch_norm_shrink_gradients(
     """The gradients of z and of the parameters, by differentiating the plain formula."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        tensors = aliases(z, *parameters)
-        wide: Any = (None if t is None else t.to(state.dtype) for t in tensors[:3])
-        source, weight, bias = wide
-        statistics = batch_statistics(source, ctx.input_eps) if ctx.input_kind == BATCH else input_state
-        x = affine(normalised(source, statistics), weight, bias)
-        alpha = _alpha(reference.abs_mean(x), tensors[3:], ctx.kind, ctx.eps, state)
+        source, weight, bias, *rest = tensors = aliases(z, *parameters)
+        x, _ = batch_norm_formula(source, weight, bias, ctx.input_kind, ctx.input_eps, input_state)
+        alpha = _alpha(reference.abs_mean(x), rest, ctx.kind, ctx.eps, state)
         y = reference.shrink_and_mean(x, alpha, scope(ctx.per_sample), None)[0].to(z.dtype)
-    return _gradients(y, tensors, grad, create_graph)
+    return gradients([y], tensors, [grad], create_graph)
 
 
 def _save_batch_norm_shrink(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
