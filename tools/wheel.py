@@ -27,7 +27,7 @@ import symbols
 
 ROOT = Path(__file__).parents[1]
 OPERATOR_TESTS = (
-    "soft_threshold shrink gated_shrink batch_norm_shrink library errors properties modules packaging "
+    "soft_threshold shrink gated_shrink batch_norm_shrink batch_norm_relu library errors properties modules packaging "
     "machinery transforms precision processes"
 ).split()
 # PyTorch brings them

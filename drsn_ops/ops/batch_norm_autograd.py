@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.library import register_autograd
 
-from .. import reference
 from .autograd import BelowAutograd, FastFunction, aliases, gradients, is_compiling, transforming, wants_grad
 from .gate import BATCH, Norm, batch_norm_formula, count_up, update_from_state
 from .library import OPS
@@ -84,8 +83,7 @@ class BatchNormRelu(FastFunction):
         x, weight, bias, state = saved = ctx.saved_tensors
         kind, _, stride, _ = ctx.options
         if grad is None or torch.is_grad_enabled() or transforming(grad, grad_shortcut, *saved):
-            with reference.no_autocast(x):  # as the kernels computed it
-                found = _gradients(ctx.options, grad, grad_shortcut, *saved)
+            found = _gradients(ctx.options, grad, grad_shortcut, *saved)
         else:
             found = OPS.batch_norm_relu_backward.default(
                 grad, grad_shortcut, x, weight, bias, kind, state, stride, need_x, any(need_parameters)
