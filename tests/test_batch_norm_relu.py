@@ -195,6 +195,14 @@ def test_without_gradients(device, train):
         close(list(batch_norm.buffers()), list(other.buffers()))
 
 
+def test_the_counter_of_batches_has_a_new_version(device):
+    batch_norm, x = make((4, 3, 9), device).requires_grad_(False), make_features((4, 3, 9), device)
+    for source in (x, leaf(x)):
+        version = batch_norm.num_batches_tracked._version
+        drsn_ops.batch_norm_relu(source, batch_norm)
+        assert batch_norm.num_batches_tracked._version > version
+
+
 def compare_rounded(x, batch_norm, stride=1, channels=None):
     """Values, gradients and buffers, up to the rounding of x's type, against the modules in float64."""
     exact, exact_x = copy.deepcopy(batch_norm).double(), leaf(x.double())
