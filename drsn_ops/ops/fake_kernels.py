@@ -14,7 +14,7 @@ from ..reference import accumulator
 from .gate import BATCH, RUNNING
 from .library import NAMESPACE, OPS
 from .masks import Layout, is_channels_last
-from .spatial import zeros_around
+from .spatial import same_padding
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
@@ -223,7 +223,7 @@ def _batch_norm_relu_like(a: Any) -> tuple[Tensor, ...]:
     def like(c: int, spatial: list[int]) -> Tensor:
         return Layout([samples, c, *spatial], x.dtype, is_channels_last(x)).empty(x)
 
-    y = like(channels, [size + sum(zeros_around(size, a.stride)) for size in sizes])
+    y = like(channels, [size + sum(same_padding([size], a.stride)) for size in sizes])
     kept = [(size + a.stride - 1) // a.stride for size in sizes]
     shortcut = like(a.shortcut_channels, kept) if a.shortcut_channels else x.new_empty([0])
     return y, shortcut, x.new_empty([2, channels], dtype=accumulator(x.dtype))

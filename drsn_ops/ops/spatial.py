@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def zeros_around(size: int, stride: int) -> tuple[int, int]:
-    """How many zeros go before and behind an axis, that a convolution of width 3 keeps ceil(size / stride) positions.
+def same_padding(sizes: Sequence[int], stride: int) -> list[int]:
+    """The zeros around axes of these sizes of which a convolution of width 3 is to keep ceil(size / stride) positions.
 
-    None for stride 1, whose convolution pads by itself.
+    As ``F.pad`` takes them, the last axis first. None for stride 1, whose convolution pads by itself.
     """
-    if stride == 1:
-        return 0, 0
-    total = 2 - (size - 1) % stride
-    if stride > 3:  # only here: a comparison binds a traced network to sizes of one remainder
-        total = max(total, 0)
-    return total // 2, total - total // 2
+    widths = []
+    for size in reversed(sizes):
+        total = 2 - (size - 1) % stride if stride > 1 else 0
+        if stride > 3:  # only here: a comparison binds a traced network to sizes of one remainder
+            total = max(total, 0)
+        widths += [total // 2, total - total // 2]
+    return widths
 
 
 def pad_same(x: Tensor, stride: int) -> Tensor:
-    """x with the zeros of `zeros_around` on every spatial axis."""
-    if stride == 1:
-        return x
-    return F.pad(x, [width for size in reversed(x.shape[2:]) for width in zeros_around(size, stride)])
+    """x with the zeros of `same_padding` around it."""
+    return x if stride == 1 else F.pad(x, same_padding(x.shape[2:], stride))
 
 
 def shortcut_of(x: Tensor, stride: int, channels: int) -> Tensor:
