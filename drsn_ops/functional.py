@@ -413,7 +413,7 @@ def batch_norm_relu(x: Tensor, batch_norm: nn.Module) -> Tensor:
 
     Examples:
         >>> x = torch.tensor([[[1.0, -3.0], [0.0, 4.0]]])
-        >>> drsn_ops.batch_norm_relu(x, torch.nn.BatchNorm1d(2).eval())
+        >>> drsn_ops.batch_norm_relu(x, torch.nn.BatchNorm1d(2, affine=False).eval())
         tensor([[[1.0000, 0.0000],
                  [0.0000, 4.0000]]])
     """
