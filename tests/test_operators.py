@@ -8,11 +8,12 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from checks import make_gate
 from plain import plain
 from torch import Tensor
 
-from drsn_ops.ops.gate import BATCH
+from drsn_ops.ops.gate import BATCH, RUNNING
 from drsn_ops.ops.plain_gate import plain_batch_norm, plain_gate
 
 ops = torch.ops.drsn_ops
@@ -38,7 +39,6 @@ def right_calls():
         x, None, *norm.functional, *gate.functional, False
     )
     _, shortcut, relu_state = ops.batch_norm_relu(x, *norm.functional, 2, 5)
-    padded = torch.randn(2, 3, 21)
     after_gate = (gate.kind, gate.eps, False)
     return {
         "soft_threshold": [(x, tau, 0.0), (z, complex_tau, 0.0)],
@@ -67,7 +67,11 @@ def right_calls():
         ],
         "batch_norm_relu": [(x, *norm.functional, 2, 5)],
         "batch_norm_relu_": [(x, *norm, 2, 5)],
-        "batch_norm_relu_backward": [(padded, shortcut, x, *norm[:2], norm.kind, relu_state, 2, True, True)],
+        # one length alone has a result of this size where stride is 1, and no sums where statistics are running ones
+        "batch_norm_relu_backward": [
+            (grad, F.pad(grad, (0, 0, 1, 1)), x, *norm[:2], norm.kind, relu_state, 1, True, True),
+            (F.pad(grad, (0, 1)), shortcut, x, *norm[:2], RUNNING, relu_state, 2, True, True),
+        ],
     }
 
 

@@ -173,15 +173,16 @@ def test_statistics_that_are_written_share_no_memory(device, name):
     x = torch.rand(N, C, L, device=device)
     gate = make_gate(C, C, C).float().to(device).requires_grad_(False)
     norm = nn.BatchNorm1d(C, device=device).requires_grad_(False)
+    read = gate[0].weight, gate[3].bias
     calls = (
-        (gate[1], lambda: drsn_ops.gated_shrink(x, gate)),
-        (norm, lambda: drsn_ops.batch_norm_shrink(x, norm, gate)),
-        (norm, lambda: drsn_ops.batch_norm_relu(x, norm)),
-        (gate[1], lambda: drsn_ops.batch_norm_shrink(x, norm, gate)),
+        (gate[1], read, lambda: drsn_ops.gated_shrink(x, gate)),
+        (norm, read, lambda: drsn_ops.batch_norm_shrink(x, norm, gate)),
+        (gate[1], read, lambda: drsn_ops.batch_norm_shrink(x, norm, gate)),
+        (norm, tuple(norm.parameters()), lambda: drsn_ops.batch_norm_relu(x, norm)),
     )
-    for module, call in calls:
+    for module, read, call in calls:
         kept = dict(module._buffers)
-        others = [x, gate[0].weight, gate[3].bias, *(kept[other] for other in STATISTICS if other != name)]
+        others = [x, *read, *(kept[other] for other in STATISTICS if other != name)]
         for other in others:
             if name == "num_batches_tracked":
                 if other.numel() * other.element_size() < 8:
