@@ -24,28 +24,41 @@ WIDE = ((64, 8, 224, 224), (128, 64, 112, 112), (64, 256, 56, 56))  # contiguous
 PASSES = ("inference", "forward", "backward")
 TRAINING = ("forward", "backward", "forward+backward")
 BOTH_ENDS = ("inference in place", "forward+backward")
+SHOWN = ("inference", *BOTH_ENDS)
+SMALL = {"soft_threshold": (4, 4), "shrink": (1, 4, 4)}  # hot: a call, not the elements, takes the time
+NORMALISED = ((128, 4, 1, 512), (64, 64, 1, 256), (128, 16, 32, 32))  # contiguous and channels_last
 
 
 def cpu_cases(quick: bool) -> list[Case]:
-    cases = [Case("shrink", direction, shape) for shape in SIZES for direction in BOTH_ENDS]
-    cases += [Case("shrink", direction, shape, torch.bfloat16) for shape in SIZES for direction in BOTH_ENDS]
-    cases += [Case("soft_threshold", direction, (4, 4)) for direction in TRAINING]
-    cases += [Case("shrink", direction, (1, 4, 4)) for direction in TRAINING]
+    """The cases of the tables come first."""
+
+    def cases(
+        operator: str,
+        directions: Iterable[str],
+        shapes: Iterable[tuple[int, ...]],
+        dtypes: Iterable[torch.dtype] = (torch.float32,),
+        layouts: Iterable[str] = ("contiguous",),
+        timer: str = "cold",
+    ) -> list[Case]:
+        made = itertools.product(shapes, dtypes, layouts, directions)
+        return [Case(operator, way, shape, dtype, layout, timer=timer) for shape, dtype, layout, way in made]
+
+    both = ("contiguous", "channels_last")
+    found = cases("shrink", SHOWN, SIZES)
+    found += cases("shrink", BOTH_ENDS, SIZES, [torch.bfloat16])
+    found += cases("batch_norm_relu", ("inference", "forward+backward"), NORMALISED, layouts=both)
+    for operator, shape in SMALL.items():
+        found += cases(operator, TRAINING, [shape], timer="host")
     if quick:
-        return cases
-    rest = [direction for direction in DIRECTIONS if direction not in BOTH_ENDS]
-    cases += [Case("shrink", direction, shape) for shape in SIZES for direction in rest]
-    cases += [Case("soft_threshold", direction, shape) for shape in SIZES for direction in BOTH_ENDS]
-    cases += [Case("shrink+residual", direction, SIZES[2]) for direction in DIRECTIONS]
-    cases += [Case("abs_mean", direction, SIZES[2]) for direction in ("inference", *TRAINING)]
-    for direction in BOTH_ENDS:
-        cases += [Case("shrink", direction, SIZES[1], dtype) for dtype in (torch.float16, torch.float64)]
-        cases += [
-            Case("shrink", direction, ODD[0], layout=layout) for layout in ("contiguous", "channels_last")
-        ]
-        cases += [Case("shrink", direction, shape) for shape in (ODD[4], (64, 64, 28, 28), (64, 256, 7, 7))]
-        cases += [Case("shrink", direction, (256, 64, 1024))]
-    return cases
+        return found
+    found += cases("shrink", ("forward", "backward"), SIZES)
+    found += cases("soft_threshold", BOTH_ENDS, SIZES)
+    found += cases("shrink+residual", DIRECTIONS, SIZES[2:])
+    found += cases("abs_mean", ("inference", *TRAINING), SIZES[2:])
+    found += cases("shrink", BOTH_ENDS, SIZES[1:2], (torch.float16, torch.float64))
+    found += cases("shrink", BOTH_ENDS, ODD[:1], layouts=both)
+    found += cases("shrink", BOTH_ENDS, (ODD[4], (64, 64, 28, 28), (64, 256, 7, 7), (256, 64, 1024)))
+    return found
 
 
 # On CUDA torch.compile takes part at these sizes, from launches that decide to 6.4 GB moved.
@@ -84,7 +97,8 @@ def cuda_cases(quick: bool) -> list[Case]:
         found += cases(
             operator, ("inference", "backward"), (LARGE[1], LARGE[3]), (torch.float16, torch.float64)
         )
-    found += cases("abs_mean", PASSES, (SIZES[1], LARGE[3]))
+    for operator in ("abs_mean", "batch_norm_relu"):
+        found += cases(operator, PASSES, (SIZES[1], LARGE[3]))
     odd_rows = [shape for pair in TWINS for shape in pair]
     found += cases("shrink+residual", PASSES, odd_rows)
     for layout in ("contiguous", "channels_last"):

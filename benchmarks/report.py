@@ -94,8 +94,8 @@ def plot(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     # on a GPU the operator that torch.compile is compared with at every size
-    operator, first = ("shrink+residual", "inference") if rows[0]["gpu"] else ("shrink", "inference in place")
-    directions = (first, "forward", "backward", "forward+backward")
+    operator = "shrink+residual" if rows[0]["gpu"] else "shrink"
+    directions = ("inference", "forward", "backward", "forward+backward")
     figure, axes = pyplot.subplots(1, len(directions), figsize=(16, 4), sharey=True, layout="constrained")
     for axis, direction in zip(axes, directions, strict=True):
         curves: dict[str, dict[float, float]] = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from .grid import BOTH_ENDS, SIZES, TABLE, TWINS
+from .grid import BOTH_ENDS, SHOWN, SIZES, SMALL, TABLE, TWINS
 from .host import IMPORTED
 from .networks import PLAIN
 from .rows import Row
@@ -15,7 +15,6 @@ from .rows import Row
 MISSING = "–"
 PEERS = {"eager": "eager/", "torch.compile": "compile/"}
 PEER_COLUMNS = [f"{peer}: ratio" for peer in PEERS]
-SMALL = {"soft_threshold": [4, 4], "shrink": [1, 4, 4]}
 ONE_WAY = ("inference", "inference in place", "forward", "backward")
 WORDS = {
     "inference": "no gradient",
@@ -42,7 +41,7 @@ PAPER_SECONDS = {"ResNet": 978.04, "DRSN-CW": 1511.11, "DRSN-CS": 1585.33}
 def select(rows: list[Row], **wanted: object) -> dict[str, Row]:
     """Rows by provider; where not asked for, float32, contiguous, and without the wait for the host."""
     keys = {"dtype": "float32", "layout": "contiguous", **wanted}
-    timers = {wanted["timer"]} if "timer" in wanted else {"host", "graph"}
+    timers = {wanted["timer"]} if "timer" in wanted else {"host", "cold", "graph"}
     return {
         row["provider"]: row
         for row in rows
@@ -84,25 +83,32 @@ def milliseconds(row: Row | None, digits: int = 3) -> str:
 
 
 def operators_on_cpu(rows: list[Row]) -> str:
-    return "\n".join([times_table(rows), types_table(rows), memory_table(rows), small_table(rows)])
+    times = [times_table(rows, operator) for operator in ("shrink", "batch_norm_relu")]
+    return "\n".join(filter(None, [*times, types_table(rows), memory_table(rows), small_table(rows)]))
 
 
-def times_table(rows: list[Row]) -> str:
-    """Of every case of shrink in float32, from the first to the last of ``BOTH_ENDS``."""
+def times_table(rows: list[Row], operator: str) -> str:
+    """Of every case of the operator in float32, from the first to the last of ``SHOWN``."""
     cases = [
         row
         for row in rows
-        if (row["operator"], row["dtype"], row["provider"]) == ("shrink", "float32", "drsn_ops")
-        and row["direction"] in BOTH_ENDS
-        and row["shape"] != SMALL["shrink"]
+        if (row["operator"], row["dtype"], row["provider"]) == (operator, "float32", "drsn_ops")
+        and row["direction"] in SHOWN
+        and tuple(row["shape"]) not in SMALL.values()
     ]
     lines = []
-    for ours in sorted(cases, key=lambda row: (BOTH_ENDS.index(row["direction"]), np.prod(row["shape"]))):
+    for ours in sorted(cases, key=lambda row: (SHOWN.index(row["direction"]), np.prod(row["shape"]))):
         case = select(rows, **{key: ours[key] for key in ("operator", "direction", "shape", "layout")})
         peers = [ratio(fastest(case, prefix), ours["p50_us"]) for prefix in PEERS.values()]
         size = (name_of(ours["shape"], ours["layout"]), megabytes(ours["shape"]))
-        lines.append((WORDS[ours["direction"]], *size, milliseconds(ours), *peers))
-    return table(("`shrink`, float32", "x", "MB", "ms", *PEER_COLUMNS), lines)
+        times = (heat(ours), milliseconds(ours), number(ours["fraction"], 2))
+        lines.append((WORDS[ours["direction"]], *size, *times, *peers))
+    head = (f"`{operator}`, float32", "x", "MB", "inputs", "ms", "a copy: ratio", *PEER_COLUMNS)
+    return table(head, lines)
+
+
+def heat(row: Row) -> str:
+    return "cold" if row["timer"] == "cold" else "hot"
 
 
 def types_table(rows: list[Row]) -> str:
@@ -136,10 +142,10 @@ def small_table(rows: list[Row]) -> str:
     lines = []
     for operator, size in SMALL.items():
         for direction in ("forward", "forward+backward"):
-            case = select(rows, operator=operator, direction=direction, shape=size)
+            case = select(rows, operator=operator, direction=direction, shape=list(size))
             part = ratio(fastest(case, "drsn_ops"), fastest(case, "eager/tidy"))
             lines.append((f"`{operator}`, {WORDS[direction]}", name_of(size), part))
-    return table(("one call on a small tensor", "x", "time / the tidy eager formula's"), lines)
+    return table(("one call on a small tensor, hot", "x", "time / the tidy eager formula's"), lines)
 
 
 def bytes_kept(rows: list[Row], provider: str, key: str) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""The machine that a process runs on: its processor, its allocator."""
+"""The machine that a process runs on: its processor, its cache, its allocator."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def processor() -> str:
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache that a core reaches, as Linux tells it; else 32 MB."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max((int(path.read_text().strip().removesuffix("K")) << 10 for path in sizes), default=32 << 20)
 
 
 def settle_allocator() -> None:

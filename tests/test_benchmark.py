@@ -23,6 +23,7 @@ from drsn_ops.benchmark import contest, formulas
 from drsn_ops.benchmark.cases import DIRECTIONS, OPERATORS, Case, bytes_moved
 from drsn_ops.benchmark.contest import Contender, Inputs, measure
 from drsn_ops.benchmark.formulas import providers
+from drsn_ops.machine import last_level_cache
 
 SIZES = ((2, 3, 64), (4, 3, 64), (2, 3, 128))
 KEYS = set(
@@ -35,7 +36,7 @@ CASES = [
     for operator in OPERATORS
     for direction in DIRECTIONS
     for shape in ((4, 4), (3, 5, 17), (2, 3, 4, 5))
-    if operator != "abs_mean" or direction != "inference in place"
+    if operator not in ("abs_mean", "batch_norm_relu") or direction != "inference in place"
 ]
 
 
@@ -43,6 +44,41 @@ CASES = [
 def small_pool(monkeypatch):
     """Two inputs, whatever their size."""
     monkeypatch.setattr(contest, "MAX_POOL", 2)
+
+
+def test_pools_of_cold_inputs_are_together_larger_than_the_cache(monkeypatch):
+    monkeypatch.setattr(contest, "MAX_POOL", 10_000)
+    monkeypatch.setattr(contest, "last_level_cache", lambda: 1 << 20)
+    small, large = (Case("shrink", "inference", (2, 4, length), timer="cold") for length in (1024, 1 << 18))
+    for contenders in (1, 5, 11):
+        pools = contenders * contest.pool_size(small, small.nbytes, contenders) * small.nbytes
+        assert 2 << 20 <= pools < (2 << 20) + contenders * small.nbytes
+        assert contest.pool_size(large, large.nbytes, contenders) == 1
+    assert last_level_cache() >= 1 << 16
+
+
+@pytest.mark.parametrize(("length", "cold"), [(64, True), (1 << 11, False)])
+def test_cold_contenders_have_inputs_of_their_own_and_take_turns(length, cold, monkeypatch):
+    """Until x itself is larger than what the cache is to forget; then they share it."""
+    monkeypatch.setattr(contest, "last_level_cache", lambda: 1 << 12)
+    calls = []
+    call = Contender.call
+
+    def recorded(self, index, state):
+        calls.append((self.name, index, self.inputs.x[index].data_ptr()))
+        return call(self, index, state)
+
+    monkeypatch.setattr(Contender, "call", recorded)
+    results = measure(Case("shrink", "forward", (1, 4, length), timer="cold"), (), rounds=1, seconds=0.0)
+    names = [runner.name for runner, _ in results[1:]]
+    pointers = {pointer for _, _, pointer in calls}
+    assert names == ["drsn_ops", "eager/naive", "eager/tidy", "eager/strong"]
+    if cold:
+        turns = [(name, index) for index in range(2) for name in names]
+        assert [one[:2] for one in calls[-2 * len(turns) :]] == 2 * turns and len(pointers) > len(turns)
+        assert all(len(times) == 4 for _, times in results)
+    else:
+        assert len(pointers) == 2  # of the reference and of all others
 
 
 @pytest.fixture
@@ -64,6 +100,13 @@ def by_reference(case, x, threshold, residual):
 def expected(contender, index):
     """What ``call`` has to return, from the definition in float64 on the same numbers."""
     case, inputs = contender.case, contender.inputs
+    if case.operator == "batch_norm_relu":
+        twin = Contender(
+            case, "twin", formulas.functions(case, reference), inputs.first(case.shape[0], index)
+        )
+        twin.function.load_state_dict(contender.function.state_dict())
+        made = twin.call(0, twin.fresh(0))
+        return made if isinstance(made, tuple) else (made,)
     tensors = [inputs.x[0 if case.inplace else index], contender.threshold, inputs.residual[index]]
     x, threshold, residual = [
         None if t is None else t.detach().double().requires_grad_(case.trains) for t in tensors
@@ -73,7 +116,7 @@ def expected(contender, index):
     if case.direction in ("backward", "forward+backward"):
         leaves = [x, threshold, residual][: 1 if case.operator == "abs_mean" else 3]
         leaves = [leaf for leaf in leaves if leaf is not None]
-        return torch.autograd.grad(y, leaves, contender.grad.double().reshape(y.shape))
+        return torch.autograd.grad(y, leaves, contender.grads[index].double().reshape(y.shape))
     return (y.detach(),)
 
 
@@ -164,6 +207,24 @@ def test_every_formula_takes_part_and_every_mode():
     assert "compile/tidy/reduce-overhead" in [name for name, _ in providers(on_cuda, ("reduce-overhead",))]
 
 
+def test_of_a_batch_norm_the_modules_take_part():
+    case = Case("batch_norm_relu", "forward+backward", (4, 3, 5))
+    assert [name for name, _ in providers(case, ("default",))] == [
+        "drsn_ops",
+        "eager/modules",
+        "compile/modules/default",
+    ]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_compiled_module_takes_part(layout, monkeypatch):
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **_: compile_(module, backend="aot_eager"))
+    case = Case("batch_norm_relu", "forward+backward", (4, 3, 2, 5), layout=layout, timer="cold")
+    names = [runner.name for runner, _ in measure(case, ("default",), rounds=1, seconds=0.0)]
+    assert names == ["copy", "drsn_ops", "eager/modules", "compile/modules/default"]
+
+
 def test_channels_last_inputs_are_channels_last():
     inputs = Inputs(Case("shrink", "inference", (2, 3, 4, 5), layout="channels_last"))
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in inputs.x)
@@ -182,6 +243,8 @@ def test_channels_last_inputs_are_channels_last():
         ("shrink", "backward", torch.float64, 2 * 768 + 144 + 36),
         ("shrink", "forward+backward", torch.float32, 4 * 384 + 48 + 72 + 2 * 36),
         ("shrink+residual", "forward", torch.float32, 3 * 384 + 48 + 36),
+        ("batch_norm_relu", "inference", torch.float32, 2 * 384),
+        ("batch_norm_relu", "forward+backward", torch.float32, 5 * 384),
     ],
 )
 def test_bytes_moved(operator, direction, dtype, expected):
@@ -193,11 +256,16 @@ def test_a_row_of_odd_length_has_a_mask_of_whole_bytes():
 
 
 def test_the_copy_moves_the_bytes_of_the_case():
-    case = Case("shrink", "forward+backward", (4, 4, 64))
-    copy = contest.Copy(case)
-    copied = copy.call(0, copy.fresh(0))
-    assert copied.equal(copy.sources[0])
-    assert 2 * copied.nbytes == pytest.approx(bytes_moved(case), abs=8)
+    for direction in DIRECTIONS:
+        case = Case("shrink", direction, (4, 4, 64))
+        copy = contest.Copy(case)
+        copied = copy.call(0, copy.fresh(0))
+        assert torch.cat(copied).equal(copy.sources[0]) and len(copied) == 1 + (
+            direction == "forward+backward"
+        )
+        assert 2 * sum(part.nbytes for part in copied) == pytest.approx(bytes_moved(case), abs=8)
+        again = copy.call(0, copy.fresh(0))
+        assert (copied[0].data_ptr() == again[0].data_ptr()) == case.inplace
 
 
 def contender_of(name, shape=(4, 8, 64)):
@@ -231,11 +299,13 @@ def rows():
         patch.setattr(contest, "MAX_POOL", 1)
         patch.setattr(tables, "SIZES", SIZES)
         around = environment("cpu")
-        for direction in ("inference in place", "forward+backward"):
+        for direction in ("inference", "inference in place", "forward+backward"):
             for size in SIZES:
                 for dtype in (torch.float32, torch.bfloat16):
-                    case = Case("shrink", direction, size, dtype)
+                    case = Case("shrink", direction, size, dtype, timer="cold")
                     rows += rows_of(case, measure(case, (), rounds=1, seconds=0.0), around)
+        case = Case("batch_norm_relu", "forward+backward", (4, 1, 4, 8), layout="channels_last")
+        rows += rows_of(case, measure(case, (), rounds=1, seconds=0.0), around)
         for operator, size in (("soft_threshold", (4, 4)), ("shrink", (1, 4, 4))):
             for direction in ("forward", "forward+backward"):
                 case = Case(operator, direction, size)
@@ -248,7 +318,7 @@ def test_every_row_says_everything(rows):
     assert {row["provider"] for row in rows} == {
         "copy",
         "drsn_ops",
-        *(f"eager/{f}" for f in formulas.FORMULAS),
+        *(f"eager/{f}" for f in (*formulas.FORMULAS, "modules")),
     }
     for row in rows:
         assert 0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"]
@@ -261,14 +331,20 @@ def test_the_report_is_made_from_the_rows(rows):
     changed = [dict(row) for row in rows]
     for row in changed:
         row["p50_us"] = {"drsn_ops": 100.0, "eager/strong": 450.0}.get(row["provider"], 800.0)
+        row["fraction"] = 0.625
         row["date"] = "2001-02-03"
     changed.append({**changed[0], "provider": "compile/tidy/default", "p50_us": 175.0})
     (region, made), *others = report.texts(changed).items()
     assert region == "operators:cpu" and not others
     assert "2001-02-03" in made and changed[0]["machine"] in made
-    assert "| `shrink`, float32 | x | MB | ms | eager: ratio | torch.compile: ratio |" in made
-    assert "| no gradient, in place | 2x3x64 | 0.0 | 0.100 | 4.50 | 1.75 |" in made
-    assert "| forward + backward | 4x3x64 | 0.0 | 0.100 | 4.50 | – |" in made
+    assert (
+        "| `shrink`, float32 | x | MB | inputs | ms | a copy: ratio | eager: ratio | torch.compile: ratio |"
+        in made
+    )
+    assert "| no gradient | 2x3x64 | 0.0 | cold | 0.100 | 0.62 | 4.50 | 1.75 |" in made
+    assert "| no gradient, in place | 2x3x128 | 0.0 | cold | 0.100 | 0.62 | 4.50 | – |" in made
+    assert "| forward + backward | 4x3x64 | 0.0 | cold | 0.100 | 0.62 | 4.50 | – |" in made
+    assert made.count("| forward + backward | 4x1x4x8, channels_last | 0.0 | hot |") == 1
     assert "| bfloat16, forward + backward | 1.00 | 1.00 | 1.00 |" in made
     assert "| drsn_ops | 0.375 | 8 |" in made
     assert "| `soft_threshold`, forward | 4x4 | 0.12 |" in made

@@ -10,7 +10,7 @@ import torch
 from ..arguments import require_choice
 from ..reference import accumulator
 
-OPERATORS = ("soft_threshold", "abs_mean", "shrink", "shrink+residual")
+OPERATORS = ("soft_threshold", "abs_mean", "shrink", "shrink+residual", "batch_norm_relu")
 # "forward" records what gradients need; "inference" has inputs that need none.
 DIRECTIONS = ("inference", "inference in place", "forward", "backward", "forward+backward")
 
@@ -23,7 +23,9 @@ class Case:
     dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
     device: str = "cpu"
-    timer: str = "host"  # on CUDA "graph", the device's time alone, or "events", with the wait for the host
+    # On the CPU "cold", every contender's own inputs from outside the cache, or "host", the same ones, hot.
+    # On CUDA "graph", the device's time alone, or "events", with the wait for the host.
+    timer: str = "host"
 
     def __post_init__(self) -> None:
         require_choice("operator", self.operator, OPERATORS)
@@ -37,6 +39,10 @@ class Case:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
 
     @property
     def rows(self) -> int:
@@ -61,6 +67,13 @@ def bytes_moved(case: Case) -> int:
         "abs_mean": (1, 1, 1, 1, 2),  # x; m | dx; g
         "shrink": (2, 2, 2, 3, 3),  # x, y; alpha, m | g, dx; alpha, m, dalpha
         "shrink+residual": (3, 2, 2, 3, 3),  # x, residual, y; alpha, m | g, dx; alpha, m, dalpha
+        "batch_norm_relu": (
+            2,
+            0,
+            3,
+            0,
+            0,
+        ),  # x, y | x, g, dx; of a channel, not of a row, come a few numbers more
     }[case.operator]
     segments = 1 if case.operator == "soft_threshold" else case.rows
     mask = planes * segments * math.ceil(case.numel / max(segments, 1) / 8) if case.trains else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +37,19 @@ def host_sampler(runner: Runner, seconds: float) -> Callable[[], float]:
         return elapsed / calls
 
     return sample
+
+
+def time_in_turn(runners: Sequence[tuple[Runner, list[float]]]) -> None:
+    """One pass over all pools, which are of one size: appends the seconds of each call to its runner's times.
+
+    Each is called on its first input, then each on its second: between two uses of an input lie all others.
+    """
+    visits = [(index, *one) for index in range(runners[0][0].count) for one in runners]
+    states = [runner.fresh(index) for index, runner, _ in visits]
+    for (index, runner, times), state in zip(visits, states, strict=True):
+        start = time.perf_counter()
+        runner.call(index, state)
+        times.append(time.perf_counter() - start)
 
 
 def between_events(run: Callable[[], object]) -> float:
@@ -89,7 +102,7 @@ def graph_sampler(runner: Runner, refresh: bool) -> Callable[[], float]:
 
 
 def sampler(case: Case, runner: Runner, seconds: float) -> Callable[[], float]:
-    if case.timer == "host":
+    if case.timer in ("host", "cold"):
         return host_sampler(runner, seconds)
     if case.timer == "events" or "reduce-overhead" in runner.name:  # which captures graphs of its own
         return event_sampler(runner)

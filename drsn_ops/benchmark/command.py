@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """``python -m drsn_ops bench``: medians of every provider, in about a minute."""
     if not use_machine(args):
         return 2
-    timer = "host" if args.device == "cpu" else "graph"
+    timer = "cold" if args.device == "cpu" else "graph"
     print(f"{'operator':<16}{'direction':<20}{'provider':<26}{'median us':>12}{'/ drsn_ops':>12}")
     for operator, direction in (
         ("shrink", "inference in place"),
@@ -55,5 +55,6 @@ def run(args: argparse.Namespace) -> int:
     where = (
         torch.cuda.get_device_name() if args.device == "cuda" else f"{processor()}, {args.threads} threads"
     )
-    print(f"x of {'x'.join(map(str, args.shape))}, float32; {where}; torch {torch.__version__}")
+    kind = "float32, cold" if args.device == "cpu" else "float32"
+    print(f"x of {'x'.join(map(str, args.shape))}, {kind}; {where}; torch {torch.__version__}")
     return 0

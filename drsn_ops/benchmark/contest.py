@@ -5,22 +5,24 @@ from __future__ import annotations
 import concurrent.futures.process
 import copy
 import itertools
+import math
 import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import reference
-from ..machine import settle_allocator
+from ..machine import last_level_cache, settle_allocator
 from ..reference import accumulator, per_row
 from .cases import Case, bytes_moved
-from .clocks import Runner, sampler
+from .clocks import Runner, sampler, time_in_turn
 from .formulas import COMPILE_MODES, Provider, functions, providers
 
-CPU_POOL_BYTES = 16 << 20
+HOT_BYTES = 16 << 20
+COLD_CACHES = 2  # times the last-level cache lie between two uses of a cold input
 MAX_POOL = 256
 CHECKED_ELEMENTS = 1 << 22  # of x; of a larger one the first samples are checked
 
@@ -43,18 +45,20 @@ def require_same(
             )
 
 
-def pool_size(device: str, size: int) -> int:
-    """How many buffers of so many bytes fill a pool."""
-    if device == "cpu":
-        return min(max(CPU_POOL_BYTES // max(size, 1), 1), MAX_POOL)
-    return min(3 * torch.cuda.get_device_properties(device).L2_cache_size // max(size, 1) + 1, MAX_POOL)
+def pool_size(case: Case, size: int, contenders: int = 1) -> int:
+    """How many buffers of so many bytes fill a pool, where so many contenders have one each."""
+    if case.device != "cpu":
+        wanted = 3 * torch.cuda.get_device_properties(case.device).L2_cache_size + 1
+    else:
+        wanted = COLD_CACHES * last_level_cache() // contenders if case.timer == "cold" else HOT_BYTES
+    return min(max(math.ceil(wanted / max(size, 1)), 1), MAX_POOL)
 
 
 class Inputs:
-    """A pool of x and residual, one threshold and one gradient, for every provider of a case."""
+    """A pool of x, residual and gradient, and one threshold."""
 
     def __init__(self, case: Case, count: int | None = None) -> None:
-        self.count = count or pool_size(case.device, case.numel * case.dtype.itemsize)
+        self.count = count or pool_size(case, case.nbytes)
         generator = torch.Generator(case.device).manual_seed(0)
         formats = {("channels_last", 4): torch.channels_last, ("channels_last", 5): torch.channels_last_3d}
         layout = formats.get((case.layout, len(case.shape)), torch.contiguous_format)
@@ -72,27 +76,25 @@ class Inputs:
         self.residual: list[Tensor | None] = [None] * self.count
         if case.operator == "shrink+residual":
             self.residual = [*pool()]
-        self.grad = None
-        if case.trains:
-            y = self.x[0].detach()
-            self.grad = torch.randn_like(y if case.operator != "abs_mean" else y.new_empty(case.shape[:2]))
+        results = [x.detach() if case.operator != "abs_mean" else x.new_empty(case.shape[:2]) for x in self.x]
+        self.grads = [torch.empty_like(y).normal_(generator=generator) for y in results if case.trains]
         threshold = torch.rand(case.shape[:2], dtype=torch.float32, device=case.device, generator=generator)
         self.threshold = (0.25 + threshold / 2).to(case.dtype)
         self.scratch = [torch.empty_like(x) for x in self.x] if case.inplace else []
 
-    def first(self, samples: int) -> Inputs:
-        """The first samples of the pool's first input, in float64."""
+    def first(self, samples: int, index: int = 0) -> Inputs:
+        """The first samples of one input of the pool, in float64."""
 
         def wide(t: Tensor) -> Tensor:
             return t.detach()[:samples].double().requires_grad_(t.requires_grad)
 
         made = copy.copy(self)
         made.count = 1
-        made.x = [wide(self.x[0])]
-        made.residual = [None if t is None else wide(t) for t in self.residual[:1]]
-        made.grad = None if self.grad is None else wide(self.grad)
+        made.x = [wide(self.x[index])]
+        made.residual = [None if t is None else wide(t) for t in self.residual[index : index + 1]]
+        made.grads = [wide(grad) for grad in self.grads[index : index + 1]]
         made.threshold = wide(self.threshold)
-        made.scratch = [wide(x) for x in self.scratch[:1]]
+        made.scratch = [wide(x) for x in self.scratch[index : index + 1]]
         return made
 
 
@@ -106,16 +108,19 @@ class Contender:
         if name not in ("drsn_ops", "reference") or case.operator == "soft_threshold":
             threshold = per_row(threshold, inputs.x[0])  # spares the formulas the reshaping of alpha
         self.threshold = threshold.detach().clone().requires_grad_(case.trains)
-        self.grad = inputs.grad
-        if case.operator == "abs_mean" and inputs.grad is not None:
+        self.grads = inputs.grads
+        if case.operator == "abs_mean" and self.grads:
             y = self.output(0)  # the formulas keep axes of 1 and the type of x
-            self.grad = inputs.grad.to(y.dtype).reshape(y.shape)
+            self.grads = [grad.to(y.dtype).reshape(y.shape) for grad in self.grads]
 
     def output(self, index: int) -> Tensor:
         return self.function(self.inputs.x[index], self.threshold, self.inputs.residual[index])
 
     def leaves(self, index: int) -> list[Tensor]:
-        leaves = [self.inputs.x[index], self.threshold, self.inputs.residual[index]]
+        x, residual = self.inputs.x[index], self.inputs.residual[index]
+        if isinstance(self.function, nn.Module):
+            return [x, *self.function.parameters()]
+        leaves = [x, self.threshold, residual]
         return [leaf for leaf in leaves[: 1 if self.case.operator == "abs_mean" else 3] if leaf is not None]
 
     def fresh(self, index: int) -> Tensor | None:
@@ -131,7 +136,8 @@ class Contender:
             return self.function(state, self.threshold, self.inputs.residual[index])
         y = self.output(index) if state is None else state
         # What a captured graph reads must stay for its replays.
-        return torch.autograd.grad(y, self.leaves(index), self.grad, retain_graph=self.case.timer == "graph")
+        again = self.case.timer == "graph"
+        return torch.autograd.grad(y, self.leaves(index), self.grads[index], retain_graph=again)
 
     def result(self) -> list[Tensor]:
         made = self.call(0, self.fresh(0))
@@ -139,35 +145,47 @@ class Contender:
 
 
 def truth(case: Case, inputs: Inputs) -> list[Tensor]:
-    """The results of the reference in float64, for so many samples as are checked."""
+    """The results of the reference in float64 that are checked, for as many samples as are."""
+    function = functions(case, reference)
     samples = max(CHECKED_ELEMENTS * case.shape[0] // case.numel, 1)
-    return Contender(case, "reference", functions(case, reference), inputs.first(samples)).result()
+    if isinstance(
+        function, nn.Module
+    ):  # a BatchNorm takes all; the gradients of its parameters are sums that cancel
+        return Contender(case, "reference", function, inputs.first(case.shape[0])).result()[:1]
+    return Contender(case, "reference", function, inputs.first(samples)).result()
 
 
 def check(contender: Contender, wanted: Sequence[Tensor]) -> None:
     """Raises `WrongResult` unless the contender's first results are those of the reference, up to rounding."""
     dtype = contender.case.dtype
     tolerance = 8 * torch.finfo(dtype).eps + 64 * torch.finfo(accumulator(dtype)).eps
+    if contender.case.operator == "batch_norm_relu":
+        tolerance *= 16  # PyTorch sums the channels of channels_last one element after the other
     found = [one[: t.shape[0]] for one, t in zip(contender.result(), wanted, strict=False)]
     require_same(contender.case, contender.name, found, wanted, tolerance)
 
 
 class Copy:
-    """The copy that moves as many bytes as the case: half of them read, half written."""
+    """The copy that moves as many bytes as the case: half of them read, half written, in two halves for two passes."""
 
     name = "copy"
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, count: int | None = None) -> None:
         size = max(bytes_moved(case) // (2 * torch.float32.itemsize), 1)
-        self.count = pool_size(case.device, bytes_moved(case))
+        self.count = count or pool_size(case, bytes_moved(case))
         self.sources = [torch.randn(size, dtype=torch.float32, device=case.device) for _ in range(self.count)]
-        self.targets = [torch.empty_like(source) for source in self.sources]
+        self.parts = [
+            source.chunk(2 if case.direction == "forward+backward" else 1) for source in self.sources
+        ]
+        self.targets = [torch.empty_like(source) for source in self.sources] if case.inplace else []
 
     def fresh(self, index: int) -> None:
         return None
 
-    def call(self, index: int, state: Tensor | None) -> Tensor:
-        return self.targets[index].copy_(self.sources[index])
+    def call(self, index: int, state: None) -> list[Tensor]:
+        if self.targets:
+            return [self.targets[index].copy_(self.sources[index])]
+        return [part.clone() for part in self.parts[index]]
 
 
 def measure(
@@ -180,19 +198,26 @@ def measure(
 ) -> list[tuple[Runner, list[float]]]:
     """Seconds per call of each provider and of the copy: five rounds, up to ``rounds`` within ``budget`` seconds.
 
-    On the CPU a round times every provider once, so that a disturbance from outside meets all of them. On
-    CUDA, where captured graphs would fight for memory, a provider has its rounds before the next is built.
+    On the CPU a round times every provider once, so that a disturbance from outside meets all of them; of cold
+    inputs every call is timed, at least four a round. On CUDA, where captured graphs would fight for memory, a
+    provider has its rounds before the next is built.
     """
     settle_allocator()
     torch.compiler.reset()  # else the formulas compiled for earlier shapes count against this one
-    inputs = Inputs(case)
+    everyone: list[tuple[str, Provider | None]] = [("copy", None), *providers(case, modes)]
+    # What the cache cannot hold half of is cold without that; and pools of all contenders take no more memory than so.
+    cold = case.timer == "cold" and case.nbytes < COLD_CACHES * last_level_cache()
+    inputs = Inputs(case, pool_size(case, case.nbytes, len(everyone)))
     wanted = truth(case, inputs)
     results: list[tuple[Runner, list[float]]] = []
 
     def prepare(name: str, function: Provider | None) -> tuple[Callable[[], float], list[float]] | None:
         try:
-            runner: Contender | Copy = Contender(case, name, function, inputs) if function else Copy(case)
-            if isinstance(runner, Contender):
+            runner: Contender | Copy
+            if function is None:
+                runner = Copy(case, inputs.count if cold else None)
+            else:
+                runner = Contender(case, name, function, Inputs(case, inputs.count) if cold else inputs)
                 check(runner, wanted)
             sample = sampler(case, runner, seconds)
             sample()  # compiles and warms up
@@ -210,10 +235,13 @@ def measure(
         for done in range(rounds):
             if done >= 5 and time.perf_counter() - start > budget:
                 break
-            for sample, times in ready:
-                times.append(sample())
+            if cold:
+                for _ in range(math.ceil(4 / inputs.count)):
+                    time_in_turn(results)
+            else:
+                for sample, times in ready:
+                    times.append(sample())
 
-    everyone: list[tuple[str, Provider | None]] = [("copy", None), *providers(case, modes)]
     for group in [everyone] if case.device == "cpu" else [[one] for one in everyone]:
         time_together(group)
     return results

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 import torch._functorch.config
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import drsn_ops
 
+from ..layers import BATCH_NORMS
+from ..reference import accumulator
 from .cases import Case
 
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead")
@@ -76,6 +79,8 @@ FORMULAS: dict[str, tuple[Formula, Formula]] = {
 
 def eager(case: Case, name: str, inplace: bool) -> Provider:
     """The operator of a case by one of the formulas."""
+    if case.operator == "batch_norm_relu":
+        return BatchNormRelu(case, lambda x, bn: F.relu(bn(x), inplace=True))
     if case.operator == "abs_mean":
         return lambda x, _, __: norm_mean(x) if name == "strong" else row_mean(x.abs())
     formula = FORMULAS[name][inplace]
@@ -91,9 +96,27 @@ def eager(case: Case, name: str, inplace: bool) -> Provider:
     return lambda x, threshold, _: formula(x, threshold, relative)
 
 
+class BatchNormRelu(nn.Module):
+    """A function of x and a BatchNorm as a provider, its parameters among the leaves; the bias keeps x off the kink."""
+
+    def __init__(self, case: Case, function: Callable[[Tensor, nn.Module], Tensor]) -> None:
+        super().__init__()
+        kind = BATCH_NORMS[max(len(case.shape) - 2, 1)]
+        self.bn = kind(case.shape[1], device=case.device, dtype=accumulator(case.dtype))
+        nn.init.constant_(self.bn.bias, -0.5)
+        self.function = function
+        self.train(case.trains).requires_grad_(case.trains)
+
+    def forward(self, x: Tensor, threshold: Tensor, residual: Tensor | None) -> Tensor:
+        return self.function(x, self.bn)
+
+
 def functions(case: Case, library: Any = drsn_ops) -> Provider:
     """The operator of a case by the functions of drsn_ops, or of drsn_ops.reference."""
     inplace = case.inplace
+    if case.operator == "batch_norm_relu":
+        made = BatchNormRelu(case, library.batch_norm_relu)
+        return made if library is drsn_ops else made.double()
     if case.operator == "soft_threshold":
         return lambda x, tau, _: library.soft_threshold(x, tau, inplace=inplace)
     if case.operator == "abs_mean":
@@ -119,6 +142,8 @@ def providers(case: Case, modes: Iterable[str]) -> Iterator[tuple[str, Provider]
     yield "drsn_ops", functions(case)
     # The naive mean is the tidy one.
     names = [name for name in FORMULAS if case.operator != "abs_mean" or name != "naive"]
+    if case.operator == "batch_norm_relu":
+        names = ["modules"]
     for name in names:
         yield f"eager/{name}", eager(case, name, case.inplace)
     for mode in takes_part(case, modes):
