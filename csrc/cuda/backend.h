@@ -20,6 +20,8 @@ int64_t gated_shrink_workspace(const GatedShrink& op);
 int64_t gated_shrink_backward_workspace(const GatedShrinkBackward& op);
 int64_t batch_norm_shrink_workspace(const BatchNormShrink& op);
 int64_t batch_norm_shrink_backward_workspace(const BatchNormShrinkBackward& op);
+int64_t batch_norm_relu_workspace(const BatchNormRelu& op);
+int64_t batch_norm_relu_backward_workspace(const BatchNormReluBackward& op);
 
 cudaError_t soft_threshold(const SoftThreshold& op, cudaStream_t stream);
 cudaError_t soft_threshold_backward(const SoftThresholdBackward& op, void* workspace, cudaStream_t stream);
@@ -31,5 +33,7 @@ cudaError_t gated_shrink(const GatedShrink& op, void* workspace, cudaStream_t st
 cudaError_t gated_shrink_backward(const GatedShrinkBackward& op, void* workspace, cudaStream_t stream);
 cudaError_t batch_norm_shrink(const BatchNormShrink& op, void* workspace, cudaStream_t stream);
 cudaError_t batch_norm_shrink_backward(const BatchNormShrinkBackward& op, void* workspace, cudaStream_t stream);
+cudaError_t batch_norm_relu(const BatchNormRelu& op, void* workspace, cudaStream_t stream);
+cudaError_t batch_norm_relu_backward(const BatchNormReluBackward& op, void* workspace, cudaStream_t stream);
 
 }  // namespace drsn::cuda

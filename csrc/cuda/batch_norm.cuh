@@ -1,11 +1,27 @@
-// x = norm(z) with a BatchNorm: the channels' statistics, from z in pieces held on chip, and x of an element.
+// x = norm(z) with a BatchNorm: the statistics of z's channels, x of an element, the gradients of weight and bias; and
+// launches whose threads keep to their channels, so that what they need of a channel is loaded once.
 #pragma once
 
 #include "cuda/gate_math.cuh"
+#include "cuda/indexing.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/on_chip.cuh"
 
 namespace drsn::cuda {
+
+// The values of N channels from c, or `otherwise` where data is null; data is aligned to 16 bytes where N > 1.
+template <int N, class acc_t>
+__device__ __forceinline__ void channel_values(acc_t (&out)[N], const acc_t* data, int64_t c, double otherwise) {
+  constexpr int kOnce = N == 1 ? 1 : 16 / sizeof(acc_t);
+#pragma unroll
+  for (int i = 0; i < N; i += kOnce) {
+    Vector<acc_t, kOnce> values;
+#pragma unroll
+    for (int j = 0; j < kOnce; ++j) values.value[j] = acc_t(otherwise);
+    if (data != nullptr) values = *reinterpret_cast<const Vector<acc_t, kOnce>*>(data + c + i);
+#pragma unroll
+    for (int j = 0; j < kOnce; ++j) out[i + j] = values.value[j];
+  }
+}
 
 // Every kernel computes x the same way. The mean is subtracted first, so that a large mean costs no precision.
 template <class acc_t>
@@ -16,6 +32,10 @@ struct InputNorm {
     acc_t mean, rstd, scale, bias;
     __device__ __forceinline__ acc_t x(acc_t z) const { return fma(z - mean, scale, bias); }
     __device__ __forceinline__ acc_t xhat(acc_t z) const { return (z - mean) * rstd; }
+    // The gradient of z from that of x and from the means over the channel's elements of dbias and dweight.
+    __device__ __forceinline__ acc_t gradient(acc_t dx, acc_t xhat, acc_t dbias, acc_t dweight) const {
+      return scale * (dx - (dbias + xhat * dweight));
+    }
   };
   InputNorm(const Norm& norm, const void* input_state, int64_t channels)
       : mean(static_cast<const acc_t*>(input_state)),
@@ -25,120 +45,138 @@ struct InputNorm {
   __device__ __forceinline__ Channel channel(int64_t c) const {
     return {mean[c], rstd[c], value_or<acc_t>(weight, c, 1) * rstd[c], value_or<acc_t>(bias, c, 0)};
   }
+  // N channels from c.
+  template <int N>
+  __device__ __forceinline__ void channels(int64_t c, Channel (&out)[N]) const {
+    acc_t means[N], rstds[N], weights[N], biases[N];
+    channel_values(means, mean, c, 0);
+    channel_values(rstds, rstd, c, 1);
+    channel_values(weights, weight, c, 1);
+    channel_values(biases, bias, c, 0);
+#pragma unroll
+    for (int j = 0; j < N; ++j) out[j] = {means[j], rstds[j], weights[j] * rstds[j], biases[j]};
+  }
 };
 
-// The pieces of a row of z.
-struct RowPieces {
-  int64_t length, row_length, count;  // of a piece, of a row; pieces of a row
-  Divisor of_row;
-  explicit RowPieces(int64_t row)
-      : length(std::min<int64_t>(row, kStatisticsLength)),
-        row_length(row),
-        count(ceil_div(row, kStatisticsLength)),
-        of_row(count) {}
+// The launch of a ChannelPlan over a tensor of these rows.
+struct ChannelWalk {
+  ChannelPlan plan;
+  Divisor of_sample;  // vectors of a channel in a sample
+  int64_t channels, length;
+
+  ChannelWalk(const Rows& rows, int V, const ChannelPlan& channel_plan)
+      : plan(channel_plan),
+        of_sample(rows.channels_last ? rows.length : rows.length / V),
+        channels(rows.channels),
+        length(rows.length) {}
 };
 
-// The mean of each piece, and the sum of the squared distances from it: nothing cancels.
-template <class scalar_t, int V>
-__global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
-    piece_statistics(const scalar_t* z, const __grid_constant__ Rows rows, const __grid_constant__ OnChip plan,
-                     const __grid_constant__ RowPieces pieces, void* statistics) {
-  using acc_t = Accumulator<scalar_t>;
-  const OnChipPlace at(plan, rows, pieces.of_row, V);  // n is the row of z, c the piece
-  const int64_t begin = at.c * pieces.length;
-  const int length = int(min(pieces.length, pieces.row_length - begin));
-  Packed<scalar_t, V> held[kOnChipSlots<V>];
-  // Pieces of a block may differ in length: the loops' bound is that of the longest.
-#pragma unroll
-  for (int i = 0; i < kOnChipSlots<V>; ++i) {
-    if (i * at.step >= pieces.length) break;
-    const int position = at.position + i * at.step;
-    held[i] = load_if<V>(at.exists && position < length, z + at.n * pieces.row_length + begin + position);
+// A thread's channels, kChannels from c, and its vectors: `depth` apart from `begin` to `end`.
+template <bool channels_last, int V>
+struct ChannelPlace {
+  static constexpr int kChannels = channels_last ? V : 1;
+  static constexpr int kLength = channels_last ? 1 : V;  // elements of a channel in a vector
+  int columns, depth, column, level;
+  int64_t c, piece, begin, end;
+  bool exists;
+
+  __device__ __forceinline__ ChannelPlace(const ChannelWalk& walk, unsigned block)
+      : columns(walk.plan.columns),
+        depth(walk.plan.depth),
+        column(threadIdx.x % columns),
+        level(threadIdx.x / columns),
+        c((int64_t(block % unsigned(walk.plan.tiles)) * columns + column) * kChannels),
+        piece(block / unsigned(walk.plan.tiles)),
+        begin(piece * walk.plan.piece + level),
+        end(min((piece + 1) * walk.plan.piece, walk.plan.vectors)),
+        exists(level < depth && c < walk.channels) {}
+  __device__ __forceinline__ int64_t vector(int i) const { return begin + i * depth; }
+  __device__ __forceinline__ bool inside(int i) const { return exists && vector(i) < end; }
+  __device__ __forceinline__ bool first() const { return exists && level == 0; }
+
+  // The sample of vector i, and its place among those of the sample's channel.
+  __device__ __forceinline__ int64_t position(const ChannelWalk& walk, int64_t i, int64_t* n) const {
+    *n = walk.of_sample.divide(i);
+    return (i - *n * walk.of_sample.value) * kLength;
   }
-  acc_t sum = 0, squares = 0;
-#pragma unroll
-  for (int i = 0; i < kOnChipSlots<V>; ++i) {
-    if (i * at.step >= pieces.length) break;
-#pragma unroll
-    for (int j = 0; j < V; ++j) sum += acc_t(widen(unpack(held[i]).value[j]));
+  // The element where vector i begins.
+  __device__ __forceinline__ int64_t element(const ChannelWalk& walk, int64_t i) const {
+    if constexpr (channels_last) return i * walk.channels + c;
+    int64_t n;
+    const int64_t at = position(walk, i, &n);
+    return (n * walk.channels + c) * walk.length + at;
   }
-  const acc_t mean = lane_sum(sum, 1 << plan.lane_bits) / acc_t(length);
+  // Where the partial sum of this piece is, of the thread's j-th channel: pieces side by side.
+  __device__ __forceinline__ int64_t partial(const ChannelWalk& walk, int64_t j) const {
+    return (c + j) * walk.plan.pieces + piece;
+  }
+  // Adds up N sums over the threads with the same channels; all of them get the results.
+  template <int N, class acc_t>
+  __device__ __forceinline__ void sum(acc_t (&sums)[N]) const {
+    if constexpr (channels_last) {
+      __shared__ acc_t shared[N][kThreads];
+      __syncthreads();  // an earlier sum may still be read
+      level_sum(sums, shared, columns, depth, level, exists);
 #pragma unroll
-  for (int i = 0; i < kOnChipSlots<V>; ++i) {
-    if (i * at.step >= pieces.length) break;
-    const bool inside = at.exists && at.position + i * at.step < length;
+      for (int j = 0; j < N; ++j) {
+        if (level == 0) shared[j][column] = sums[j];
+      }
+      __syncthreads();
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const acc_t distance = acc_t(widen(unpack(held[i]).value[j])) - mean;
-      squares += inside ? distance * distance : acc_t(0);
+      for (int j = 0; j < N; ++j) sums[j] = shared[j][column];
+    } else {
+#pragma unroll
+      for (int j = 0; j < N; ++j) sums[j] = block_sum(sums[j]);
     }
   }
-  squares = lane_sum(squares, 1 << plan.lane_bits);
-  if (!at.first) return;
-  acc_t* out = static_cast<acc_t*>(statistics);
-  out[at.row] = mean;
-  out[rows.samples * rows.channels + at.row] = squares;
+};
+
+// f(std::bool_constant<channels_last>{}).
+template <class F>
+cudaError_t dispatch_layout(bool channels_last, F f) {
+  return channels_last ? f(std::true_type{}) : f(std::false_type{});
 }
 
-// mean and rstd of each channel, a block per channel: from its pieces, or the running statistics.
+// Rows of one element lie alike in both layouts: threads that are neighbours then take neighbouring channels.
+inline Rows rows_side_by_side(Rows rows) {
+  rows.channels_last = rows.channels_last || rows.length == 1;
+  return rows;
+}
+
+// The partial sums of one kind that launches planned by plan(rows, V) need at most.
+template <class Plan>
+int64_t channel_partials(const Rows& rows, Plan plan) {
+  int64_t pieces = 0;
+  for (int V : {1, 2, 4, 8}) pieces = std::max(pieces, plan(rows, V).pieces);
+  return rows.channels * pieces;
+}
+
+// True if the threads of a ChannelPlan can move V elements at once.
+inline bool channel_vectors_fit(const Rows& rows, int V) {
+  return (rows.channels_last ? rows.channels : rows.length) % V == 0;
+}
+
+// Where the gradients of weight and bias go.
 template <class acc_t>
-__global__ void __launch_bounds__(kThreads, kFewBlocks)
-    channel_statistics(const __grid_constant__ Norm norm, const __grid_constant__ Rows rows,
-                       const __grid_constant__ RowPieces pieces, const acc_t* statistics, acc_t* input_state) {
-  const int64_t c = blockIdx.x, channels = rows.channels;
-  const int64_t total = rows.samples * pieces.count;
-  const acc_t* squares_of = statistics + rows.samples * channels * pieces.count;
-  NormNumbers<acc_t> numbers;
-  if (norm.kind == NormKind::kRunning) {
-    numbers = running_numbers<acc_t>(norm, c);
-  } else {
-    // The length of piece i of the channel, and its place among all pieces.
-    const auto locate = [&](int64_t i, int64_t* piece) {
-      const int64_t n = pieces.of_row.divide(i);
-      *piece = n * channels * pieces.count + c * pieces.count + (i - n * pieces.count);
-      return acc_t(min(pieces.length, pieces.row_length - (i - n * pieces.count) * pieces.length));
-    };
+struct InputGradients {
+  acc_t *dweight, *dbias;  // of the channels; each may be null
+  acc_t* means;            // dbias and dweight divided by the elements of a channel
+
+  __device__ __forceinline__ void write(const Rows& rows, int64_t c, acc_t weight, acc_t bias) const {
     const acc_t count = acc_t(rows.samples) * acc_t(rows.length);
-    acc_t sum = 0, squares = 0;
-    int64_t piece;
-    for (int64_t i = threadIdx.x; i < total; i += kThreads) {
-      const acc_t length = locate(i, &piece);
-      sum += length * statistics[piece];
-    }
-    const acc_t mean = block_sum(sum) / count;
-    for (int64_t i = threadIdx.x; i < total; i += kThreads) {
-      const acc_t length = locate(i, &piece);
-      const acc_t distance = statistics[piece] - mean;
-      squares += squares_of[piece] + length * (distance * distance);
-    }
-    squares = block_sum(squares);
-    numbers = {mean, rstd_of(squares / count, norm.eps), 0, 0};
-    if (threadIdx.x == 0) update_running(norm, c, mean, squares, count);
+    means[c] = bias / count;
+    means[rows.channels + c] = weight / count;
+    if (dweight != nullptr) dweight[c] = weight;
+    if (dbias != nullptr) dbias[c] = bias;
   }
-  if (threadIdx.x > 0) return;
-  input_state[c] = numbers.mean;
-  input_state[channels + c] = numbers.rstd;
-}
+};
 
 // Accumulators of scratch memory for input_statistics.
-inline int64_t input_statistics_workspace(const Norm& norm, const Rows& rows) {
-  return norm.kind == NormKind::kBatch ? 2 * rows.samples * rows.channels * RowPieces(rows.length).count : 0;
-}
+int64_t input_statistics_workspace(const Norm& norm, const Rows& rows);
 
-// Writes input_state. Every block reads the counter of batches: a later kernel counts this batch.
-template <class scalar_t, int V>
-cudaError_t input_statistics(const Norm& norm, const Rows& rows, const void* z, void* input_state, void* workspace,
-                             cudaStream_t stream) {
-  using acc_t = Accumulator<scalar_t>;
-  const RowPieces pieces(rows.length);
-  if (norm.kind == NormKind::kBatch) {
-    const Rows of_pieces{rows.samples * rows.channels, pieces.count, pieces.length, false};
-    const OnChip plan = plan_on_chip(of_pieces, false, V);
-    DRSN_CUDA_TRY(launch(&piece_statistics<scalar_t, V>, plan.blocks, plan.threads, stream,
-                         static_cast<const scalar_t*>(z), of_pieces, plan, pieces, workspace));
-  }
-  return launch(&channel_statistics<acc_t>, rows.channels, kThreads, stream, norm, rows, pieces,
-                static_cast<const acc_t*>(workspace), static_cast<acc_t*>(input_state));
-}
+// Writes input_state, mean and rstd of each channel of z. Every block reads the counter of batches: a later kernel
+// counts this batch.
+cudaError_t input_statistics(DType dtype, const Norm& norm, const Rows& rows, const void* z, void* input_state,
+                             void* workspace, cudaStream_t stream);
 
 }  // namespace drsn::cuda

@@ -141,28 +141,22 @@ struct NormRowSums {
   }
 };
 
-// The gradients of each channel's weight and bias, a block per channel; in `means` both divided by the channel's
-// elements.
+// The gradients of each channel's weight and bias, a block per channel.
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    input_gradients(const __grid_constant__ Rows rows, const acc_t* row_sums, const acc_t* share, acc_t* dweight,
-                    acc_t* dbias, acc_t* means) {
-  const int64_t c = blockIdx.x, channels = rows.channels;
-  const int64_t count = rows.samples * channels;
+    input_gradients(const __grid_constant__ Rows rows, const acc_t* row_sums, const acc_t* share,
+                    const __grid_constant__ InputGradients<acc_t> to) {
+  const int64_t c = blockIdx.x;
+  const int64_t count = rows.samples * rows.channels;
   acc_t weight = 0, bias = 0;
   for (int64_t n = threadIdx.x; n < rows.samples; n += kThreads) {
-    const int64_t row = n * channels + c;
+    const int64_t row = n * rows.channels + c;
     weight += row_sums[kPassedXhat * count + row] + share[row] * row_sums[kSignXhat * count + row];
     bias += row_sums[kPassed * count + row] + share[row] * row_sums[kSign * count + row];
   }
   weight = block_sum(weight);
   bias = block_sum(bias);
-  if (threadIdx.x > 0) return;
-  const acc_t numbers = acc_t(rows.samples) * acc_t(rows.length);
-  means[c] = weight / numbers;
-  means[channels + c] = bias / numbers;
-  if (dweight != nullptr) dweight[c] = weight;
-  if (dbias != nullptr) dbias[c] = bias;
+  if (threadIdx.x == 0) to.write(rows, c, weight, bias);
 }
 
 // dz. `means`, from input_gradients, is null where the statistics are constants: the running ones.
@@ -187,14 +181,14 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     const auto channel = input.channel(p.c);
     const acc_t tau = thresholds.at(p.n, p.c, channels);
     const acc_t row_share = share[p.n * channels + p.c];
-    const acc_t dweight = means == nullptr ? acc_t(0) : means[p.c];
-    const acc_t dbias = means == nullptr ? acc_t(0) : means[channels + p.c];
+    const acc_t dbias = means == nullptr ? acc_t(0) : means[p.c];
+    const acc_t dweight = means == nullptr ? acc_t(0) : means[channels + p.c];
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const Element<acc_t> e(channel, tau, widen(unpack(values[i]).value[j]), widen(unpack(g[i]).value[j]));
       const acc_t dx = e.passed + e.sign * row_share;
-      result.value[j] = narrow<scalar_t>(channel.scale * (dx - (dbias + e.xhat * dweight)));
+      result.value[j] = narrow<scalar_t>(channel.gradient(dx, e.xhat, dbias, dweight));
     }
     store<V>(V, dz + p.element, result);
   });
@@ -234,13 +228,12 @@ cudaError_t batch_norm_shrink(const BatchNormShrink& op, void* workspace, cudaSt
   Carve carve(workspace, op.dtype);
   const Forward to(op, carve);
   const Rows& rows = op.rows;
+  DRSN_CUDA_TRY(input_statistics(op.dtype, op.input, rows, op.x, op.input_state, to.piece_statistics, stream));
   return dispatch(
       op.dtype, [&](int V) { return aligned(op.x, op.y, op.residual) && vectors_fit(rows, V); },
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
         using acc_t = Accumulator<scalar_t>;
-        DRSN_CUDA_TRY(
-            (input_statistics<scalar_t, V>(op.input, rows, op.x, op.input_state, to.piece_statistics, stream)));
         const InputNorm<acc_t> input(op.input, op.input_state, rows.channels);
         const NormAbsSum<scalar_t, V> abs_sum{static_cast<const scalar_t*>(op.x), input, Divisor(rows.channels)};
         DRSN_CUDA_TRY(reduce<false>(op.dtype, abs_sum, row_reduction(rows),
@@ -283,8 +276,9 @@ cudaError_t batch_norm_shrink_backward(const BatchNormShrinkBackward& op, void* 
         const acc_t* share = static_cast<const acc_t*>(to.share);
         acc_t* gradients = static_cast<acc_t*>(to.gradients);
         DRSN_CUDA_TRY(launch(&input_gradients<acc_t>, rows.channels, kThreads, stream, rows,
-                             static_cast<const acc_t*>(row_sums), share, static_cast<acc_t*>(op.dinput_weight),
-                             static_cast<acc_t*>(op.dinput_bias), gradients));
+                             static_cast<const acc_t*>(row_sums), share,
+                             InputGradients<acc_t>{static_cast<acc_t*>(op.dinput_weight),
+                                                   static_cast<acc_t*>(op.dinput_bias), gradients}));
         if (op.dx == nullptr) return cudaSuccess;
         const LineWalk walk(rows, V);
         return launch(&input_norm_backward<scalar_t, V>, elementwise_blocks(walk.total, V), kThreads, stream, op, walk,

@@ -48,6 +48,26 @@ __device__ __forceinline__ acc_t block_sum(acc_t v) {
   return v;
 }
 
+// Over the `depth` levels of threads that are `columns` apart; level 0 gets the sums. The upper half of the levels is
+// added to the lower half, until one is left. The whole block must call it; a thread that does not exist adds nothing.
+template <int N, class acc_t>
+__device__ __forceinline__ void level_sum(acc_t (&sums)[N], acc_t (&shared)[N][kThreads], int columns, int depth,
+                                          int level, bool exists) {
+  for (int levels = depth; levels > 1; levels = (levels + 1) / 2) {
+    const int half = (levels + 1) / 2;
+    if (exists && level >= half && level < levels) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) shared[j][threadIdx.x] = sums[j];
+    }
+    __syncthreads();
+    if (exists && level + half < levels) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) sums[j] += shared[j][threadIdx.x + half * columns];
+    }
+    __syncthreads();
+  }
+}
+
 // The threads that share a sum over many numbers.
 struct WholeWarp {
   static __device__ __forceinline__ int rank() { return threadIdx.x % kWarp; }

@@ -16,6 +16,8 @@
 //                                                   cost more than reading x again
 //   gated shrink, the rest          sums, gate, elementwise
 //   batch_norm_shrink               statistics of pieces held on chip, sums, gate, elementwise
+//   batch_norm_relu                 statistics of pieces held on chip, elementwise; its backward: sums, elementwise.
+//                                   Threads keep to their channels
 //
 // Pieces depend on sizes only, never on the device, and so do the results' bits.
 #pragma once
@@ -105,7 +107,36 @@ inline OnChip plan_gated_on_chip(const Rows& rows, const Gate& gate, int V) {
   return plan;
 }
 
-constexpr int64_t kStatisticsLength = 4096;  // elements of a row whose BatchNorm statistics are one piece
+// A launch whose threads keep to their channels. A thread moves V neighbours of a row at once, or V channels of a
+// position where channels_last: V divides a row, or the channels. Blocks take pieces of a tile of channels.
+struct ChannelPlan {
+  int64_t vectors, piece, pieces;  // of a channel, of a piece; pieces of a channel
+  int columns, depth;              // threads of a block across the channels, and along a channel
+  int64_t tiles;
+  int threads;
+  int64_t blocks;
+};
+
+// `steps`: vectors of a thread.
+inline ChannelPlan plan_channels(const Rows& rows, int V, int64_t steps) {
+  ChannelPlan plan{};
+  const int64_t across = rows.channels_last ? ceil_div(rows.channels, V) : rows.channels;
+  plan.columns = rows.channels_last ? int(ceil_div(across, ceil_div(across, kWarp))) : 1;
+  plan.tiles = ceil_div(across, plan.columns);
+  plan.vectors = rows.samples * (rows.channels_last ? rows.length : ceil_div(rows.length, V));
+  plan.depth = int(std::min<int64_t>(kThreads / plan.columns, plan.vectors));
+  plan.piece = plan.depth * steps;
+  plan.pieces = ceil_div(plan.vectors, plan.piece);
+  plan.threads = int(ceil_div(int64_t(plan.columns) * plan.depth, kWarp) * kWarp);
+  plan.blocks = plan.tiles * plan.pieces;
+  return plan;
+}
+
+// For sums over a channel: as few pieces as still fill a device.
+inline ChannelPlan plan_channel_sums(const Rows& rows, int V) {
+  const ChannelPlan single = plan_channels(rows, V, 1);
+  return plan_channels(rows, V, std::max<int64_t>(8, ceil_div(single.pieces, ceil_div(1024, single.tiles))));
+}
 
 constexpr int kTile = 32;                // a block of a gate's kernels: kTile x kTile sums, in steps of kTile terms
 constexpr int64_t kMaxBatchPieces = 64;  // of a sum over the batch

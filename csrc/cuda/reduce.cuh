@@ -140,20 +140,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll
   for (int s = 0; s < Op::kSums; ++s) {
     if (targets.sum[s].data == nullptr) continue;
-    // The upper half of the levels is added to the lower half, until one is left.
-    for (int levels = shape.depth; levels > 1; levels = (levels + 1) / 2) {
-      const int half = (levels + 1) / 2;
-      if (exists && level >= half && level < levels) {
-#pragma unroll
-        for (int j = 0; j < V; ++j) shared[j][threadIdx.x] = sums[s][j];
-      }
-      __syncthreads();
-      if (exists && level + half < levels) {
-#pragma unroll
-        for (int j = 0; j < V; ++j) sums[s][j] += shared[j][threadIdx.x + half * shape.columns];
-      }
-      __syncthreads();
-    }
+    level_sum(sums[s], shared, shape.columns, shape.depth, level, exists);
     if (exists && level == 0) {
 #pragma unroll
       for (int j = 0; j < V; ++j) shared[j][threadIdx.x] = sums[s][j];  // this thread's own place
