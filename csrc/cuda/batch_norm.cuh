@@ -42,9 +42,6 @@ struct InputNorm {
         rstd(mean + channels),
         weight(static_cast<const acc_t*>(norm.weight)),
         bias(static_cast<const acc_t*>(norm.bias)) {}
-  __device__ __forceinline__ Channel channel(int64_t c) const {
-    return {mean[c], rstd[c], value_or<acc_t>(weight, c, 1) * rstd[c], value_or<acc_t>(bias, c, 0)};
-  }
   // N channels from c.
   template <int N>
   __device__ __forceinline__ void channels(int64_t c, Channel (&out)[N]) const {
@@ -95,16 +92,16 @@ struct ChannelPlace {
   __device__ __forceinline__ bool first() const { return exists && level == 0; }
 
   // The sample of vector i, and its place among those of the sample's channel.
-  __device__ __forceinline__ int64_t position(const ChannelWalk& walk, int64_t i, int64_t* n) const {
-    *n = walk.of_sample.divide(i);
-    return (i - *n * walk.of_sample.value) * kLength;
+  __device__ __forceinline__ int64_t sample(const ChannelWalk& walk, int64_t i) const {
+    return walk.of_sample.divide(i);
+  }
+  __device__ __forceinline__ int64_t position(const ChannelWalk& walk, int64_t i) const {
+    return (i - sample(walk, i) * walk.of_sample.value) * kLength;
   }
   // The element where vector i begins.
   __device__ __forceinline__ int64_t element(const ChannelWalk& walk, int64_t i) const {
     if constexpr (channels_last) return i * walk.channels + c;
-    int64_t n;
-    const int64_t at = position(walk, i, &n);
-    return (n * walk.channels + c) * walk.length + at;
+    return (sample(walk, i) * walk.channels + c) * walk.length + position(walk, i);
   }
   // Where the partial sum of this piece is, of the thread's j-th channel: pieces side by side.
   __device__ __forceinline__ int64_t partial(const ChannelWalk& walk, int64_t j) const {
@@ -170,6 +167,14 @@ struct InputGradients {
     if (dbias != nullptr) dbias[c] = bias;
   }
 };
+
+// The means that InputGradients has written, of N channels; 0 where they are null.
+template <int N, class acc_t>
+__device__ __forceinline__ void read_means(const acc_t* means, int64_t channels, int64_t c, acc_t (&dbias)[N],
+                                           acc_t (&dweight)[N]) {
+  channel_values(dbias, means, c, 0);
+  channel_values(dweight, means == nullptr ? nullptr : means + channels, c, 0);
+}
 
 // Accumulators of scratch memory for input_statistics.
 int64_t input_statistics_workspace(const Norm& norm, const Rows& rows);

@@ -73,8 +73,8 @@ struct Geometry {
       const int64_t element = at.element(walk, i);
       return {element, element, -1};
     }
-    int64_t n;
-    int64_t position = at.position(walk, i, &n);
+    const int64_t n = at.sample(walk, i);
+    int64_t position = at.position(walk, i);
     Elements e{n * x.sample + at.c * x.channel, n * y.sample + at.c * y.channel,
                n * shortcut.sample + (at.c + zeros / 2) * shortcut.channel};
     bool inside = true, kept = shortcut_wanted;
@@ -244,8 +244,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   typename InputNorm<acc_t>::Channel channel[kChannels];
   acc_t dbias[kChannels], dweight[kChannels];
   view.input.channels(at.c, channel);
-  channel_values(dbias, means, at.c, 0);
-  channel_values(dweight, means == nullptr ? nullptr : means + view.walk.channels, at.c, 0);
+  read_means(means, view.walk.channels, at.c, dbias, dweight);
   Packed<scalar_t, V> values[kSlots<V>], grads[kSlots<V>], others[kSlots<V>];
   int64_t element[kSlots<V>];
 #pragma unroll

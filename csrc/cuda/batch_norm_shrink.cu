@@ -9,11 +9,24 @@
 namespace drsn::cuda {
 namespace {
 
-template <class scalar, int V>
+// The sample and the first channel of a vector of a reduction over rows.
+template <bool channels_last>
+struct RowOf {
+  int64_t n, c;
+
+  __device__ __forceinline__ RowOf(const Divisor& channels, int64_t outer, int64_t position) {
+    const int64_t quotient = channels.divide(channels_last ? position : outer);
+    n = channels_last ? outer : quotient;
+    c = (channels_last ? position : outer) - quotient * channels.value;
+  }
+};
+
+template <class scalar, int V, bool channels_last>
 struct NormAbsSum {
   using scalar_t = scalar;
   static constexpr int kVector = V;
   static constexpr int kSums = 1;
+  static constexpr int kChannels = channels_last ? V : 1;
   using acc_t = Accumulator<scalar_t>;
   using Item = Packed<scalar_t, V>;
 
@@ -25,13 +38,14 @@ struct NormAbsSum {
     return cuda::load<V>(left, z + element);
   }
   template <int W>
-  __device__ __forceinline__ void add(int64_t row, int64_t, int64_t, int left, const Item& item,
+  __device__ __forceinline__ void add(int64_t outer, int64_t position, int64_t, int left, const Item& item,
                                       acc_t (&sums)[kSums][W]) const {
     if (left <= 0) return;
-    const auto channel = input.channel(row - channels.divide(row) * channels.value);
+    typename InputNorm<acc_t>::Channel channel[kChannels];
+    input.channels(RowOf<channels_last>(channels, outer, position).c, channel);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t x = channel.x(widen(unpack(item).value[j]));
+      const acc_t x = channel[j % kChannels].x(widen(unpack(item).value[j]));
       sums[0][j % W] += magnitude_of(x);
     }
   }
@@ -57,33 +71,45 @@ struct Thresholds {
   }
 };
 
-template <class scalar_t, int V>
+template <class scalar_t, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    apply_input_norm(const __grid_constant__ BatchNormShrink op, const __grid_constant__ LineWalk walk,
+    apply_input_norm(const __grid_constant__ BatchNormShrink op, const __grid_constant__ ChannelWalk walk,
                      const __grid_constant__ InputNorm<Accumulator<scalar_t>> input,
                      const __grid_constant__ Thresholds<Accumulator<scalar_t>> thresholds) {
   using acc_t = Accumulator<scalar_t>;
+  using Place = ChannelPlace<channels_last, V>;
+  constexpr int kSlots = kElementwiseSlots<V>;
   const scalar_t* z = static_cast<const scalar_t*>(op.x);
   const scalar_t* residual = static_cast<const scalar_t*>(op.residual);
   scalar_t* y = static_cast<scalar_t*>(op.y);
   count_batch(op.input);  // input_statistics could not: each of its blocks reads the counter
-  Packed<scalar_t, V> values[kElementwiseSlots<V>], residuals[kElementwiseSlots<V>];
-  const auto load = [&](int i, const LineWalk::Place& p) {
-    values[i] = load_if<V>(p.inside, z + p.element);
-    residuals[i] = load_if<V>(p.inside && residual != nullptr, residual + p.element);
-  };
-  walk_lines<V>(walk, load, [&](int i, const LineWalk::Place& p) {
-    if (!p.inside) return;
-    const auto channel = input.channel(p.c);
-    const acc_t tau = thresholds.at(p.n, p.c, op.rows.channels);
+  const Place at(walk, gridDim.x - 1 - blockIdx.x);
+  if (!at.exists) return;
+  typename InputNorm<acc_t>::Channel channel[Place::kChannels];
+  input.channels(at.c, channel);
+  Packed<scalar_t, V> values[kSlots], residuals[kSlots];
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const int64_t element = at.element(walk, at.vector(i));
+    values[i] = load_if<V>(at.inside(i), z + element);
+    residuals[i] = load_if<V>(at.inside(i) && residual != nullptr, residual + element);
+  }
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    if (!at.inside(i)) break;
+    acc_t tau[Place::kChannels];
+    const int64_t n = at.sample(walk, at.vector(i));
+#pragma unroll
+    for (int j = 0; j < Place::kChannels; ++j) tau[j] = thresholds.at(n, at.c + j, walk.channels);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t x = channel.x(widen(unpack(values[i]).value[j]));
-      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau) + acc_t(widen(unpack(residuals[i]).value[j])));
+      const acc_t x = channel[j % Place::kChannels].x(widen(unpack(values[i]).value[j]));
+      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau[j % Place::kChannels]) +
+                                         acc_t(widen(unpack(residuals[i]).value[j])));
     }
-    store<V>(V, y + p.element, result);
-  });
+    store<V>(V, y + at.element(walk, at.vector(i)), result);
+  }
 }
 
 // An element of z and of the gradient, for both passes of the backward.
@@ -103,11 +129,12 @@ struct Element {
 // Sums of a row; with the row's share they give its terms of the gradients of weight and bias.
 enum RowSum { kPassedAlong, kPassed, kPassedXhat, kSign, kSignXhat, kRowSums };
 
-template <class scalar, int V>
+template <class scalar, int V, bool channels_last>
 struct NormRowSums {
   using scalar_t = scalar;
   static constexpr int kVector = V;
   static constexpr int kSums = kRowSums;
+  static constexpr int kChannels = channels_last ? V : 1;
   using acc_t = Accumulator<scalar_t>;
   struct Item {
     Packed<scalar_t, V> g, z;
@@ -122,16 +149,19 @@ struct NormRowSums {
     return {cuda::load<V>(left, grad + element), cuda::load<V>(left, z + element)};
   }
   template <int W>
-  __device__ __forceinline__ void add(int64_t row, int64_t, int64_t, int left, const Item& item,
+  __device__ __forceinline__ void add(int64_t outer, int64_t position, int64_t, int left, const Item& item,
                                       acc_t (&sums)[kSums][W]) const {
     if (left <= 0) return;
-    const int64_t n = channels.divide(row);
-    const int64_t c = row - n * channels.value;
-    const auto channel = input.channel(c);
-    const acc_t tau = thresholds.at(n, c, channels.value);
+    const RowOf<channels_last> row(channels, outer, position);
+    typename InputNorm<acc_t>::Channel channel[kChannels];
+    acc_t tau[kChannels];
+    input.channels(row.c, channel);
+#pragma unroll
+    for (int j = 0; j < kChannels; ++j) tau[j] = thresholds.at(row.n, row.c + j, channels.value);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const Element<acc_t> e(channel, tau, widen(unpack(item.z).value[j]), widen(unpack(item.g).value[j]));
+      const Element<acc_t> e(channel[j % kChannels], tau[j % kChannels], widen(unpack(item.z).value[j]),
+                             widen(unpack(item.g).value[j]));
       sums[kPassedAlong][j % W] += e.passed * e.sign;
       sums[kPassed][j % W] += e.passed;
       sums[kPassedXhat][j % W] += e.passed * e.xhat;
@@ -160,41 +190,61 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 }
 
 // dz. `means`, from input_gradients, is null where the statistics are constants: the running ones.
-template <class scalar_t, int V>
+template <class scalar_t, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    input_norm_backward(const __grid_constant__ BatchNormShrinkBackward op, const __grid_constant__ LineWalk walk,
+    input_norm_backward(const __grid_constant__ BatchNormShrinkBackward op, const __grid_constant__ ChannelWalk walk,
                         const __grid_constant__ InputNorm<Accumulator<scalar_t>> input,
                         const __grid_constant__ Thresholds<Accumulator<scalar_t>> thresholds,
                         const Accumulator<scalar_t>* share, const Accumulator<scalar_t>* means) {
   using acc_t = Accumulator<scalar_t>;
+  using Place = ChannelPlace<channels_last, V>;
+  constexpr int kSlots = kElementwiseSlots<V>;
+  constexpr int kChannels = Place::kChannels;
   const scalar_t* grad = static_cast<const scalar_t*>(op.grad);
   const scalar_t* z = static_cast<const scalar_t*>(op.z);
   scalar_t* dz = static_cast<scalar_t*>(op.dx);
-  const int64_t channels = op.rows.channels;
-  Packed<scalar_t, V> g[kElementwiseSlots<V>], values[kElementwiseSlots<V>];
-  const auto load = [&](int i, const LineWalk::Place& p) {
-    g[i] = load_if<V>(p.inside, grad + p.element);
-    values[i] = load_if<V>(p.inside, z + p.element);
-  };
-  walk_lines<V>(walk, load, [&](int i, const LineWalk::Place& p) {
-    if (!p.inside) return;
-    const auto channel = input.channel(p.c);
-    const acc_t tau = thresholds.at(p.n, p.c, channels);
-    const acc_t row_share = share[p.n * channels + p.c];
-    const acc_t dbias = means == nullptr ? acc_t(0) : means[p.c];
-    const acc_t dweight = means == nullptr ? acc_t(0) : means[channels + p.c];
+  const Place at(walk, gridDim.x - 1 - blockIdx.x);
+  if (!at.exists) return;
+  typename InputNorm<acc_t>::Channel channel[kChannels];
+  acc_t dbias[kChannels], dweight[kChannels];
+  input.channels(at.c, channel);
+  read_means(means, walk.channels, at.c, dbias, dweight);
+  Packed<scalar_t, V> g[kSlots], values[kSlots];
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const int64_t element = at.element(walk, at.vector(i));
+    g[i] = load_if<V>(at.inside(i), grad + element);
+    values[i] = load_if<V>(at.inside(i), z + element);
+  }
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    if (!at.inside(i)) break;
+    const int64_t n = at.sample(walk, at.vector(i));
+    acc_t tau[kChannels], row_share[kChannels];
+#pragma unroll
+    for (int j = 0; j < kChannels; ++j) {
+      tau[j] = thresholds.at(n, at.c + j, walk.channels);
+      row_share[j] = share[n * walk.channels + at.c + j];
+    }
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const Element<acc_t> e(channel, tau, widen(unpack(values[i]).value[j]), widen(unpack(g[i]).value[j]));
-      const acc_t dx = e.passed + e.sign * row_share;
-      result.value[j] = narrow<scalar_t>(channel.gradient(dx, e.xhat, dbias, dweight));
+      const int k = j % kChannels;
+      const Element<acc_t> e(channel[k], tau[k], widen(unpack(values[i]).value[j]), widen(unpack(g[i]).value[j]));
+      const acc_t dx = e.passed + e.sign * row_share[k];
+      result.value[j] = narrow<scalar_t>(channel[k].gradient(dx, e.xhat, dbias[k], dweight[k]));
     }
-    store<V>(V, dz + p.element, result);
-  });
+    store<V>(V, dz + at.element(walk, at.vector(i)), result);
+  }
 }
 
-Reduction row_reduction(const Rows& rows) { return Reduction(row_axes(rows, false)); }
+Reduction row_reduction(const Rows& rows) { return Reduction(row_axes(rows_side_by_side(rows), false)); }
+
+// True if vectors of V elements fit every kernel of these operators.
+template <class Op>
+bool vectors_fit(const Op& op, const Rows& rows, int V) {
+  return channel_vectors_fit(rows, V) && aligned(op.input_state, op.input.weight, op.input.bias);
+}
 
 struct Forward {
   GateForward gate;
@@ -227,22 +277,25 @@ int64_t batch_norm_shrink_workspace(const BatchNormShrink& op) { return workspac
 cudaError_t batch_norm_shrink(const BatchNormShrink& op, void* workspace, cudaStream_t stream) {
   Carve carve(workspace, op.dtype);
   const Forward to(op, carve);
-  const Rows& rows = op.rows;
+  const Rows rows = rows_side_by_side(op.rows);
   DRSN_CUDA_TRY(input_statistics(op.dtype, op.input, rows, op.x, op.input_state, to.piece_statistics, stream));
   return dispatch(
-      op.dtype, [&](int V) { return aligned(op.x, op.y, op.residual) && vectors_fit(rows, V); },
+      op.dtype, [&](int V) { return aligned(op.x, op.y, op.residual) && vectors_fit(op, rows, V); },
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
         using acc_t = Accumulator<scalar_t>;
         const InputNorm<acc_t> input(op.input, op.input_state, rows.channels);
-        const NormAbsSum<scalar_t, V> abs_sum{static_cast<const scalar_t*>(op.x), input, Divisor(rows.channels)};
-        DRSN_CUDA_TRY(reduce<false>(op.dtype, abs_sum, row_reduction(rows),
-                                    {Target{op.mean, true, double(rows.length)}}, to.sums, stream));
-        DRSN_CUDA_TRY(gate_forward(to.gate, stream));
-        const Thresholds<acc_t> thresholds(op, to.gate.at, to.gate.statistic);
-        const LineWalk walk(rows, V);
-        return launch(&apply_input_norm<scalar_t, V>, elementwise_blocks(walk.total, V), kThreads, stream, op, walk,
-                      input, thresholds);
+        return dispatch_layout(rows.channels_last, [&](auto channels_last) {
+          const NormAbsSum<scalar_t, V, channels_last> abs_sum{static_cast<const scalar_t*>(op.x), input,
+                                                               Divisor(rows.channels)};
+          DRSN_CUDA_TRY(reduce<channels_last>(op.dtype, abs_sum, row_reduction(rows),
+                                              {Target{op.mean, true, double(rows.length)}}, to.sums, stream));
+          DRSN_CUDA_TRY(gate_forward(to.gate, stream));
+          const Thresholds<acc_t> thresholds(op, to.gate.at, to.gate.statistic);
+          const ChannelPlan plan = plan_channels(rows, V, kElementwiseSlots<V>);
+          return launch(&apply_input_norm<scalar_t, V, channels_last>, plan.blocks, plan.threads, stream, op,
+                        ChannelWalk(rows, V, plan), input, thresholds);
+        });
       });
 }
 
@@ -251,39 +304,42 @@ int64_t batch_norm_shrink_backward_workspace(const BatchNormShrinkBackward& op) 
 cudaError_t batch_norm_shrink_backward(const BatchNormShrinkBackward& op, void* workspace, cudaStream_t stream) {
   Carve carve(workspace, op.dtype);
   Backward to(op, carve);
-  const Rows& rows = op.rows;
+  const Rows rows = rows_side_by_side(op.rows);
   if (op.per_sample) DRSN_CUDA_TRY(sample_statistics(op.dtype, op.mean, rows, to.sample_statistic, stream));
   return dispatch(
-      op.dtype, [&](int V) { return aligned(op.grad, op.z, op.dx) && vectors_fit(rows, V); },
+      op.dtype, [&](int V) { return aligned(op.grad, op.z, op.dx) && vectors_fit(op, rows, V); },
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
         using acc_t = Accumulator<scalar_t>;
         const InputNorm<acc_t> input(op.input, op.input_state, rows.channels);
         const Thresholds<acc_t> thresholds(op, to.gate.at, to.sample_statistic);
-        const NormRowSums<scalar_t, V> sums{static_cast<const scalar_t*>(op.grad), static_cast<const scalar_t*>(op.z),
-                                            input, thresholds, Divisor(rows.channels)};
         acc_t* row_sums = static_cast<acc_t*>(to.row_sums);
         const int64_t count = rows.samples * rows.channels;
         Target targets[kRowSums];
         for (int s = 0; s < kRowSums; ++s) targets[s] = {row_sums + s * count, true, 1};
-        DRSN_CUDA_TRY(reduce<false>(op.dtype, sums, row_reduction(rows), targets, to.sums, stream));
+        return dispatch_layout(rows.channels_last, [&](auto channels_last) {
+          const NormRowSums<scalar_t, V, channels_last> sums{static_cast<const scalar_t*>(op.grad),
+                                                             static_cast<const scalar_t*>(op.z), input, thresholds,
+                                                             Divisor(rows.channels)};
+          DRSN_CUDA_TRY(reduce<channels_last>(op.dtype, sums, row_reduction(rows), targets, to.sums, stream));
 
-        const bool inputs = op.dx != nullptr || op.dinput_weight != nullptr || op.dinput_bias != nullptr;
-        to.gate.active_sum = row_sums + kPassedAlong * count;
-        if (inputs) to.gate.share = to.share;
-        DRSN_CUDA_TRY(gate_backward(to.gate, stream));
-        if (!inputs) return cudaSuccess;
-        const acc_t* share = static_cast<const acc_t*>(to.share);
-        acc_t* gradients = static_cast<acc_t*>(to.gradients);
-        DRSN_CUDA_TRY(launch(&input_gradients<acc_t>, rows.channels, kThreads, stream, rows,
-                             static_cast<const acc_t*>(row_sums), share,
-                             InputGradients<acc_t>{static_cast<acc_t*>(op.dinput_weight),
-                                                   static_cast<acc_t*>(op.dinput_bias), gradients}));
-        if (op.dx == nullptr) return cudaSuccess;
-        const LineWalk walk(rows, V);
-        return launch(&input_norm_backward<scalar_t, V>, elementwise_blocks(walk.total, V), kThreads, stream, op, walk,
-                      input, thresholds, share,
-                      op.input.kind == NormKind::kBatch ? static_cast<const acc_t*>(gradients) : nullptr);
+          const bool inputs = op.dx != nullptr || op.dinput_weight != nullptr || op.dinput_bias != nullptr;
+          to.gate.active_sum = row_sums + kPassedAlong * count;
+          if (inputs) to.gate.share = to.share;
+          DRSN_CUDA_TRY(gate_backward(to.gate, stream));
+          if (!inputs) return cudaSuccess;
+          const acc_t* share = static_cast<const acc_t*>(to.share);
+          acc_t* gradients = static_cast<acc_t*>(to.gradients);
+          DRSN_CUDA_TRY(launch(&input_gradients<acc_t>, rows.channels, kThreads, stream, rows,
+                               static_cast<const acc_t*>(row_sums), share,
+                               InputGradients<acc_t>{static_cast<acc_t*>(op.dinput_weight),
+                                                     static_cast<acc_t*>(op.dinput_bias), gradients}));
+          if (op.dx == nullptr) return cudaSuccess;
+          const ChannelPlan plan = plan_channels(rows, V, kElementwiseSlots<V>);
+          return launch(&input_norm_backward<scalar_t, V, channels_last>, plan.blocks, plan.threads, stream, op,
+                        ChannelWalk(rows, V, plan), input, thresholds, share,
+                        op.input.kind == NormKind::kBatch ? static_cast<const acc_t*>(gradients) : nullptr);
+        });
       });
 }
 
