@@ -4,7 +4,8 @@
 namespace drsn::cuda {
 namespace {
 
-// The mean of each piece, and the sum of the squared distances from it: nothing cancels.
+// The mean of each piece, and the sum of the squared distances from it: nothing cancels. All are numbers less the
+// channel's first one, which comes last: a large mean costs no precision.
 template <class scalar_t, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     piece_statistics(const scalar_t* z, const __grid_constant__ ChannelWalk walk, Accumulator<scalar_t>* statistics) {
@@ -13,15 +14,21 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   constexpr int kChannels = Place::kChannels;
   const Place at(walk, blockIdx.x);
   Packed<scalar_t, V> held[kOnChipSlots<V>];
+  acc_t first[kChannels] = {}, means[kChannels] = {}, squares[kChannels] = {};
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     held[i] = load_if<V>(at.inside(i), z + at.element(walk, at.vector(i)));
   }
-  acc_t means[kChannels] = {}, squares[kChannels] = {};
+#pragma unroll
+  for (int j = 0; j < kChannels; ++j) {
+    if (at.exists) first[j] = acc_t(widen(z[at.element(walk, 0) + j]));
+  }
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) means[j % kChannels] += acc_t(widen(unpack(held[i]).value[j]));
+    for (int j = 0; j < V; ++j) {
+      means[j % kChannels] += at.inside(i) ? acc_t(widen(unpack(held[i]).value[j])) - first[j % kChannels] : acc_t(0);
+    }
   }
   at.sum(means);
   const acc_t count = acc_t((at.end - at.piece * walk.plan.piece) * Place::kLength);
@@ -31,8 +38,9 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t distance = acc_t(widen(unpack(held[i]).value[j])) - means[j % kChannels];
-      squares[j % kChannels] += at.inside(i) ? distance * distance : acc_t(0);
+      const int k = j % kChannels;
+      const acc_t distance = acc_t(widen(unpack(held[i]).value[j])) - first[k] - means[k];
+      squares[k] += at.inside(i) ? distance * distance : acc_t(0);
     }
   }
   at.sum(squares);
@@ -41,6 +49,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   for (int j = 0; j < kChannels; ++j) {
     statistics[at.partial(walk, j)] = means[j];
     statistics[at.partial(walk, walk.channels + j)] = squares[j];
+    if (at.piece == 0) statistics[2 * walk.channels * walk.plan.pieces + at.c + j] = first[j];
   }
 }
 
@@ -67,8 +76,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       squares += squares_of[i] + length(i) * (distance * distance);
     }
     squares = block_sum(squares);
-    numbers = {mean, rstd_of(squares / acc_t(elements), norm.eps), 0, 0};
-    if (threadIdx.x == 0) update_running(norm, c, mean, squares, acc_t(elements));
+    numbers = {statistics[2 * rows.channels * pieces + c] + mean, rstd_of(squares / acc_t(elements), norm.eps), 0, 0};
+    if (threadIdx.x == 0) update_running(norm, c, numbers.mean, squares, acc_t(elements));
   }
   if (threadIdx.x > 0) return;
   input_state[c] = numbers.mean;
@@ -80,7 +89,8 @@ ChannelPlan statistics_plan(const Rows& rows, int V) { return plan_channels(rows
 }  // namespace
 
 int64_t input_statistics_workspace(const Norm& norm, const Rows& rows) {
-  return norm.kind == NormKind::kBatch ? 2 * channel_partials(rows_side_by_side(rows), statistics_plan) : 0;
+  if (norm.kind != NormKind::kBatch) return 0;
+  return 2 * channel_partials(rows_side_by_side(rows), statistics_plan) + rows.channels;
 }
 
 cudaError_t input_statistics(DType dtype, const Norm& norm, const Rows& rows_of_z, const void* z, void* input_state,
