@@ -9,6 +9,7 @@ from torch import nn
 
 import drsn_ops
 from drsn_ops import reference
+from drsn_ops.functional import pre_activation
 
 pytestmark = pytest.mark.cuda
 
@@ -24,7 +25,7 @@ def make_steps(device):
     long = make_features((1, 2, 1_000_003), device).float()
     tau, alpha = torch.rand(16, 1).to(device), torch.rand(8, 16).to(device)  # the same on every device
     gate = make_gate(16, 16, 16).float().to(device)
-    norm = randomise(nn.BatchNorm1d(16)).to(device)
+    norm, norm_2d = (randomise(kind(16)).to(device) for kind in (nn.BatchNorm1d, nn.BatchNorm2d))
     parameters = [*gate.parameters()]
 
     def gated(x, *parameters):
@@ -35,6 +36,10 @@ def make_steps(device):
 
     def activated(x, *parameters):
         return drsn_ops.batch_norm_relu(x, norm)
+
+    def strided(x, *parameters):
+        """y and the shortcut of a residual unit's beginning."""
+        return torch.cat([t.flatten() for t in pre_activation(x, norm if x.dim() == 3 else norm_2d, 2, 32)])
 
     return {
         "soft_threshold": (drsn_ops.soft_threshold, (x, tau)),
@@ -47,13 +52,15 @@ def make_steps(device):
         "gated_shrink": (gated, (x, *parameters)),
         "batch_norm_shrink": (normed, (x, *parameters, *norm.parameters())),
         "batch_norm_relu": (activated, (x, *norm.parameters())),
+        "batch_norm_relu, strided": (strided, (x, *norm.parameters())),
+        "batch_norm_relu, channels last": (strided, (last, *norm_2d.parameters())),
     }  # fmt: skip
 
 
 STEPS = (
     "soft_threshold", "soft_threshold in place", "abs_mean", "abs_mean of a sample", "shrink", "shrink of long rows",
-    "shrink, channels last", "gated_shrink", "batch_norm_shrink",
-    "batch_norm_relu",
+    "shrink, channels last", "gated_shrink", "batch_norm_shrink", "batch_norm_relu", "batch_norm_relu, strided",
+    "batch_norm_relu, channels last",
 )  # fmt: skip
 
 
@@ -239,6 +246,32 @@ class TestPast2To31:
             torch.testing.assert_close(
                 dx[row].double(), g * active + share * wide.sign(), rtol=2**-10, atol=1e-5
             )
+
+    @pytest.mark.parametrize(
+        "shape, channels_last", [((2, 4, LARGE // 8), False), ((2, 8, LARGE // 16), True)], ids=str
+    )
+    def test_batch_norm_relu(self, device, shape, channels_last):
+        n, c, length = shape
+        memory = torch.empty(n * c * length, dtype=torch.float16, device=device).uniform_(-1, 1)
+        x = leaf(memory.view(n, length, c).mT if channels_last else memory.view(shape))
+        norm = nn.BatchNorm1d(c, momentum=1.0).to(device)
+        y = drsn_ops.batch_norm_relu(x, norm)
+        grad = torch.empty_like(x).uniform_(-1, 1)
+        dx, dweight, dbias = torch.autograd.grad(y, (x, norm.weight, norm.bias), grad)
+        for channel in (0, c // 2, c - 1):
+            wide = x.detach()[:, channel].double()
+            var, mean = torch.var_mean(wide)
+            torch.testing.assert_close(norm.running_mean[channel].double(), mean, rtol=0, atol=1e-6)
+            torch.testing.assert_close(norm.running_var[channel].double(), var, rtol=1e-5, atol=0)
+            xhat = (wide - mean) * (var + norm.eps).rsqrt()
+            torch.testing.assert_close(y.detach()[:, channel].double(), xhat.relu(), rtol=2**-10, atol=1e-5)
+            g = grad[:, channel].double() * (xhat > 0)
+            atol = 1e-4 * g.numel() ** 0.5
+            torch.testing.assert_close(dbias[channel].double(), g.sum(), rtol=1e-4, atol=atol)
+            torch.testing.assert_close(dweight[channel].double(), (g * xhat).sum(), rtol=1e-4, atol=atol)
+            expected = (g - g.mean() - xhat * (g * xhat).mean()) * (var + norm.eps).rsqrt()
+            far = xhat.abs() > 1e-5  # rounding puts no such element on the other side of 0
+            torch.testing.assert_close(dx[:, channel].double()[far], expected[far], rtol=2**-10, atol=1e-5)
 
 
 @pytest.mark.xdist_group("memory")

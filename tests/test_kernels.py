@@ -5,7 +5,9 @@
 
 import pytest
 import torch
-from checks import REAL, lay_out, leaf, make_gate, misaligned
+from checks import REAL, lay_out, leaf, make_features, make_gate, misaligned
+from test_batch_norm_relu import compare_rounded as compare_batch_norm_relu
+from test_batch_norm_relu import make as make_batch_norm
 from test_batch_norm_shrink import compare_rounded as compare_batch_norm_shrink
 from test_batch_norm_shrink import make as make_batch_norm_shrink
 from test_gated_shrink import compare_rounded as compare_gated_shrink
@@ -141,3 +143,45 @@ def test_a_batch_norm_before_it(device, length, statistic, dtype):
     modules = make_batch_norm_shrink((6, 3, length), device=device)
     modules = tuple(module.to(accumulator(dtype)) for module in modules)
     compare_batch_norm_shrink((6, 3, length), dtype, modules, statistic)
+
+
+def compare_normed(shape, layout, dtype, device, stride=1, more=None, offset=0):
+    """batch_norm_relu in training, with a shortcut of `more` channels than x has."""
+    x = lay_out(make_features(shape, device).to(dtype), layout)
+    batch_norm = make_batch_norm(shape, device).to(accumulator(dtype))
+    channels = None if more is None else shape[1] + more
+    compare_batch_norm_relu(misaligned(x, offset) if offset else x, batch_norm, stride, channels)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("stride, more", [(1, None), (1, 8), (2, None), (2, 8), (3, 3)])
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_batch_norm_and_relu(device, rows, stride, more, dtype):
+    compare_normed(*ROWS[rows], dtype, device, stride, more)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("stride, more", [(1, None), (2, 16)])
+@pytest.mark.parametrize("channels", [3, 4, 8, 33, 64, 264, 1030])
+def test_a_batch_norm_and_relu_in_channels_last(device, channels, stride, more, dtype):
+    """Tiles of channels that end within a vector, within a block, and blocks of few levels."""
+    compare_normed((3, channels, 9, 7), "channels_last", dtype, device, stride, more)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "shape",
+    [(40, 4, 512), (2, 3, 65_536), (1000, 70), (1000, 5, 1), (100_000, 6, 8), (100_000, 1, 7)],
+    ids=str,
+)
+def test_a_batch_norm_and_relu_of_many_blocks(device, shape, layout, dtype):
+    compare_normed(shape, layout, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("stride, more", [(1, 8), (2, 8)])
+@pytest.mark.parametrize("offset", [1, 3])
+def test_a_batch_norm_and_relu_of_memory_between_two_vectors(device, offset, stride, more, dtype):
+    compare_normed((3, 8, 64), "contiguous", dtype, device, stride, more, offset)
