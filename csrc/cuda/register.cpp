@@ -1,4 +1,5 @@
 // From the dispatcher to backend.h: device, stream, scratch memory. The kernels include no torch header.
+#include "../batch_norm_operators.h"
 #include "../gated_operators.h"
 #include "backend.h"
 
@@ -75,6 +76,14 @@ struct Cuda {
     const Scratch memory(drsn::cuda::batch_norm_shrink_backward_workspace(p), t);
     check(drsn::cuda::batch_norm_shrink_backward(p, memory.data(), stream_of(t)));
   }
+  static void batch_norm_relu(const drsn::BatchNormRelu& p, const Tensor& t) {
+    const Scratch memory(drsn::cuda::batch_norm_relu_workspace(p), t);
+    check(drsn::cuda::batch_norm_relu(p, memory.data(), stream_of(t)));
+  }
+  static void batch_norm_relu_backward(const drsn::BatchNormReluBackward& p, const Tensor& t) {
+    const Scratch memory(drsn::cuda::batch_norm_relu_backward_workspace(p), t);
+    check(drsn::cuda::batch_norm_relu_backward(p, memory.data(), stream_of(t)));
+  }
 };
 
 }  // namespace
@@ -82,4 +91,5 @@ struct Cuda {
 STABLE_TORCH_LIBRARY_IMPL(DRSN_NAMESPACE, CUDA, m) {
   drsn::Operators<Cuda>::add_to(m);
   drsn::GatedOperators<Cuda>::add_to(m);
+  drsn::BatchNormOperators<Cuda>::add_to(m);
 }

@@ -1,5 +1,6 @@
 // Registers the emulated CUDA kernels as those of the CPU: csrc/cuda/register.cpp with the host's memory, and without
 // streams and devices.
+#include "../../csrc/batch_norm_operators.h"
 #include "../../csrc/gated_operators.h"
 
 namespace torch::stable::accelerator {
