@@ -32,9 +32,10 @@ struct InputNorm {
     acc_t mean, rstd, scale, bias;
     __device__ __forceinline__ acc_t x(acc_t z) const { return fma(z - mean, scale, bias); }
     __device__ __forceinline__ acc_t xhat(acc_t z) const { return (z - mean) * rstd; }
-    // The gradient of z from that of x and from the means over the channel's elements of dbias and dweight.
+    // The gradient of z from that of x and from the means over the channel's elements of dbias and dweight; these are 0
+    // where the statistics are constants, and then an xhat that is not finite changes nothing.
     __device__ __forceinline__ acc_t gradient(acc_t dx, acc_t xhat, acc_t dbias, acc_t dweight) const {
-      return scale * (dx - (dbias + xhat * dweight));
+      return scale * (dx - (dbias + (dweight == acc_t(0) ? acc_t(0) : xhat * dweight)));
     }
   };
   InputNorm(const Norm& norm, const void* input_state, int64_t channels)
