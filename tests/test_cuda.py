@@ -261,7 +261,7 @@ class TestPast2To31:
         for channel in (0, c // 2, c - 1):
             wide = x.detach()[:, channel].double()
             var, mean = torch.var_mean(wide)
-            torch.testing.assert_close(norm.running_mean[channel].double(), mean, rtol=0, atol=1e-6)
+            torch.testing.assert_close(norm.running_mean[channel].double(), mean, rtol=0, atol=1e-5)
             torch.testing.assert_close(norm.running_var[channel].double(), var, rtol=1e-5, atol=0)
             xhat = (wide - mean) * (var + norm.eps).rsqrt()
             torch.testing.assert_close(y.detach()[:, channel].double(), xhat.relu(), rtol=2**-10, atol=1e-5)
