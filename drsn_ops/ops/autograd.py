@@ -122,14 +122,6 @@ def statistic_size(shape: Sequence[int], per_sample: bool) -> int:
     return max(math.prod(shape[1 if per_sample else 2 :]), 1)
 
 
-class FastFunction(Function):
-    """``call`` is ``apply`` without its part for torch.func transforms, which take the plain formula."""
-
-    @classmethod
-    def call(cls, *args: Any) -> Any:
-        return super(Function, cls).apply(*args)  # type: ignore[misc]
-
-
 def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
     """``sign(x) * max(|x| - tau, 0)``; ``value`` is tau where ``tau`` is None."""
     if transforming(x, tau) or not serves(x) or (x.is_complex() and is_compiling()):
@@ -148,11 +140,11 @@ def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -
     if is_compiling():
         return OPS.soft_threshold_with_mask.default(x, tau, value)[0]
     if x.is_complex():
-        return ComplexSoftThreshold.call(x, tau, value)
-    return SoftThreshold.call(x, tau, value, inplace)
+        return ComplexSoftThreshold.apply(x, tau, value)
+    return SoftThreshold.apply(x, tau, value, inplace)
 
 
-class SoftThreshold(FastFunction):
+class SoftThreshold(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tau: Tensor | None, value: float, inplace: bool) -> Tensor:
         with BelowAutograd():
@@ -196,7 +188,7 @@ register_autograd(
 )
 
 
-class ComplexSoftThreshold(FastFunction):
+class ComplexSoftThreshold(Function):
     """Keeps x, whose phase does not fit into a mask. Later derivatives are those of the plain formula."""
 
     @staticmethod
@@ -230,10 +222,10 @@ def abs_mean(x: Tensor, per_sample: bool) -> Tensor:
         return OPS.abs_mean.default(x, per_sample)
     if is_compiling():
         return OPS.abs_mean_with_mask.default(x, per_sample)[0]
-    return AbsMean.call(x, per_sample)
+    return AbsMean.apply(x, per_sample)
 
 
-class AbsMean(FastFunction):
+class AbsMean(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, per_sample: bool) -> Tensor:
         with BelowAutograd():
@@ -283,10 +275,10 @@ def shrink(
         return x, mean
     if is_compiling():
         return OPS.shrink_with_mask.default(x, alpha, residual, per_sample)[:2]
-    return Shrink.call(x, alpha, residual, per_sample, inplace)
+    return Shrink.apply(x, alpha, residual, per_sample, inplace)
 
 
-class Shrink(FastFunction):
+class Shrink(Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, inplace: bool

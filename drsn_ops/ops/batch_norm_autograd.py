@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.library import register_autograd
 
-from .autograd import BelowAutograd, FastFunction, aliases, gradients, is_compiling, transforming, wants_grad
+from .autograd import BelowAutograd, aliases, gradients, is_compiling, transforming, wants_grad
 from .gate import BATCH, Norm, batch_norm_formula, count_up, update_from_state
 from .library import OPS
 from .spatial import pad_same, shortcut_of
@@ -24,7 +25,7 @@ def batch_norm_relu(
 ) -> tuple[Tensor, Tensor | None]:
     """``relu(norm(x))``, padded for a convolution of this stride, and the shortcut; updates running statistics."""
     if wants_grad(x, *norm[:2]) and not is_compiling():
-        y, shortcut = BatchNormRelu.call(x, *norm[:2], norm, stride, shortcut_channels)
+        y, shortcut = BatchNormRelu.apply(x, *norm[:2], norm, stride, shortcut_channels)
     elif norm.kind == BATCH and not is_compiling():
         y, shortcut, _ = _run(OPS.batch_norm_relu_.default, x, norm, stride, shortcut_channels)
         count_up(norm)
@@ -49,7 +50,7 @@ def _run(
     return y, x if itself else shortcut if made else None, state
 
 
-class BatchNormRelu(FastFunction):
+class BatchNormRelu(Function):
     """Keeps x, from which the backward pass computes again where the ReLU let it through."""
 
     @staticmethod

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.library import register_autograd
 
 from .. import reference
 from .autograd import (
     BelowAutograd,
-    FastFunction,
     aliases,
     gradients,
     is_compiling,
@@ -58,7 +58,7 @@ def gated_shrink(x: Tensor, residual: Tensor | None, gate: Gate, per_sample: boo
     if x.is_neg():  # no kernel may write into such an x, and gated_shrink_ could
         x = x.resolve_neg()
     if needs_grad:
-        return GatedShrink.call(x, residual, *gate.parameters, gate, per_sample, inplace)[0]
+        return GatedShrink.apply(x, residual, *gate.parameters, gate, per_sample, inplace)[0]
     if not inplace and gate.kind != BATCH:
         return OPS.gated_shrink.default(x, residual, *gate.functional, per_sample)
     y = OPS.gated_shrink_.default(x, residual, *gate, per_sample, inplace, False)[0]
@@ -75,7 +75,7 @@ def _update_gate(gate: Gate, state: Tensor, samples: int) -> None:
     update(gate, mean, var)
 
 
-class GatedShrink(FastFunction):
+class GatedShrink(Function):
     """Also returns the means, through which second derivatives reach x."""
 
     @staticmethod
@@ -181,13 +181,13 @@ def batch_norm_shrink(z: Tensor, residual: Tensor | None, norm: Norm, gate: Gate
             _update_gate(gate, state, z.shape[0])
         return y
     if needs_grad:
-        return BatchNormShrink.call(z, residual, *norm[:2], *gate.parameters, norm, gate, per_sample)
+        return BatchNormShrink.apply(z, residual, *norm[:2], *gate.parameters, norm, gate, per_sample)
     y = OPS.batch_norm_shrink_.default(z, residual, *norm, *gate, per_sample)[0]
     count_up(norm, gate)
     return y
 
 
-class BatchNormShrink(FastFunction):
+class BatchNormShrink(Function):
     """Keeps z, from which the backward pass computes the normalised x again."""
 
     @staticmethod

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
@@ -57,7 +58,7 @@ class Spec(NamedTuple):
         return self._replace(placements=self.gradient, gradient=self.placements)
 
 
-class ToLocal(autograd.FastFunction):
+class ToLocal(Function):
     """This process's shard."""
 
     @staticmethod
@@ -74,7 +75,7 @@ class ToLocal(autograd.FastFunction):
         return _global(grad if dense else grad.contiguous(), ctx.spec.of_gradient), None
 
 
-class ToGlobal(autograd.FastFunction):
+class ToGlobal(Function):
     """The DTensor made of these shards, which may differ in size."""
 
     @staticmethod
@@ -87,7 +88,7 @@ class ToGlobal(autograd.FastFunction):
         return _shard(_place(grad, ctx.spec.gradient), ctx.spec.placements), None
 
 
-class Place(autograd.FastFunction):
+class Place(Function):
     """``redistribute``; the gradient of a pending reduction is a whole one."""
 
     @staticmethod
@@ -110,7 +111,7 @@ def _shard(t: DTensor, gradient: Sequence[Placement] | None = None) -> Tensor:
     gradient = t.placements if gradient is None else gradient
     if torch.compiler.is_compiling():
         return t.to_local(grad_placements=gradient)
-    shard: Tensor = ToLocal.call(t, gradient)
+    shard: Tensor = ToLocal.apply(t, gradient)
     return shard
 
 
@@ -122,7 +123,7 @@ def _from_local(local: Tensor, spec: Spec) -> DTensor:
 
 def _global(local: Tensor, spec: Spec) -> DTensor:
     """The DTensor made of these shards."""
-    t: DTensor = _from_local(local, spec) if torch.compiler.is_compiling() else ToGlobal.call(local, spec)
+    t: DTensor = _from_local(local, spec) if torch.compiler.is_compiling() else ToGlobal.apply(local, spec)
     return t
 
 
@@ -131,7 +132,7 @@ def _place(t: DTensor, placements: Sequence[Placement]) -> DTensor:
         return t
     if torch.compiler.is_compiling():
         return t.redistribute(placements=placements)
-    placed: DTensor = Place.call(t, placements)
+    placed: DTensor = Place.apply(t, placements)
     return placed
 
 
