@@ -151,10 +151,11 @@ struct GatedOperators {
   static std::tuple<Tensor, Tensor, Tensor, Tensor> run_batch_norm_shrink(BatchNormShrink p, Tensor z,
                                                                           const NormTensors& input,
                                                                           const GateTensors& gate, Optional residual) {
-    residual = checked("residual", residual, shape_of(z), z.scalar_type(), z);
+    const bool channels_last = p.rows.channels_last;
+    residual = checked("residual", residual, shape_of(z), z.scalar_type(), z, channels_last);
     p.input = input.norm;
-    z = laid_out(z, false);
-    const Tensor y = empty(shape_of(z), z.scalar_type(), z);
+    z = laid_out(z, channels_last);
+    const Tensor y = empty(shape_of(z), z.scalar_type(), z, channels_last);
     const Tensor input_state = empty({2, p.rows.channels}, accumulator_of(z.scalar_type()), z);
     p.input_state = input_state.mutable_data_ptr();
     const auto [mean, state] = fill_forward(p, z, gate, residual, y);
@@ -168,7 +169,7 @@ struct GatedOperators {
       Optional b2, Optional gate_running_mean, Optional gate_running_var, int64_t gate_norm, double eps,
       bool per_sample) {
     const typename Backend::Guard guard(z);
-    const auto p = prepared<BatchNormShrink>("z", z, per_sample, false);
+    const auto p = prepared<BatchNormShrink>("z", z, per_sample, is_channels_last(z));
     NormTensors input(kInputNorm, input_norm, input_eps, weight, bias, p.rows.channels, z);
     input.read_running(running_mean, running_var, z);
     GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps, kSecondGateNorm);
@@ -183,7 +184,7 @@ struct GatedOperators {
       Optional gate_running_var, Optional gate_batches, double gate_momentum, int64_t gate_norm, double eps,
       bool per_sample) {
     const typename Backend::Guard guard(z);
-    const auto p = prepared<BatchNormShrink>("z", z, per_sample, false);
+    const auto p = prepared<BatchNormShrink>("z", z, per_sample, is_channels_last(z));
     NormTensors input(kInputNorm, input_norm, input_eps, weight, bias, p.rows.channels, z);
     input.write_running(running_mean, running_var, batches, momentum, z);
     GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps, kSecondGateNorm);
@@ -219,14 +220,15 @@ struct GatedOperators {
     const typename Backend::Guard guard(grad);
     const ScalarType type = grad.scalar_type(), wide = accumulator_of(type);
     const Shape shape = shape_of(grad);
-    auto p = prepared<BatchNormShrinkBackward>("grad", grad, per_sample, false);
+    const bool channels_last = is_channels_last(z);
+    auto p = prepared<BatchNormShrinkBackward>("grad", grad, per_sample, channels_last);
     const NormTensors input(kInputNorm, input_norm, 0, weight, bias, p.rows.channels, grad);
     const GateTensors gate(grad, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
-    z = checked("z", z, shape, type, grad);
+    z = checked("z", z, shape, type, grad, channels_last);
     input_state = checked("input_state", input_state, {2, p.rows.channels}, wide, grad);
-    grad = laid_out(grad, false);
+    grad = laid_out(grad, channels_last);
     const auto one = [&](bool wanted) { return empty({wanted ? p.rows.channels : 0}, wide, grad); };
-    const Tensor dz = empty(need_z ? shape : Shape{0}, type, grad);
+    const Tensor dz = empty(need_z ? shape : Shape{0}, type, grad, need_z && channels_last);
     const Tensor dweight = one(need_parameters && weight), dbias = one(need_parameters && bias);
     p.z = data(z);
     p.input = input.norm;

@@ -24,6 +24,7 @@ from .ops.checks import (
     is_per_row,
     is_sharded,
 )
+from .ops.masks import is_channels_last
 from .ops.plain_gate import plain_batch_norm, plain_gate
 from .reference import REAL, STATISTICS, Statistic, accumulator
 
@@ -337,7 +338,7 @@ def batch_norm_shrink(
         x = (z - mean) / sqrt(var + eps) * weight + bias
         y = gated_shrink(x, gate, statistic=statistic, residual=residual)
 
-    One operator computes it where z is contiguous, the gate is as in `gated_shrink`, and ``batch_norm`` is an
+    One operator computes it where z is contiguous, or on the CPU channels_last, the gate is as in `gated_shrink`, and ``batch_norm`` is an
     ``nn.BatchNorm1d``, ``2d`` or ``3d`` for z's axes with nothing attached; statistics are those of the batch or the
     running ones, which are updated as the modules would. x is not rounded to z's type on the way. The backward pass
     keeps z and some numbers a row. Elsewhere the modules are called. Source of the gate: Zhao et al., IEEE TII 2020,
@@ -351,7 +352,7 @@ def batch_norm_shrink(
         residual: a tensor of the shape of z, added in the same pass.
 
     Returns:
-        A tensor of the shape and type of z (a residual of a wider type widens it), contiguous.
+        A tensor of the shape and type of z (a residual of a wider type widens it), in its layout.
 
     Raises:
         TypeError: a batch_norm or gate that is no module, or a type of z or residual that is not listed.
@@ -373,7 +374,7 @@ def batch_norm_shrink(
     check_batch(gate, z, "z", batch_norm)
     if residual is not None and residual.dtype != z.dtype:
         return _add(batch_norm_shrink(z, batch_norm, gate, statistic=statistic), residual)
-    if z.is_contiguous() and z.numel() > 0:
+    if (z.is_contiguous() or (z.device.type == "cpu" and is_channels_last(z))) and z.numel() > 0:
         norm, plain = plain_batch_norm(batch_norm, z), plain_gate(gate, z)
         if norm is not None and plain is not None:
             if _operators(z).fuses(z, residual, *norm[:2], *plain.parameters):

@@ -151,11 +151,28 @@ def compare_rounded(shape, dtype, modules, statistic="channel"):
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
-def test_what_is_not_contiguous_is_left_to_the_modules(device, layout):
+def test_other_layouts(device, layout):
+    """On the CPU channels_last is kept; the modules are called for the others."""
     z = lay_out(make_features((4, 3, 5, 6), device), layout)
     modules = make(z.shape, device=device)
-    assert not fused(drsn_ops.batch_norm_shrink, z, *modules)
-    compare(z, *modules)
+    keeps = layout == "channels_last" and z.is_cpu
+    assert fused(drsn_ops.batch_norm_shrink, z, *modules) == keeps
+    y = drsn_ops.batch_norm_shrink(z, *copy.deepcopy(modules))
+    assert y.is_contiguous(memory_format=torch.channels_last) or layout != "channels_last"
+    compare(z, *modules, residual=lay_out(torch.randn_like(z), layout))
+
+
+@pytest.mark.parametrize("channels", [4, 12, 64, 33], ids=str)
+@pytest.mark.parametrize("train, statistic", [(True, "channel"), (False, "sample")])
+def test_channels_last(device, channels, train, statistic):
+    """Channels whose numbers repeat along a line over 32 elements, over more, and without whole vectors."""
+    z = lay_out(make_features((3, channels, 7, 9), device) + 0.3, "channels_last")
+    modules = make(z.shape, "batch", device, train=train)
+    compare(z, *modules, statistic, lay_out(torch.randn_like(z), "channels_last"))
+    line = z.flatten(2)  # one spatial axis, of the same memory
+    assert not line.is_contiguous()
+    modules = make(line.shape, "batch", device, train=train)
+    compare(line, *modules, statistic)
 
 
 def test_misaligned(device):

@@ -186,4 +186,4 @@ def _batch_norm_shrink(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, statistics = _batch_norm(z, *rest[:6])
     mean, state, tau = _gate(x, rest[6:])
-    return _shrink_by(x, tau, residual, Layout(z.shape, z.dtype, False)), mean, state, statistics
+    return _shrink_by(x, tau, residual, Layout.of(z)), mean, state, statistics

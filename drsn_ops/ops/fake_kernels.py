@@ -203,7 +203,7 @@ def _(a: Any) -> tuple[Tensor, ...]:
 
 def _batch_norm_shrink_like(a: Any) -> tuple[Tensor, ...]:
     state = _state_like(a.z, a)
-    return a.z.new_empty(a.z.shape), _mean_like(a.z, False), state, state.new_empty([2, a.z.shape[1]])
+    return Layout.of(a.z).empty(a.z), _mean_like(a.z, False), state, state.new_empty([2, a.z.shape[1]])
 
 
 _register_by_names("batch_norm_shrink")(_batch_norm_shrink_like)
@@ -212,7 +212,7 @@ _register_by_names("batch_norm_shrink_")(_batch_norm_shrink_like)
 
 @_register_by_names("batch_norm_shrink_backward")
 def _(a: Any) -> tuple[Tensor, ...]:
-    dz = a.grad.new_empty(a.grad.shape if a.need_z else [0])
+    dz = Layout.of(a.z).empty(a.grad) if a.need_z else a.grad.new_empty([0])
     return dz, *_gradients_like(a, ("weight", "bias", *_GATE), a.need_parameters)
 
 
