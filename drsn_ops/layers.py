@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.node import has_side_effect
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from . import functional
+from .ops import spatial
 from .ops.autograd import fuses
 from .ops.plain_gate import PLAIN_TENSORS, is_plain, plain_convolution, watched
 from .reference import wrong_type
@@ -58,17 +61,9 @@ def pad_same(x: Tensor, stride: int) -> Tensor:
     pads by one. For stride 2 an even axis gets its one zero at the end; ``padding=1`` would put one in front too, and
     so move every window by one position.
     """
-    if stride == 1:
-        return x
-    widths: list[int] = []
-    for size in reversed(x.shape[2:]):
-        total = 2 - (size - 1) % stride
-        if stride > 3:  # only here: a comparison binds a traced network to sizes of one remainder
-            total = max(total, 0)
-        widths += [total // 2, total - total // 2]
-    if is_strided(x):  # a padding along one axis would not keep that
-        return F.pad(x.unsqueeze(2), [*widths, 0, 0]).squeeze(2)
-    return F.pad(x, widths)
+    if stride > 1 and is_strided(x):  # a padding of one axis would not keep that
+        return F.pad(x.unsqueeze(2), [*spatial.same_padding(x.shape[2:], stride), 0, 0]).squeeze(2)
+    return spatial.pad_same(x, stride)
 
 
 def _has_onednn() -> bool:
@@ -126,6 +121,12 @@ def apply(layer: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+def leaves_unseen(conv: nn.Module, x: Tensor, *others: Tensor) -> bool:
+    """True if nobody but the caller sees what ``conv`` makes of x, and kernels may overwrite it."""
+    plain = type(x) in PLAIN_TENSORS and plain_convolution(conv, x)
+    return plain and fuses(x, *others) and not torch.compiler.is_compiling()
+
+
 def conv3(dim: int, in_channels: int, out_channels: int, stride: int = 1) -> _ConvNd:
     """A convolution of width 3 over ``dim`` spatial axes, whose input is to go through `pad_same`."""
     return CONVOLUTIONS[dim](in_channels, out_channels, 3, stride, padding=1 if stride == 1 else 0)
@@ -151,23 +152,42 @@ def relu(y: Tensor, maker: nn.Module) -> Tensor:
     return F.relu(y, inplace=unseen(y, maker))
 
 
-def pre_activation(batch_norm: nn.Module, x: Tensor, stride: int = 1) -> Tensor:
-    """The ReLU of ``batch_norm(x)``, with the zeros that `conv3` of this stride needs."""
+def pre_activation(
+    batch_norm: nn.Module, x: Tensor, stride: int = 1, shortcut_channels: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The ReLU of ``batch_norm(x)``, with the zeros that `conv3` of this stride needs.
+
+    With it comes the shortcut of a residual unit, if ``shortcut_channels`` are asked for and one operator makes both.
+    """
+    made = functional.pre_activation(x, batch_norm, stride, shortcut_channels)
+    if made is not None:
+        return made
     y = apply(batch_norm, x)
     # `apply` may return a view, and PyTorch's backward through a view that was overwritten copies
-    return pad_same(F.relu(y, inplace=unseen(y, batch_norm) and not is_strided(x)), stride)
+    return pad_same(F.relu(y, inplace=unseen(y, batch_norm) and not is_strided(x)), stride), None
 
 
 def through(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """x through the layers, one after the other; a ReLU is applied in place where its input is `unseen`."""
-    maker = None
-    for layer in layers:
-        if type(layer) is nn.ReLU and is_plain(layer) and unseen(x, maker):
-            x = F.relu(x, inplace=True)
-        else:
-            x = apply(layer, x)
+    """x through the layers, one after the other, in the layout of x; a ReLU overwrites an input that is `unseen`.
+
+    A BatchNorm and the ReLU behind it are one operator where both are plain.
+    """
+    maker: nn.Module | None = None
+    rest = list(layers)
+    while rest:
+        layer = rest.pop(0)
+        if isinstance(layer, _BatchNorm) and rest and _is_relu(rest[0]):
+            made = functional.pre_activation(x, layer)
+            if made is not None:
+                x, maker = made[0], rest.pop(0)
+                continue
+        x = F.relu(x, inplace=True) if _is_relu(layer) and unseen(x, maker) else apply(layer, x)
         maker = layer
     return x
+
+
+def _is_relu(layer: nn.Module) -> bool:
+    return type(layer) is nn.ReLU and is_plain(layer)
 
 
 def through_all(layers: nn.Module, x: Tensor) -> Tensor:

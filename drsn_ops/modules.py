@@ -6,10 +6,9 @@ for Fault Diagnosis", IEEE Transactions on Industrial Informatics, 2020, DOI 10.
 
 # Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional, reference
@@ -20,13 +19,17 @@ from .layers import (
     Layers,  # noqa: F401  pickles of networks name it here
     along_channels,
     apply,
+    as_image,
     conv3,
+    is_strided,
+    leaves_unseen,
     pre_activation,
     require_channels,
     require_input,
     returns_new,
 )
-from .ops.plain_gate import watched
+from .ops.plain_gate import is_plain, watched
+from .ops.spatial import shortcut_of
 from .reference import STATISTICS, Statistic
 
 Thresholds = Literal["channel-wise", "channel-shared"]
@@ -34,7 +37,7 @@ Norm = Literal["batch", "layer", "rms", "none"]
 THRESHOLDS: tuple[Thresholds, ...] = get_args(Thresholds)
 NORMS = dict(zip(get_args(Norm), (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm, nn.Identity), strict=True))
 
-for _name in ("along_channels", "require_channels", "require_input"):
+for _name in ("along_channels", "require_channels", "require_input", "shortcut_of"):
     torch.fx.wrap(_name)  # see `layers`
 
 
@@ -169,6 +172,11 @@ class Shrinkage(nn.Module):
         )
 
 
+def is_bare(shrinkage: nn.Module) -> TypeGuard[Shrinkage]:
+    """True for a `Shrinkage` to which nothing is attached, so that one operator may compute it together with more."""
+    return type(shrinkage) is Shrinkage and is_plain(shrinkage) and not shrinkage.use_reference
+
+
 class RSBU(nn.Module):
     """The residual shrinkage building unit: ``y = shrink(h) + shortcut(x)``, with nothing after the sum.
 
@@ -234,22 +242,49 @@ class RSBU(nn.Module):
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Every stride-th position of x, with channels of zeros around it up to ``out_channels``."""
-        kept = x[(slice(None),) * 2 + (slice(None, None, self.stride),) * self.dim]
-        extra = self.out_channels - self.in_channels
-        return F.pad(kept, [0, 0] * self.dim + [extra // 2, extra - extra // 2]) if extra else kept
+        return shortcut_of(x, self.stride, self.out_channels)
 
     def branch(self, x: Tensor) -> Tensor:
         """``h``, of the shape of y: what the shrinkage takes."""
+        y, _ = self._before_conv2(x, None)
+        return apply(self.conv2, y)
+
+    def _before_conv2(self, x: Tensor, shortcut_channels: int | None) -> tuple[Tensor, Tensor | None]:
+        """What the last convolution takes, and the shortcut if the first operator is to make and has made it too."""
         require_input(x, self.in_channels, self.dim)
-        h = apply(self.conv1, pre_activation(self.bn1, x, self.stride))
-        return apply(self.conv2, pre_activation(self.bn2, h))
+        y, shortcut = pre_activation(self.bn1, x, self.stride, shortcut_channels)
+        y, _ = pre_activation(self.bn2, apply(self.conv1, y))
+        return y, shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.branch(x)
+        if (type(self).branch, type(self).shortcut) != _PARTS or {"branch", "shortcut"} & vars(self).keys():
+            return self._add(self.branch(x), self.shortcut(x))
+        y, shortcut = self._before_conv2(x, self.out_channels)
+        if shortcut is None:
+            shortcut = self.shortcut(x)
+        if not (self.shrink is None or is_bare(self.shrink)) or not leaves_unseen(self.conv2, y, shortcut):
+            return self._add(apply(self.conv2, y), shortcut)
+        # The sum overwrites the convolution's result, which may be no view: autograd would copy it.
+        strided = is_strided(y)
+        h = as_image(self.conv2, y) if strided else self.conv2(y)
+        shortcut = shortcut.unsqueeze(2) if strided else shortcut
+        h = self._add(h, shortcut, inplace=True)
+        return h.squeeze(2) if strided else h
+
+    def _add(self, h: Tensor, shortcut: Tensor, inplace: bool = False) -> Tensor:
+        """The sum of h, which is shrunk, and the shortcut."""
         # Under autocast the convolution's result is narrower than x.
-        shortcut = self.shortcut(x).to(h.dtype)
-        y: Tensor = h + shortcut if self.shrink is None else self.shrink(h, shortcut)
+        shortcut = shortcut.to(h.dtype)
+        if self.shrink is None:
+            return h.add_(shortcut) if inplace else h + shortcut
+        if inplace:
+            gate, statistic = self.shrink.fc, self.shrink.statistic
+            return functional.gated_shrink(h, gate, statistic=statistic, residual=shortcut, inplace=True)
+        y: Tensor = self.shrink(h, shortcut)
         return y
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}, dim={self.dim}"
+
+
+_PARTS = RSBU.branch, RSBU.shortcut

@@ -742,11 +742,11 @@ def unit_and_input(device):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_unit_runs_one_operator(device, train):
+def test_unit_runs_one_operator_for_each_of_its_parts(device, train):
     unit, x = unit_and_input(device)
     other, other_x = copy.deepcopy(unit.train(train)), leaf(x)
     names = operators_of(unit, x)
-    assert names == ["gated_shrink_"]
+    assert names == ["batch_norm_relu_", "batch_norm_relu_", "gated_shrink_"]
     unit.load_state_dict(other.state_dict())
     other.shrink.use_reference = True
     y, expected = unit(x), other(other_x)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import drsn_ops
 from drsn_ops import RSBU, layers
 from drsn_ops.models import ConvolutionalUnit, convnet, drsn, drsn_cifar10, drsn_mnist, rsnet18
 
@@ -172,6 +173,11 @@ def test_a_batch_norm_keeps_the_layout(train, device):
     torch.testing.assert_close((y, *norm.buffers()), (expected, *other.buffers()))
 
 
+def converted(model):
+    drsn_ops.convert(model)
+    return model
+
+
 NETWORKS = {
     "drsn": (lambda: drsn(1, 3, blocks=3), (4, 1, 33)),
     "drsn of two channels": (
@@ -186,6 +192,8 @@ NETWORKS = {
     "rsnet18": (lambda: rsnet18(1, 3), (4, 1, 32)),
     "rsnet18 in the plane": (lambda: rsnet18(2, 3, dim=2, norm="layer"), (4, 2, 9, 9)),
     "its post-activation ResNet": (lambda: rsnet18(1, 3, thresholds=None), (4, 1, 32)),
+    "converted": (lambda: converted(drsn(1, 3, blocks=3, thresholds=None)), (4, 1, 32)),
+    "converted, post-activation": (lambda: converted(rsnet18(1, 3, thresholds=None)), (4, 1, 32)),
 }
 networks = pytest.mark.parametrize("name", NETWORKS)
 
@@ -224,7 +232,7 @@ def test_a_network_computes_the_same_in_every_layout(name, train):
         same(step(copy.deepcopy(network), given), truth)
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if "post" not in name and "rsnet" not in name])
+@networks
 def test_every_convolution_of_a_network_takes_channels_last(name):
     network, x = make(name, True)
     with Convolutions() as convolutions:
@@ -233,6 +241,52 @@ def test_every_convolution_of_a_network_takes_channels_last(name):
     for shape, stride in convolutions.seen:
         for size, found, expected in zip(shape, stride, strides(shape), strict=True):
             assert found == expected or size == 1
+
+
+@networks
+def test_hooks_change_no_numbers(name):
+    """Every module with a hook is called as it is, on strided features too."""
+    network, x = make(name, True)
+    expected = step(copy.deepcopy(network), x)
+    seen = []
+    for module in network.modules():
+        module.register_forward_hook(lambda module, *_: seen.append(module))
+    same(step(network, x), expected)
+    assert set(seen) == set(network.modules())
+
+
+def test_features_of_a_network_may_be_strided():
+    """What the docs say of them."""
+    network, x = make("drsn", True)
+    seen = []
+    network.units[0].register_forward_hook(lambda *args: seen.append(args[2]))
+    network(x)
+    (y,) = seen
+    assert not y.is_contiguous() and y.contiguous().stride() == torch.empty(y.shape).stride()
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        y.view(len(y), -1)
+    assert torch.equal(y.flatten(1), y.contiguous().view(len(y), -1))
+
+
+@pytest.mark.parametrize("thresholds", ["channel-wise", None])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_unit_overwrites_what_its_convolution_returned_where_nobody_sees_it(
+    thresholds, layout, monkeypatch
+):
+    unit, x = RSBU(4, 6, stride=2, thresholds=thresholds), lay_out(torch.randn(2, 4, 9), layout)
+    made, convolve = [], torch.conv1d if layout == "contiguous" else torch.conv2d
+
+    def convolution(*args):
+        made.append(convolve(*args))
+        return made[-1]
+
+    monkeypatch.setattr(F, convolve.__name__, convolution)
+    y = unit(x)
+    assert len(made) == 2 and y.data_ptr() == made[1].data_ptr()
+    seen = []
+    unit.conv2.register_forward_hook(lambda *args: seen.append((args[2], args[2].clone())))
+    torch.testing.assert_close(unit(x), y, rtol=1e-4, atol=1e-5)
+    assert torch.equal(*seen[0])
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
@@ -271,7 +325,7 @@ def test_autocast():
     torch.testing.assert_close(y.float(), network(x), rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("name", ["drsn", "drsn_mnist"])
+@pytest.mark.parametrize("name", ["drsn", "rsnet18", "its post-activation ResNet", "drsn_mnist"])
 def test_compile(name, no_caches):
     def backend(module, inputs):
         called.update(str(node.target) for node in module.graph.nodes)

@@ -1,5 +1,7 @@
 """The modules against the formulas of `drsn_ops.reference`, and what they refuse."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -229,6 +231,35 @@ def test_rsbu_by_hand(sizes, thresholds, stride, out_channels, device):
         torch.autograd.grad(y, inputs, g), torch.autograd.grad(expected, inputs, g), strict=True
     ):
         torch.testing.assert_close(actual, want, rtol=1e-8, atol=1e-8)
+
+
+class Twice(RSBU):
+    def shortcut(self, x):
+        return 2 * super().shortcut(x)
+
+
+class Shifted(RSBU):
+    def branch(self, x):
+        return super().branch(x) + 1
+
+
+@pytest.mark.parametrize("how", ["a subclass", "an instance", "the class"])
+@pytest.mark.parametrize("kind, part", [(Twice, "shortcut"), (Shifted, "branch")])
+def test_another_shortcut_or_branch_of_a_unit_is_called(kind, part, how, device, monkeypatch):
+    own = getattr(RSBU, part)
+    unit = (kind if how == "a subclass" else RSBU)(3, 4, stride=2, thresholds=None).to(device).eval()
+    x = torch.randn(2, 3, 8, device=device)
+    h, shortcut = RSBU.branch(unit, x), RSBU.shortcut(unit, x)
+    expected = h + 2 * shortcut if kind is Twice else h + 1 + shortcut
+
+    def replaced(unit, x):
+        return 2 * own(unit, x) if kind is Twice else own(unit, x) + 1
+
+    if how == "an instance":
+        setattr(unit, part, functools.partial(replaced, unit))
+    elif how == "the class":
+        monkeypatch.setattr(RSBU, part, replaced)
+    torch.testing.assert_close(unit(x), expected)
 
 
 def test_rsbu_leaves_its_input_alone(device):

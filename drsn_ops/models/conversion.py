@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from ..layers import apply
 from ..modules import Norm, Shrinkage, Thresholds
 from ..reference import Statistic
 from .places import SHORTCUTS, Place, find_places
@@ -63,7 +64,7 @@ class ShrunkLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.layer, _BatchNorm):
             return shrink_behind(self.layer, self.shrinkage, x)
-        y: Tensor = self.shrinkage(self.layer(x))
+        y: Tensor = self.shrinkage(apply(self.layer, x))
         return y
 
 

@@ -95,7 +95,8 @@ class ShrinkageNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_input(x, self.in_channels, self.dim)
         h = self.units(apply(self.stem, lay_out(pad_same(x, self.stride))))
-        logits: Tensor = self.classifier(pre_activation(self.bn, h).flatten(2).mean(-1))
+        y, _ = pre_activation(self.bn, h)
+        logits: Tensor = self.classifier(y.flatten(2).mean(-1))
         return logits
 
     def penalty(self) -> Tensor:

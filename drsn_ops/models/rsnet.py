@@ -16,8 +16,19 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..arguments import require_choice, require_positive
-from ..layers import BATCH_NORMS, CONVOLUTIONS, Layers, relu, require_input, through, through_all
-from ..modules import THRESHOLDS, Norm, Shrinkage, Thresholds
+from ..layers import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    Layers,
+    apply,
+    is_strided,
+    lay_out,
+    relu,
+    require_input,
+    through,
+    through_all,
+)
+from ..modules import THRESHOLDS, Norm, Shrinkage, Thresholds, is_bare
 from ..ops.plain_gate import is_plain
 from ..reference import STATISTICS, Statistic
 
@@ -35,11 +46,12 @@ def shrink_behind(norm: nn.Module, shrinkage: nn.Module, z: Tensor, residual: Te
     called, since its tracer may treat the `Shrinkage` as a leaf.
     """
     traced = isinstance(z, torch.fx.Proxy)
-    if type(shrinkage) is Shrinkage and is_plain(shrinkage) and not (shrinkage.use_reference or traced):
+    if is_bare(shrinkage) and not traced and not is_strided(z):
         return functional.batch_norm_shrink(
             z, norm, shrinkage.fc, statistic=shrinkage.statistic, residual=residual
         )
-    y: Tensor = shrinkage(norm(z)) if residual is None else shrinkage(norm(z), residual)
+    x = apply(norm, z)
+    y: Tensor = shrinkage(x) if residual is None else shrinkage(x, residual)
     return y
 
 
@@ -203,7 +215,7 @@ class RSNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_input(x, self.in_channels, self.dim)
-        h = self.conv1(x)
+        h = self.conv1(lay_out(x))
         for stage in range(2, 2 + len(WIDTHS)):
             h = self.get_submodule(f"conv{stage}_x")(h)
         logits: Tensor = self.fc(h.flatten(2).mean(-1))
