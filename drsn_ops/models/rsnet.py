@@ -21,7 +21,6 @@ from ..layers import (
     CONVOLUTIONS,
     Layers,
     apply,
-    is_strided,
     lay_out,
     relu,
     require_input,
@@ -46,7 +45,7 @@ def shrink_behind(norm: nn.Module, shrinkage: nn.Module, z: Tensor, residual: Te
     called, since its tracer may treat the `Shrinkage` as a leaf.
     """
     traced = isinstance(z, torch.fx.Proxy)
-    if is_bare(shrinkage) and not traced and not is_strided(z):
+    if is_bare(shrinkage) and not traced:
         return functional.batch_norm_shrink(
             z, norm, shrinkage.fc, statistic=shrinkage.statistic, residual=residual
         )
