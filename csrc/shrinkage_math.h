@@ -54,6 +54,12 @@ DRSN_INLINE A soft_threshold(A x, A tau) {
   return x < A(0) ? -magnitude : magnitude;
 }
 
+// The gradient of tau = max(alpha * mean, 0), from the sum of active * sign * g: a negative product acted as 0.
+template <class A>
+DRSN_INLINE A threshold_gradient(A alpha, A mean, double sum) {
+  return alpha * mean < A(0) ? A(0) : A(0.0 - sum);
+}
+
 // The bits of one element, plane p at bit p; `tau` >= 0 or NaN. This is the mask of shrink.
 template <class A>
 DRSN_INLINE unsigned element_mask(A x, A tau) {

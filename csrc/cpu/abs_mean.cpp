@@ -27,9 +27,10 @@ template <class T>
 void backward(const AbsMeanBackward& p) {
   const Lines lines(p.rows, false);
   const Segments mask(p.mask, lines, kAbsMeanPlanes);
-  const auto grad = each_row<accumulator_t<T>>(p.grad, p.rows);
+  const auto grad = row_buffer<accumulator_t<T>>(p.rows);
+  copy_rows(p.grad, p.rows, 0, p.rows.samples * p.rows.channels, grad.get());
   for_each_piece(lines, [&](const Range& at) {
-    combine_lines(lines, at, static_cast<const T*>(nullptr), mask, grad.data(), as<T>(p.dx));
+    combine_lines(lines, at, static_cast<const T*>(nullptr), mask, grad.get(), as<T>(p.dx));
   });
 }
 

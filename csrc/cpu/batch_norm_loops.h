@@ -36,6 +36,18 @@ DRSN_INLINE void for_each_line(const Walk& walk, const Run& run) {
   }
 }
 
+// A normalisation, in vectors.
+template <class T>
+struct RowAffine {
+  vector_t<T> center, scale, bias;
+};
+
+// A vector of norm(x) from element i on; 0 past the end.
+template <class T>
+DRSN_INLINE vector_t<T> normalised(const T* x, const RowAffine<T>& affine, int64_t i, int64_t count) {
+  return keep(inside<T>(count), (load(x + i, count) - affine.center) * affine.scale + affine.bias);
+}
+
 template <class T, bool kOne>
 DRSN_INLINE RowAffine<T> affine_of(Column<T, kOne> column, const Affine<accumulator_t<T>>& affine, int64_t channel) {
   return {of(column, affine.center + channel), of(column, affine.scale + channel), of(column, affine.bias + channel)};
@@ -49,7 +61,7 @@ void batch_norm_relu(const T* x, Affine<accumulator_t<T>> affine, T* y, Walk wal
     for_each_vector<T>(
         walk.period, walk.runs, walk.n, [&](auto column) DRSN_LAMBDA { return affine_of<T>(column, affine, channel); },
         [&](int64_t run, const RowAffine<T>& with, int64_t i, int64_t count) DRSN_LAMBDA {
-          const vector_t<T> v = source<T, true>(from + run * walk.n, with, i, count);
+          const vector_t<T> v = normalised<T>(from + run * walk.n, with, i, count);
           store(to + walk.padded[run] + i, positive_part<T>(v), count);
         });
   });
@@ -62,7 +74,7 @@ void norm_abs_sums(const T* x, Affine<accumulator_t<T>> affine, Walk walk, doubl
         walk.period, walk.runs, walk.n, sums + line,
         [&](auto column) DRSN_LAMBDA { return affine_of<T>(column, affine, channel); },
         [&](int64_t run, const RowAffine<T>& with, int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
-          out[0] = magnitude_of<T>(source<T, true>(x + (line * walk.runs + run) * walk.n, with, i, count));
+          out[0] = magnitude_of<T>(normalised<T>(x + (line * walk.runs + run) * walk.n, with, i, count));
         });
   });
 }
@@ -82,7 +94,7 @@ struct NormVector {
 template <class T, bool kRelu>
 DRSN_INLINE NormVector<T> normalise(const T* x, const RowAffine<T>& affine, vector_t<T> tau, int64_t count) {
   const vector_t<T> zero = {};
-  const vector_t<T> v = source<T, true>(x, affine, 0, count);
+  const vector_t<T> v = normalised<T>(x, affine, 0, count);
   const bits_t<T> in = inside<T>(count);
   const vector_t<T> centered = keep(in, load(x, count) - affine.center);
   if constexpr (kRelu) return {centered, 0, 0, bits_t<T>(~at_most(v, zero) & in)};
@@ -163,7 +175,7 @@ void norm_shrink(const T* x, Affine<accumulator_t<T>> affine, const accumulator_
         },
         [&](int64_t run, const NormVectors<T>& numbers, int64_t i, int64_t count) DRSN_LAMBDA {
           const int64_t at = (line * walk.runs + run) * walk.n + i;
-          const vector_t<T> v = source<T, true>(x + at, numbers.affine, 0, count);
+          const vector_t<T> v = normalised<T>(x + at, numbers.affine, 0, count);
           vector_t<T> out = with_sign<T>(positive_part<T>(magnitude_of<T>(v) - numbers.tau), v);
           if (residual) out += load(residual + at, count);
           store(y + at, out, count);

@@ -114,7 +114,7 @@ DRSN_INLINE void add_columns(int64_t period, int64_t runs, int64_t n, double* su
   constexpr int64_t kStep = kLanes<T>;
   const int64_t columns = kOne ? kPartialSums : period;
   constexpr int64_t kStripe = kOne ? kPartialSums : 512;  // columns whose sums stay in the first-level cache
-  const int64_t together = larger(1, kAdditions / larger(1, (n + columns - 1) / columns));
+  const int64_t together = runs == 1 ? 1 : larger(1, kAdditions / larger(1, (n + columns - 1) / columns));
   for (int64_t first_run = 0; first_run < runs; first_run += together) {
     for (int64_t begin = 0; begin < n; begin += kAdditions * columns) {
       const int64_t end = smaller(n, begin + kAdditions * columns);

@@ -2,6 +2,7 @@
 // with numbers of their rows.
 #pragma once
 
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -9,9 +10,11 @@
 
 namespace drsn::cpu {
 
-// Elements [begin, begin + n) of each of `count` lines from `line` on. More than one line comes whole.
+// Elements [begin, begin + n) of each of `count` lines from `line` on. More than one line comes whole. The thread reads
+// `rest` elements after them.
 struct Range {
   int64_t line, count, begin, n;
+  int64_t rest = 0;
 };
 
 // How x is walked. A line is contiguous in memory and has one segment of the mask: a row, of width 1, or, in
@@ -36,6 +39,15 @@ struct Lines {
   int64_t rows_per_group() const { return per_group * width; }
   int64_t pieces() const { return ceil_div(length, piece); }
   int64_t offset(const Range& at) const { return at.line * length + at.begin; }
+
+  // Whether each line is a row that is summed and written by itself, in one piece.
+  bool are_groups() const { return width == 1 && per_group == 1 && pieces() == 1; }
+
+  // How a range of `out`, which may be `in`, is written.
+  template <class T>
+  Store store(const Range& at, const T* in, const T* out) const {
+    return {streams(out, in, count * length), at.rest};
+  }
 };
 
 // Calls run(range) for every piece of every line; lines of one piece come several at a time.
@@ -61,21 +73,25 @@ void two_passes(const Lines& lines, bool together, const Sum& sum, const Finish&
   const int64_t pieces = lines.pieces(), width = lines.sums;
   const int64_t threads = torch::stable::get_num_threads(), group_size = lines.per_group * lines.length;
   if (!together && (lines.groups() >= threads || group_size <= kGrain)) {
-    const int64_t step = std::clamp<int64_t>(lines.cached / group_size, 1, ceil_div(lines.groups(), threads));
-    return for_each_range(lines.groups(), step, group_size, [&](int64_t group, int64_t groups) {
-      const Range whole{group * lines.per_group, groups * lines.per_group, 0, lines.length};
-      thread_local std::vector<double> sums, of_piece;
-      sums.assign(whole.count * width, 0);
-      if (pieces == 1) sum(whole, sums.data());
-      for (int64_t i = 0; i < whole.count && pieces > 1; ++i) {
-        for (int64_t begin = 0; begin < lines.length; begin += lines.piece) {
-          of_piece.assign(width, 0);
-          sum(Range{whole.line + i, 1, begin, std::min(lines.piece, lines.length - begin)}, of_piece.data());
-          for (int64_t j = 0; j < width; ++j) sums[i * width + j] += of_piece[j];
+    const int64_t step = std::clamp<int64_t>(lines.cached / group_size, 1, lines.groups());
+    return for_each_part(lines.groups(), group_size, [&](int64_t first, int64_t end) {
+      std::vector<double> sums(step * lines.per_group * width), of_piece(pieces > 1 ? width : 0);
+      for (int64_t group = first; group < end; group += step) {
+        const int64_t groups = std::min(step, end - group);
+        const Range whole{group * lines.per_group, groups * lines.per_group, 0, lines.length,
+                          (end - group - groups) * group_size};
+        std::fill(sums.begin(), sums.end(), 0);
+        if (pieces == 1) sum(whole, sums.data());
+        for (int64_t i = 0; i < whole.count && pieces > 1; ++i) {
+          for (int64_t begin = 0; begin < lines.length; begin += lines.piece) {
+            std::fill(of_piece.begin(), of_piece.end(), 0);
+            sum(Range{whole.line + i, 1, begin, std::min(lines.piece, lines.length - begin)}, of_piece.data());
+            for (int64_t j = 0; j < width; ++j) sums[i * width + j] += of_piece[j];
+          }
         }
+        finish(group, groups, sums.data());
+        apply(whole);
       }
-      finish(group, groups, sums.data());
-      apply(whole);
     });
   }
 
@@ -137,16 +153,21 @@ class AlongLine {
   int64_t width_;
 };
 
-// The matrix (N or 1, C or 1) as one number for each row.
+// A number of each row, not set.
 template <class A>
-std::vector<A> each_row(const RowValues& values, const Rows& rows) {
-  std::vector<A> out;
-  out.reserve(rows.samples * rows.channels);
-  for (int64_t n = 0; n < rows.samples; ++n) {
+std::unique_ptr<A[]> row_buffer(const Rows& rows) {
+  return std::unique_ptr<A[]>(new A[rows.samples * rows.channels]);
+}
+
+// Copies those of `count` rows from `row` on out of a matrix (N or 1, C or 1).
+template <class A>
+void copy_rows(const RowValues& values, const Rows& rows, int64_t row, int64_t count, A* out) {
+  for (int64_t c = row % rows.channels, n = row / rows.channels; count > 0; c = 0, ++n) {
     const A* of_sample = as<A>(values.data) + n * values.sample_stride;
-    for (int64_t c = 0; c < rows.channels; ++c) out.push_back(of_sample[c * values.channel_stride]);
+    const int64_t end = std::min(rows.channels, c + count);
+    count -= end - c;
+    for (; c < end; ++c) *out++ = of_sample[c * values.channel_stride];
   }
-  return out;
 }
 
 // The mean of each row, or of each sample, of `count` groups from `group` on, from the sums of their lines.
@@ -166,7 +187,7 @@ template <class T>
 void add_abs_sums(const Lines& lines, const Range& at, const T* x, double* sums) {
   const auto& loop = loops<T>();
   x += lines.offset(at);
-  if (lines.width == 1) return loop.abs_sum_rows(x, {}, at.count, at.n, sums);
+  if (lines.width == 1) return loop.abs_sum_rows(x, at.count, at.n, sums);
   for (int64_t l = 0; l < at.count; ++l) {
     sum_columns<accumulator_t<T>>(at.n, lines.width, sums + l * lines.width, [&](int64_t i, int64_t n, auto* columns) {
       loop.abs_sum_columns(x + l * at.n + i, columns, n);
@@ -217,17 +238,18 @@ template <class T>
 void shrink_lines(const Lines& lines, const Range& at, const T* x, const accumulator_t<T>* tau, const T* residual, T* y,
                   const Segments& mask) {
   const auto& loop = loops<T>();
+  const Store to = lines.store(at, x, y);
   if (lines.width == 1) {
     const int64_t offset = lines.offset(at);
-    return loop.shrink_rows(x + offset, {}, tau + at.line, residual ? residual + offset : nullptr, y + offset,
-                            mask.write(at.line, at.begin), at.count, at.n);
+    return loop.shrink_rows(x + offset, tau + at.line, residual ? residual + offset : nullptr, y + offset,
+                            mask.write(at.line, at.begin), at.count, at.n, to);
   }
   for (int64_t line = at.line; line < at.line + at.count; ++line) {
     const AlongLine<accumulator_t<T>> along(tau, line, lines.width);
     along.for_each(at.begin, at.n, [&](int64_t i, int64_t n, const auto* values) {
       const int64_t offset = line * lines.length + i;
       loop.shrink(x + offset, {values, true}, residual ? residual + offset : nullptr, y + offset, mask.write(line, i),
-                  n);
+                  n, to);
     });
   }
 }
@@ -237,16 +259,17 @@ template <class T>
 void combine_lines(const Lines& lines, const Range& at, const T* g, const Segments& mask, const accumulator_t<T>* share,
                    T* dx) {
   const auto& loop = loops<T>();
+  const Store to = lines.store(at, g, dx);
   if (lines.width == 1) {
     const int64_t offset = lines.offset(at);
     return loop.combine_rows(g ? g + offset : nullptr, mask.read(at.line, at.begin), share + at.line, dx + offset,
-                             at.count, at.n);
+                             at.count, at.n, to);
   }
   for (int64_t line = at.line; line < at.line + at.count; ++line) {
     const AlongLine<accumulator_t<T>> along(share, line, lines.width);
     along.for_each(at.begin, at.n, [&](int64_t i, int64_t n, const auto* values) {
       const int64_t offset = line * lines.length + i;
-      loop.combine(g ? g + offset : nullptr, mask.read(line, i), values, dx + offset, n);
+      loop.combine(g ? g + offset : nullptr, mask.read(line, i), values, dx + offset, n, to);
     });
   }
 }

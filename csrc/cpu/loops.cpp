@@ -3,6 +3,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 namespace drsn::cpu {
 
@@ -42,6 +45,12 @@ int level() {
 }
 
 }  // namespace
+
+void finish_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
 
 const char* simd_level() { return kLevels[level()]; }
 

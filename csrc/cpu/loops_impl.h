@@ -45,39 +45,31 @@ DRSN_INLINE bits_t<T> read_bits(const uint8_t* plane, int64_t bit, int64_t count
   return bits_t<T>(bits >> shift);
 }
 
-// A row's normalisation, in vectors.
+// Writes a vector, of which a whole one may go past the caches.
 template <class T>
-struct RowAffine {
-  vector_t<T> center, scale, bias;
-};
-
-template <class T>
-DRSN_INLINE RowAffine<T> affine_of(Affine<accumulator_t<T>> affine, int64_t row) {
-  return {splat<T>(affine.center[row]), splat<T>(affine.scale[row]), splat<T>(affine.bias[row])};
+DRSN_INLINE void write(T* out, vector_t<T> v, int64_t count, bool past_caches) {
+  past_caches&& count >= kLanes<T> ? stream(out, v) : store(out, v, count);
 }
 
-// A vector of x, or of norm(z), from element i on; 0 past the end.
-template <class T, bool kAffine>
-DRSN_INLINE vector_t<T> source(const T* x, const RowAffine<T>& affine, int64_t i, int64_t count) {
-  const vector_t<T> v = load(x + i, count);
-  if constexpr (kAffine) return keep(inside<T>(count), (v - affine.center) * affine.scale + affine.bias);
-  return v;
+// Whether the vectors from `out` on, which make up whole cache lines, go past the caches.
+template <class T>
+DRSN_INLINE bool streams(const T* out, Store to) {
+  return to.stream && reinterpret_cast<uintptr_t>(out) % 64 == 0;
 }
 
-// Calls run(row, affine, is_affine) for each row, with is_affine a compile-time constant.
-template <class T, class Run>
-DRSN_INLINE void for_each_row(Affine<accumulator_t<T>> affine, int64_t rows, const Run& run) {
-  for (int64_t r = 0; r < rows && !affine.scale; ++r) run(r, RowAffine<T>{}, std::false_type{});
-  for (int64_t r = 0; r < rows && affine.scale; ++r) run(r, affine_of<T>(affine, r), std::true_type{});
-}
+// How many elements further on memory is asked for what is read next. The first-level cache holds what lies between.
+DRSN_INLINE int64_t read_ahead(Store to) { return smaller(to.rest, 2048); }
+
+// The same of a row that `rows` others follow.
+DRSN_INLINE Store at_row(Store to, int64_t rows, int64_t n) { return {to.stream, to.rest + rows * n}; }
 
 template <class T>
-void abs_sum_rows(const T* x, Affine<accumulator_t<T>> affine, int64_t rows, int64_t n, double* sums) {
-  for_each_row<T>(affine, rows, [&](int64_t r, const RowAffine<T>& of_row, auto is_affine) DRSN_LAMBDA {
+void abs_sum_rows(const T* x, int64_t rows, int64_t n, double* sums) {
+  for (int64_t r = 0; r < rows; ++r) {
     add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
-      out[0] = magnitude_of<T>(source<T, decltype(is_affine)::value>(x + r * n, of_row, i, count));
+      out[0] = magnitude_of<T>(load(x + r * n + i, count));
     });
-  });
+  }
 }
 
 template <class T>
@@ -100,22 +92,25 @@ void sign_mask(const T* x, Planes mask, int64_t n) {
 
 enum class MaskKind { kNone, kSoftThreshold, kShrink };
 
-template <class T, MaskKind kMask, bool kVary, bool kAffine>
-DRSN_INLINE void shrink_loop(const T* x, const RowAffine<T>& affine, const accumulator_t<T>* tau, const T* residual,
-                             T* y, Planes mask, int64_t n) {
+template <class T, MaskKind kMask, bool kVary>
+DRSN_INLINE void shrink_loop(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes mask, int64_t n,
+                             Store to) {
   using V = vector_t<T>;
   using B = bits_t<T>;
   const V zero = {};
   const V one = kVary ? zero : splat<T>(*tau);
+  const bool past_caches = streams(y, to);
+  const int64_t ahead = read_ahead(to);
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-    const V v = source<T, kAffine>(x, affine, i, count);
+    __builtin_prefetch(x + i + ahead);
+    const V v = load(x + i, count);
     V raw = one;
     if constexpr (kVary) raw = load(tau + i, count);
     const V threshold = positive_part<T>(raw);
     const V magnitude = magnitude_of<T>(v);
     V out = with_sign<T>(positive_part<T>(magnitude - threshold), v);
     if (residual) out += load(residual + i, count);
-    store(y + i, out, count);
+    write(y + i, out, count, past_caches);
     if constexpr (kMask != MaskKind::kNone) {
       const B negative = less(v, zero);
       const B active = less(threshold, magnitude);
@@ -133,32 +128,33 @@ DRSN_INLINE void shrink_loop(const T* x, const RowAffine<T>& affine, const accum
 }
 
 template <class T, bool kVary>
-void shrink_by(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes mask, int64_t n) {
-  const RowAffine<T> none = {};
-  if (!mask.active) return shrink_loop<T, MaskKind::kNone, kVary, false>(x, none, tau, residual, y, mask, n);
-  if (mask.nonzero) return shrink_loop<T, MaskKind::kShrink, kVary, false>(x, none, tau, residual, y, mask, n);
-  shrink_loop<T, MaskKind::kSoftThreshold, kVary, false>(x, none, tau, residual, y, mask, n);
+void shrink_by(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes mask, int64_t n, Store to) {
+  if (!mask.active) return shrink_loop<T, MaskKind::kNone, kVary>(x, tau, residual, y, mask, n, to);
+  if (mask.nonzero) return shrink_loop<T, MaskKind::kShrink, kVary>(x, tau, residual, y, mask, n, to);
+  shrink_loop<T, MaskKind::kSoftThreshold, kVary>(x, tau, residual, y, mask, n, to);
 }
 
 template <class T>
-void shrink(const T* x, Values<accumulator_t<T>> tau, const T* residual, T* y, Planes mask, int64_t n) {
-  tau.vary ? shrink_by<T, true>(x, tau.data, residual, y, mask, n)
-           : shrink_by<T, false>(x, tau.data, residual, y, mask, n);
+void shrink(const T* x, Values<accumulator_t<T>> tau, const T* residual, T* y, Planes mask, int64_t n, Store to) {
+  tau.vary ? shrink_by<T, true>(x, tau.data, residual, y, mask, n, to)
+           : shrink_by<T, false>(x, tau.data, residual, y, mask, n, to);
+}
+
+// A row, with the mask of shrink where there is one.
+template <class T>
+DRSN_INLINE void shrink_row(const T* x, accumulator_t<T> tau, const T* residual, T* y, Planes mask, int64_t n,
+                            Store to) {
+  mask.active ? shrink_loop<T, MaskKind::kShrink, false>(x, &tau, residual, y, mask, n, to)
+              : shrink_loop<T, MaskKind::kNone, false>(x, &tau, residual, y, mask, n, to);
 }
 
 template <class T>
-void shrink_rows(const T* x, Affine<accumulator_t<T>> affine, const accumulator_t<T>* tau, const T* residual, T* y,
-                 Planes mask, int64_t rows, int64_t n) {
-  for_each_row<T>(affine, rows, [&](int64_t r, const RowAffine<T>& of_row, auto is_affine) DRSN_LAMBDA {
-    constexpr bool kAffine = decltype(is_affine)::value;
-    const T* row_residual = residual ? residual + r * n : nullptr;
-    if (kAffine || !mask.active) {
-      shrink_loop<T, MaskKind::kNone, false, kAffine>(x + r * n, of_row, tau + r, row_residual, y + r * n, {}, n);
-    } else {
-      shrink_loop<T, MaskKind::kShrink, false, false>(x + r * n, of_row, tau + r, row_residual, y + r * n,
-                                                      planes_of_row(mask, r), n);
-    }
-  });
+void shrink_rows(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes mask, int64_t rows, int64_t n,
+                 Store to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    shrink_row(x + r * n, tau[r], residual ? residual + r * n : nullptr, y + r * n, planes_of_row(mask, r), n,
+               at_row(to, rows - r - 1, n));
+  }
 }
 
 template <class T, bool kShifted>
@@ -200,15 +196,19 @@ void active_sum_columns(const T* g, ConstPlanes mask, accumulator_t<T>* sums, in
 enum class Terms { kPass, kSign, kBoth };
 
 template <class T, Terms kTerms, bool kShifted, bool kVary>
-DRSN_INLINE void gradient_loop(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t n) {
+DRSN_INLINE void gradient_loop(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t n,
+                               Store to) {
   using V = vector_t<T>;
   using B = bits_t<T>;
   const V one = kTerms != Terms::kPass && !kVary ? splat<T>(*share) : V{};
+  const bool past_caches = streams(out, to);
+  const int64_t ahead = read_ahead(to);
   for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
     const int64_t bit = mask.offset + i;
     const B negative = read_bits<T, kShifted>(mask.negative, bit, count);
     V sum = {};
     if constexpr (kTerms != Terms::kSign) {
+      __builtin_prefetch(g + i + ahead);
       const B active = read_bits<T, kShifted>(mask.active, bit, count);
       sum = keep(B(kTerms == Terms::kPass ? active | negative : active), load(g + i, count));
     }
@@ -216,39 +216,43 @@ DRSN_INLINE void gradient_loop(const T* g, ConstPlanes mask, const accumulator_t
       const B nonzero = read_bits<T, kShifted>(mask.nonzero, bit, count);
       sum += keep(nonzero, negate(negative, kVary ? load(share + i, count) : one));
     }
-    store(out + i, sum, count);
+    write(out + i, sum, count, past_caches);
   });
 }
 
 template <class T>
-void pass(const T* g, ConstPlanes mask, T* out, int64_t n) {
+void pass(const T* g, ConstPlanes mask, T* out, int64_t n, Store to) {
   with_shift(mask, [&](auto shifted) {
-    gradient_loop<T, Terms::kPass, decltype(shifted)::value, false>(g, mask, nullptr, out, n);
+    gradient_loop<T, Terms::kPass, decltype(shifted)::value, false>(g, mask, nullptr, out, n, to);
   });
 }
 
 template <class T>
-void combine(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t n) {
+void combine(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t n, Store to) {
   with_shift(mask, [&](auto shifted) {
     constexpr bool kShifted = decltype(shifted)::value;
-    g ? gradient_loop<T, Terms::kBoth, kShifted, true>(g, mask, share, out, n)
-      : gradient_loop<T, Terms::kSign, kShifted, true>(g, mask, share, out, n);
+    g ? gradient_loop<T, Terms::kBoth, kShifted, true>(g, mask, share, out, n, to)
+      : gradient_loop<T, Terms::kSign, kShifted, true>(g, mask, share, out, n, to);
   });
 }
 
 template <class T>
-void combine_rows(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t rows, int64_t n) {
+void combine_rows(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t rows, int64_t n,
+                  Store to) {
   with_shift(mask, [&](auto shifted) {
     constexpr bool kShifted = decltype(shifted)::value;
     for (int64_t r = 0; r < rows; ++r) {
       const ConstPlanes planes = planes_of_row(mask, r);
-      g ? gradient_loop<T, Terms::kBoth, kShifted, false>(g + r * n, planes, share + r, out + r * n, n)
-        : gradient_loop<T, Terms::kSign, kShifted, false>(g, planes, share + r, out + r * n, n);
+      g ? gradient_loop<T, Terms::kBoth, kShifted, false>(g + r * n, planes, share + r, out + r * n, n,
+                                                          at_row(to, rows - r - 1, n))
+        : gradient_loop<T, Terms::kSign, kShifted, false>(g, planes, share + r, out + r * n, n,
+                                                          at_row(to, rows - r - 1, n));
     }
   });
 }
 
 #include "batch_norm_loops.h"
+#include "row_loops.h"
 
 template <class T>
 void widen(const T* from, accumulator_t<T>* to, int64_t n) {
@@ -302,11 +306,13 @@ const Loops<T>& table() {
                                    sign_mask<T>,
                                    shrink<T>,
                                    shrink_rows<T>,
+                                   mean_shrink_rows<T>,
                                    active_sum_rows<T>,
                                    active_sum_columns<T>,
                                    pass<T>,
                                    combine<T>,
                                    combine_rows<T>,
+                                   mean_shrink_rows_backward<T>,
                                    centered_sums<T>,
                                    moments<T>,
                                    norm_abs_sums<T>,

@@ -176,9 +176,10 @@ void forward(const SoftThreshold& p) {
   const T* x = as<T>(p.x);
   T* y = as<T>(p.y);
   const Threshold<T> threshold(p.tau, p.tau_in_accumulator, p.value, p.over);
+  const Store to{streams(y, x, p.numel)};
   for_all(p.numel, [&](int64_t begin, int64_t n) {
     threshold.for_each(begin, n, [&](int64_t i, int64_t count, Values<accumulator_t<T>> tau) {
-      loop.shrink(x + i, tau, nullptr, y + i, write_mask(p.mask, p.numel, i), count);
+      loop.shrink(x + i, tau, nullptr, y + i, write_mask(p.mask, p.numel, i), count, to);
     });
   });
 }
@@ -189,8 +190,9 @@ void backward(const SoftThresholdBackward& p) {
   const auto& loop = loops<T>();
   const T* g = as<T>(p.grad);
   T* dx = as<T>(p.dx);
+  const Store to{streams(dx, g, p.numel)};
   const auto gradient_of_x = [&](int64_t i, int64_t n) {
-    if (dx) loop.pass(g + i, read_mask(p.mask, p.numel, i), dx + i, n);
+    if (dx) loop.pass(g + i, read_mask(p.mask, p.numel, i), dx + i, n, to);
   };
   // dtau = -sign * g where active
   const auto gradient_of_tau = [&](int64_t i, int64_t n, A* out) {

@@ -101,6 +101,15 @@ DRSN_INLINE void store(Half* p, vector_t<float> v) {
 }
 #endif
 
+// Stores past the caches from an address that is a multiple of the vector's bytes; in float with AVX2 alone.
+template <class T>
+DRSN_INLINE void stream(T* p, vector_t<T> v) {
+  store(p, v);
+}
+#if defined(DRSN_SIMD_AVX2)
+DRSN_INLINE void stream(float* p, vector_t<float> v) { _mm256_stream_ps(p, (__m256)v); }
+#endif
+
 template <class T>
 DRSN_INLINE vector_t<T> load(const T* p, int64_t count) {
   if (count >= 8) return load(p);

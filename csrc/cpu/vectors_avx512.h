@@ -59,6 +59,13 @@ DRSN_INLINE void store_words(T* p, __m256i v, int64_t count) {
 DRSN_INLINE void store(BFloat16* p, __m512 v, int64_t count) { store_words(p, narrow_bfloat16(v), count); }
 DRSN_INLINE void store(Half* p, __m512 v, int64_t count) { store_words(p, narrow_half(v), count); }
 
+// Stores past the caches, from an address that is a multiple of the vector's bytes.
+DRSN_INLINE void stream(float* p, __m512 v) { _mm512_stream_ps(p, v); }
+DRSN_INLINE void stream(double* p, __m512d v) { _mm512_stream_pd(p, v); }
+DRSN_INLINE void stream_words(void* p, __m256i v) { _mm256_stream_si256(static_cast<__m256i*>(p), v); }
+DRSN_INLINE void stream(BFloat16* p, __m512 v) { stream_words(p, narrow_bfloat16(v)); }
+DRSN_INLINE void stream(Half* p, __m512 v) { stream_words(p, narrow_half(v)); }
+
 DRSN_INLINE uint16_t less(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 DRSN_INLINE uint8_t less(__m512d a, __m512d b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
 DRSN_INLINE uint16_t at_most(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }

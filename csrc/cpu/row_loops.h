@@ -1,0 +1,36 @@
+// shrink and its backward on whole rows, each row summed and then written, while it is in the first-level cache. Part
+// of loops_impl.h.
+
+template <class T>
+void mean_shrink_rows(const T* x, const accumulator_t<T>* alpha, accumulator_t<T>* mean, const T* residual, T* y,
+                      Planes mask, int64_t rows, int64_t n, Store to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    double sum = 0;
+    add_terms<T, 1>(n, &sum, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
+      out[0] = magnitude_of<T>(load(x + r * n + i, count));
+    });
+    mean[r] = accumulator_t<T>(sum / double(n));
+    shrink_row(x + r * n, alpha[r] * mean[r], residual ? residual + r * n : nullptr, y + r * n, planes_of_row(mask, r),
+               n, at_row(to, rows - r - 1, n));
+  }
+}
+
+template <class T>
+void mean_shrink_rows_backward(const T* g, ConstPlanes mask, const accumulator_t<T>* alpha,
+                               const accumulator_t<T>* mean, const accumulator_t<T>* grad_mean,
+                               accumulator_t<T>* dalpha, T* dx, int64_t rows, int64_t n, Store to) {
+  using A = accumulator_t<T>;
+  for (int64_t r = 0; r < rows; ++r) {
+    const ConstPlanes planes = planes_of_row(mask, r);
+    double sum = 0;
+    add_terms<T, 1>(n, &sum, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
+      out[0] = active_term<T, false>(g + r * n, planes, i, count);
+    });
+    const A dtau = threshold_gradient(alpha[r], mean[r], sum);
+    if (dalpha) dalpha[r] = dtau * mean[r];
+    const A share = (dtau * alpha[r] + (grad_mean ? grad_mean[r] : A(0))) / A(n);
+    if (dx)
+      gradient_loop<T, Terms::kBoth, false, false>(g + r * n, planes, &share, dx + r * n, n,
+                                                   at_row(to, rows - r - 1, n));
+  }
+}
