@@ -437,26 +437,28 @@ def test_compile(device, no_caches, stride, channels, momentum):
     assert all("batch_norm_relu" in code for code in codes)
 
 
+def everything(device="cpu"):
+    """Results, gradients and statistics over types and layouts."""
+    out = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for shape, layout in (((6, 37, 501), "contiguous"), ((6, 37, 501), "channels_last"), ((9, 8, 33, 31), "channels_last")):
+            torch.manual_seed(0)
+            batch_norm = make(shape, device).to(reference.accumulator(dtype))
+            x = leaf(lay_out(make_features(shape, device).to(dtype), layout))
+            made = functional.pre_activation(x, batch_norm, 2, shape[1] + 1)
+            grads = torch.autograd.grad(made, (x, *batch_norm.parameters()), [t.detach() for t in made])
+            out += [*made, *grads, *batch_norm.buffers()]
+    return [t.detach() for t in out]
+
+
 def test_same_bits_run_after_run_for_any_number_of_threads(device):
-    before = torch.get_num_threads()
-    for shape, layout in (
-        ((6, 37, 501), "contiguous"),
-        ((6, 37, 501), "channels_last"),
-        ((9, 8, 33, 31), "channels_last"),
-    ):
-        batch_norm = make(shape, device).float()
-        x = leaf(lay_out(make_features(shape, device).float(), layout))
-        results = []
-        try:
-            for threads in (before, 1, 2, 3, *[before] * 8):
-                torch.set_num_threads(threads)
-                made = functional.pre_activation(x, batch_norm, 2, shape[1] + 1)
-                found = torch.autograd.grad(made, (x, *batch_norm.parameters()), [t.detach() for t in made])
-                results.append([*made, *found])
-        finally:
-            torch.set_num_threads(before)
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    before, first = torch.get_num_threads(), everything(device)
+    try:
+        for threads in (1, 2, 3, before, before):
+            torch.set_num_threads(threads)
+            assert all(torch.equal(a, b) for a, b in zip(first, everything(device), strict=True))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_under_a_transform_the_modules_are_called():
