@@ -1,3 +1,4 @@
+// The statistics of channels and the gradients that end in them, for BatchNorm before a ReLU and before a shrinkage.
 #include "batch_norm.h"
 
 namespace drsn::cpu {
