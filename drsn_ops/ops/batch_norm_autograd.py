@@ -24,15 +24,18 @@ def batch_norm_relu(
     x: Tensor, norm: Norm, stride: int = 1, shortcut_channels: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """``relu(norm(x))``, padded for a convolution of this stride, and the shortcut; updates running statistics."""
-    if wants_grad(x, *norm[:2]) and not is_compiling():
-        y, shortcut = BatchNormRelu.apply(x, *norm[:2], norm, stride, shortcut_channels)
-    elif norm.kind == BATCH and not is_compiling():
-        y, shortcut, _ = _run(OPS.batch_norm_relu_.default, x, norm, stride, shortcut_channels)
-        count_up(norm)
-    else:
+    if is_compiling():
         y, shortcut, state = _run(OPS.batch_norm_relu.default, x, norm.functional, stride, shortcut_channels)
         if norm.kind == BATCH:
             update_from_state(norm, state, x.numel() // x.shape[1])
+    elif wants_grad(x, *norm[:2]):
+        y, shortcut = BatchNormRelu.apply(x, *norm[:2], norm, stride, shortcut_channels)
+    else:
+        writes = norm.kind == BATCH
+        operator = OPS.batch_norm_relu_.default if writes else OPS.batch_norm_relu.default
+        with BelowAutograd():
+            y, shortcut, _ = _run(operator, x, norm if writes else norm.functional, stride, shortcut_channels)
+        count_up(norm)
     return y, shortcut
 
 
