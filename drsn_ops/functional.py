@@ -338,11 +338,11 @@ def batch_norm_shrink(
         x = (z - mean) / sqrt(var + eps) * weight + bias
         y = gated_shrink(x, gate, statistic=statistic, residual=residual)
 
-    One operator computes it where z is contiguous, or on the CPU channels_last, the gate is as in `gated_shrink`, and ``batch_norm`` is an
-    ``nn.BatchNorm1d``, ``2d`` or ``3d`` for z's axes with nothing attached; statistics are those of the batch or the
-    running ones, which are updated as the modules would. x is not rounded to z's type on the way. The backward pass
-    keeps z and some numbers a row. Elsewhere the modules are called. Source of the gate: Zhao et al., IEEE TII 2020,
-    DOI 10.1109/TII.2019.2943898.
+    One operator computes it where z is contiguous, or on the CPU channels_last, the gate is as in `gated_shrink`, and
+    ``batch_norm`` is an ``nn.BatchNorm1d``, ``2d`` or ``3d`` for z's axes with nothing attached; statistics are those
+    of the batch or the running ones, which are updated as the modules would. x is not rounded to z's type on the way.
+    The backward pass keeps z and some numbers a row. Elsewhere the modules are called. Source of the gate: Zhao et al.,
+    IEEE TII 2020, DOI 10.1109/TII.2019.2943898.
 
     Args:
         z: (N, C, \*spatial) with up to three spatial axes, float16, bfloat16, float32 or float64.

@@ -15,7 +15,7 @@ template <class T>
 void moments(const T* x, int64_t rows, int64_t n, double* mean, double* squares) {
   using A = accumulator_t<T>;
   for (int64_t r = 0; r < rows; ++r, x += n) {
-    const int64_t block = larger(smaller(n, 1024), n / 32);
+    const int64_t block = larger(smaller(n, 64), n / 32);
     double first[2] = {}, sums[2] = {};
     const A zero = 0;
     centered_sums(x, &zero, 1, block, first);
