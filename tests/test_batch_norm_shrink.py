@@ -26,6 +26,7 @@ from torch.library import opcheck
 import drsn_ops
 from drsn_ops import reference
 from drsn_ops.ops import autograd, plain_gate
+from drsn_ops.reference import accumulator
 
 ops = torch.ops.drsn_ops
 STATISTICS = ("channel", "sample")
@@ -383,23 +384,30 @@ def test_frozen_parameters(device):
             )
 
 
-def test_same_bits_run_after_run_for_any_number_of_threads(device):
-    modules = make((6, 37, 501), device=device)
-    z = leaf(make_features((6, 37, 501), device).float())
-    for m in modules:
-        m.float()
-    inputs = (z, *modules[0].parameters(), *modules[1].parameters())
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (before, 1, 2, 3, *[before] * 16):
-            torch.set_num_threads(threads)
+def everything(device="cpu"):
+    """Results and gradients over types and layouts."""
+    out = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        for layout in ("contiguous", "channels_last"):
+            torch.manual_seed(0)
+            modules = [m.to(accumulator(dtype)) for m in make((6, 37, 501), device=device)]
+            z = leaf(lay_out(make_features((6, 37, 501), device).to(dtype), layout))
             y = drsn_ops.batch_norm_shrink(z, *modules, residual=z)
-            results.append([y, *torch.autograd.grad(y, inputs, y.detach())])
+            out += [
+                y,
+                *torch.autograd.grad(y, (z, *(p for m in modules for p in m.parameters())), y.detach()),
+            ]
+    return [t.detach() for t in out]
+
+
+def test_same_bits_run_after_run_for_any_number_of_threads(device):
+    before, first = torch.get_num_threads(), everything(device)
+    try:
+        for threads in (1, 2, 3, before, before):
+            torch.set_num_threads(threads)
+            assert all(torch.equal(a, b) for a, b in zip(first, everything(device), strict=True))
     finally:
         torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_a_residual_of_another_type_widens_the_result(device):

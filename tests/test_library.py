@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import test_batch_norm_relu
+import test_batch_norm_shrink
 import test_gated_shrink
 import torch
 from checks import CALLS, lay_out, leaf, make_calls
@@ -403,6 +404,7 @@ def test_same_bits_from_many_python_threads(device, transform):
 def in_every_type():
     """Results and gradients that depend on the instruction set only through a mistake."""
     results = test_gated_shrink.everything() + test_batch_norm_relu.everything()
+    results += test_batch_norm_shrink.everything()
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for shape, layout in (((3, 5, 4999), "contiguous"), ((2, 37, 9, 9), "channels_last")):
             torch.manual_seed(0)
