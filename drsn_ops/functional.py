@@ -338,7 +338,7 @@ def batch_norm_shrink(
         x = (z - mean) / sqrt(var + eps) * weight + bias
         y = gated_shrink(x, gate, statistic=statistic, residual=residual)
 
-    One operator computes it where z is contiguous, or on the CPU channels_last, the gate is as in `gated_shrink`, and
+    One operator computes it where z is contiguous or channels_last, the gate is as in `gated_shrink`, and
     ``batch_norm`` is an ``nn.BatchNorm1d``, ``2d`` or ``3d`` for z's axes with nothing attached; statistics are those
     of the batch or the running ones, which are updated as the modules would. x is not rounded to z's type on the way.
     The backward pass keeps z and some numbers a row. Elsewhere the modules are called. Source of the gate: Zhao et al.,
@@ -374,7 +374,7 @@ def batch_norm_shrink(
     check_batch(gate, z, "z", batch_norm)
     if residual is not None and residual.dtype != z.dtype:
         return _add(batch_norm_shrink(z, batch_norm, gate, statistic=statistic), residual)
-    if (z.is_contiguous() or (z.device.type == "cpu" and is_channels_last(z))) and z.numel() > 0:
+    if (z.is_contiguous() or is_channels_last(z)) and z.numel() > 0:
         norm, plain = plain_batch_norm(batch_norm, z), plain_gate(gate, z)
         if norm is not None and plain is not None:
             if _operators(z).fuses(z, residual, *norm[:2], *plain.parameters):

@@ -122,12 +122,12 @@ def test_narrow_types(device, dtype, wide_modules, train, shape):
     compare_rounded(shape, dtype, modules)
 
 
-def compare_rounded(shape, dtype, modules, statistic="channel"):
+def compare_rounded(shape, dtype, modules, statistic="channel", layout="contiguous"):
     """Value, every gradient and the buffers, up to the rounding of the type, against the modules in float64."""
     device = modules[1][0].weight.device
     exact = tuple(copy.deepcopy(m).double() for m in modules)
     z = make_features(shape, device).to(dtype).double()
-    z, exact_z = leaf(z.to(dtype)), leaf(z)
+    z, exact_z = leaf(lay_out(z.to(dtype), layout)), leaf(z)
     x = copy.deepcopy(exact[0])(exact_z)
     alpha = copy.deepcopy(exact[1])(reference.abs_mean(x))
     tau = alpha * reference.abs_mean(x, statistic=statistic)
@@ -153,11 +153,10 @@ def compare_rounded(shape, dtype, modules, statistic="channel"):
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
 def test_other_layouts(device, layout):
-    """On the CPU channels_last is kept; the modules are called for the others."""
+    """channels_last is kept; the modules are called for the others."""
     z = lay_out(make_features((4, 3, 5, 6), device), layout)
     modules = make(z.shape, device=device)
-    keeps = layout == "channels_last" and z.is_cpu
-    assert fused(drsn_ops.batch_norm_shrink, z, *modules) == keeps
+    assert fused(drsn_ops.batch_norm_shrink, z, *modules) == (layout == "channels_last")
     y = drsn_ops.batch_norm_shrink(z, *copy.deepcopy(modules))
     assert y.is_contiguous(memory_format=torch.channels_last) or layout != "channels_last"
     compare(z, *modules, residual=lay_out(torch.randn_like(z), layout))

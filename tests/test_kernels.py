@@ -139,10 +139,12 @@ def test_gates_of_more_samples_than_one_sum_takes(device, norm, dtype):
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("length, statistic", [(64, "channel"), (49, "sample"), (4104, "sample")])
-def test_a_batch_norm_before_it(device, length, statistic, dtype):
-    modules = make_batch_norm_shrink((6, 3, length), device=device)
+@pytest.mark.parametrize("channels, layout", [(3, "contiguous"), (3, "channels_last"), (8, "channels_last")])
+def test_a_batch_norm_before_it(device, channels, layout, length, statistic, dtype):
+    shape = (6, channels, length)
+    modules = make_batch_norm_shrink(shape, device=device)
     modules = tuple(module.to(accumulator(dtype)) for module in modules)
-    compare_batch_norm_shrink((6, 3, length), dtype, modules, statistic)
+    compare_batch_norm_shrink(shape, dtype, modules, statistic, layout)
 
 
 def compare_normed(shape, layout, dtype, device, stride=1, more=None, offset=0):
