@@ -78,13 +78,15 @@ def lay_out(x: Tensor) -> Tensor:
     """A network's input in the layout in which all that follows is fastest. No other place decides on a layout.
 
     On the CPU that is channels_last, where oneDNN convolves: of other layouts it reorders every input, weight and
-    output. Elsewhere, in exports and traces too, it is what comes in.
+    output. Elsewhere, in exports and traces too, it is what comes in. So is a single channel in torch.compile: only
+    the strides of an axis of one tell its layouts apart, and inductor does not keep these.
     """
     if (
         type(x) not in PLAIN_TENSORS
         or not (x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) and x.is_contiguous())
         or not fuses(x)
         or torch.compiler.is_exporting()
+        or (x.shape[1] == 1 and torch.compiler.is_compiling())
         or not _has_onednn()
     ):
         return x
@@ -95,7 +97,7 @@ def lay_out(x: Tensor) -> Tensor:
 
 def is_strided(x: Tensor) -> bool:
     """True if x has one spatial axis and the strides of channels_last, as a convolution of two axes tells them."""
-    if type(x) not in PLAIN_TENSORS or x.dim() != 3:
+    if type(x) not in PLAIN_TENSORS or x.dim() != 3 or (x.shape[1] == 1 and torch.compiler.is_compiling()):
         return False
     return x.shape[2] > 1 and x.stride(1) == 1 and x.stride(2) == x.shape[1]
 

@@ -94,7 +94,9 @@ class ShrinkageNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_input(x, self.in_channels, self.dim)
-        h = self.units(apply(self.stem, lay_out(pad_same(x, self.stride))))
+        h = apply(self.stem, lay_out(pad_same(x, self.stride)))
+        # once more for what is compiled: an input of one channel is left as it is there
+        h = self.units(lay_out(h))
         y, _ = pre_activation(self.bn, h)
         logits: Tensor = self.classifier(y.flatten(2).mean(-1))
         return logits

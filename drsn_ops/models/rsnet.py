@@ -214,7 +214,7 @@ class RSNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_input(x, self.in_channels, self.dim)
-        h = self.conv1(lay_out(x))
+        h = lay_out(self.conv1(lay_out(x)))  # twice as in `ShrinkageNetwork`
         for stage in range(2, 2 + len(WIDTHS)):
             h = self.get_submodule(f"conv{stage}_x")(h)
         logits: Tensor = self.fc(h.flatten(2).mean(-1))
