@@ -35,22 +35,6 @@ void add_row_sums(const Rows& rows, const Lines& lines, const Range& at, double*
   });
 }
 
-// The numbers of the rows from a line on, as the loops take them.
-template <class A>
-class LineNumbers {
- public:
-  LineNumbers(const Rows& rows, const std::vector<A>& values, int64_t line) : data_(&values[line]) {
-    if (!rows.channels_last) return;
-    repeated_ = repeated(&values[line * rows.channels], rows.channels);
-    data_ = repeated_.data();
-  }
-  const A* data() const { return data_; }
-
- private:
-  std::vector<A> repeated_;
-  const A* data_;
-};
-
 template <class T>
 void forward(const BatchNormShrink& p) {
   using A = accumulator_t<T>;
@@ -73,7 +57,7 @@ void forward(const BatchNormShrink& p) {
       [&](int64_t sample, int64_t count, const double* sums) { gate.run(sample, count, sums); },
       [&](const Range& at) {
         for_each_walk(rows, lines, at, [&](int64_t line, int64_t offset, const Walk& walk) {
-          const LineNumbers<A> tau(rows, gate.tau, line);
+          const LineNumbers<A> tau(lines, gate.tau.data(), line);
           loop.norm_shrink(z + offset, affine, tau.data(), residual ? residual + offset : nullptr, as<T>(p.y) + offset,
                            walk);
         });
@@ -106,7 +90,7 @@ void backward(const BatchNormShrinkBackward& p) {
       lines, over_batch || p.gate.norm.kind == NormKind::kBatch,
       [&](const Range& at, double* sums) {
         add_row_sums<kSums>(rows, lines, at, sums, [&](int64_t line, int64_t offset, const Walk& walk, double* to) {
-          const LineNumbers<A> of_tau(rows, tau, line);
+          const LineNumbers<A> of_tau(lines, tau.data(), line);
           BatchNormNumbers<A> with = norm.numbers();
           with.tau = of_tau.data();
           loop.shrink_sums(g + offset, z + offset, with, walk, to);
@@ -125,7 +109,7 @@ void backward(const BatchNormShrinkBackward& p) {
       [&](const Range& at) {
         if (!p.dx) return;
         for_each_walk(rows, lines, at, [&](int64_t line, int64_t offset, const Walk& walk) {
-          const LineNumbers<A> of_tau(rows, tau, line), share(rows, gate.share, line);
+          const LineNumbers<A> of_tau(lines, tau.data(), line), share(lines, gate.share.data(), line);
           BatchNormNumbers<A> with = norm.numbers();
           with.tau = of_tau.data();
           with.share = share.data();

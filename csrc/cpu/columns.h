@@ -2,8 +2,9 @@
 //
 // A line is walked in runs of elements, each at the place that the caller's body gives it. Its numbers (thresholds,
 // scales, ...) are arrays that repeat with a `period`: element i of a run has data[i % period]. In channels_last the
-// period is that of period.h; for a row it is 1, and one number serves all. numbers(column) makes a struct of their
-// vectors with of(column, data), once for all elements that are walked with it.
+// period is that of period.h, and the arrays go on for a vector beyond it; for a row it is 1, and one number serves
+// all. numbers(column) makes a struct of their vectors with of(column, data), once for all elements that are walked
+// with it.
 //
 // Sums are kept per column of the period: element i of a run is added to column i % period, in the order of the runs
 // and of their elements, by kAdditions in the accumulator's type, then in double. So they have the same bits for
@@ -66,11 +67,12 @@ DRSN_INLINE void for_each_vector(int64_t period, int64_t runs, int64_t n, const 
     }
   } else {
     for (int64_t r = 0; r < runs; ++r) {
-      for (int64_t begin = 0; begin < n; begin += period) {
-        const int64_t width = smaller(period, n - begin);
-        for_each_vector<T>(width, [&](int64_t i, int64_t count)
-                                      DRSN_LAMBDA { body(r, numbers(Column<T, false>{i, count}), begin + i, count); });
-      }
+      int64_t at = 0;
+      for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+        body(r, numbers(Column<T, false>{at, count}), i, count);
+        at += kStep;
+        if (at >= period) at -= period;
+      });
     }
   }
 }

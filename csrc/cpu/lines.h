@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "period.h"
 
 namespace drsn::cpu {
 
@@ -22,6 +23,7 @@ struct Range {
 // before any of them is written: one, or the rows of a sample where per_sample.
 struct Lines {
   int64_t count, length, width;
+  int64_t period;  // of the numbers along a line
   int64_t per_group;
   int64_t sums;              // sums of a line: its width, or 5 in batch_norm_shrink's backward
   int64_t piece;             // elements of a partial sum: whole bytes of the mask, and whole positions of the channels
@@ -31,6 +33,7 @@ struct Lines {
       : count(rows.lines()),
         length(rows.line_length()),
         width(rows.channels_last ? rows.channels : 1),
+        period(period_of(width)),
         per_group(per_sample && !rows.channels_last ? rows.channels : 1),
         sums(width),
         piece(std::max<int64_t>(8, kGrain / width / 8 * 8) * width) {}
@@ -43,10 +46,12 @@ struct Lines {
   // Whether each line is a row that is summed and written by itself, in one piece.
   bool are_groups() const { return width == 1 && per_group == 1 && pieces() == 1; }
 
-  // How a range of `out`, which may be `in`, is written.
+  // How the lines of a range from `line` on are written to `out`, which may be `in`; for_each_call takes them one by
+  // one or all together.
   template <class T>
-  Store store(const Range& at, const T* in, const T* out) const {
-    return {streams(out, in, count * length), at.rest};
+  Store store(const Range& at, int64_t line, const T* in, const T* out) const {
+    const int64_t after = width == 1 ? 0 : at.line + at.count - line - 1;
+    return {streams(out, in, count * length), at.rest + after * length};
   }
 };
 
@@ -108,50 +113,42 @@ void two_passes(const Lines& lines, bool together, const Sum& sum, const Finish&
   for_each_piece(lines, apply);
 }
 
-constexpr int64_t kBuffer = 1024;  // elements of a buffer that stays in the first-level cache
-
-// Adds up numbers that belong to `width` columns in turn: add(i, n, columns) adds those of n elements from i on to
-// columns[0, n), with i and n multiples of the width. Columns repeat up to a buffer's length, so that few are as fast
-// as many. Where that length is no multiple of 8, the bits of a mask are read with a shift.
-template <class A, class Add>
-void sum_columns(int64_t n, int64_t width, double* sums, const Add& add) {
-  const int64_t step = width < kBuffer ? kBuffer / width * width : width;
-  constexpr int64_t kFlush = 64;  // additions in A before they go on in double
-  thread_local std::vector<A> columns;
-  columns.resize(step);
-  for (int64_t begin = 0; begin < n; begin += step * kFlush) {
-    std::fill(columns.begin(), columns.end(), A(0));
-    const int64_t end = std::min(n, begin + step * kFlush);
-    for (int64_t i = begin; i < end; i += step) add(i, std::min(step, end - i), columns.data());
-    for (int64_t first = 0; first < step; first += width) {
-      for (int64_t j = 0; j < width; ++j) sums[j] += columns[first + j];
-    }
-  }
-}
-
-// One number of each row (`values`, N * C) along a line: the row's own, or the channels' numbers in turn.
+// The numbers of the rows of lines, from one line on, as the loops take them: a row's own, or the channels' numbers in
+// turn.
 template <class A>
-class AlongLine {
+class LineNumbers {
  public:
-  AlongLine(const A* values, int64_t line, int64_t width) : data_(values + line * width), width_(width) {
-    if (width == 1) return;
-    repeated_.assign(data_, data_ + width);
-    repeated_.resize(width + kBuffer);
-    for (int64_t j = width; j < width + kBuffer; ++j) repeated_[j] = repeated_[j - width];
+  LineNumbers(const Lines& lines, const A* values, int64_t line) : data_(values + line * lines.width) {
+    if (lines.width == 1) return;
+    repeated_ = repeated(data_, lines.width);
     data_ = repeated_.data();
   }
-
-  // Calls run(i, n, values) for elements [i, i + n) of [begin, begin + n), a buffer at a time.
-  template <class Run>
-  void for_each(int64_t begin, int64_t n, const Run& run) const {
-    for (int64_t i = begin; i < begin + n; i += kBuffer) run(i, std::min(kBuffer, begin + n - i), data_ + i % width_);
-  }
+  const A* data() const { return data_; }
 
  private:
   std::vector<A> repeated_;
   const A* data_;
-  int64_t width_;
 };
+
+// Calls run(line, count) for the lines that a loop takes at once: rows all together, else one.
+template <class Run>
+void for_each_call(const Lines& lines, const Range& at, const Run& run) {
+  const int64_t step = lines.width == 1 ? at.count : 1;
+  for (int64_t line = at.line; line < at.line + at.count; line += step) run(line, step);
+}
+
+// Adds to the sums of the rows of lines; add(line, count, sums) adds to those of its lines, over a period.
+template <class Add>
+void add_line_sums(const Lines& lines, const Range& at, double* sums, const Add& add) {
+  if (lines.width == 1) return add(at.line, at.count, sums);
+  std::vector<double> columns(lines.period);
+  for (int64_t l = 0; l < at.count; ++l) {
+    std::fill(columns.begin(), columns.end(), 0);
+    add(at.line + l, 1, columns.data());
+    fold_columns(columns.data(), lines.width);
+    for (int64_t c = 0; c < lines.width; ++c) sums[l * lines.width + c] += columns[c];
+  }
+}
 
 // A number of each row, not set.
 template <class A>
@@ -185,14 +182,9 @@ void set_means(const Rows& rows, const Lines& lines, bool per_sample, int64_t gr
 // Adds |x| to the sums of the rows.
 template <class T>
 void add_abs_sums(const Lines& lines, const Range& at, const T* x, double* sums) {
-  const auto& loop = loops<T>();
-  x += lines.offset(at);
-  if (lines.width == 1) return loop.abs_sum_rows(x, at.count, at.n, sums);
-  for (int64_t l = 0; l < at.count; ++l) {
-    sum_columns<accumulator_t<T>>(at.n, lines.width, sums + l * lines.width, [&](int64_t i, int64_t n, auto* columns) {
-      loop.abs_sum_columns(x + l * at.n + i, columns, n);
-    });
-  }
+  add_line_sums(lines, at, sums, [&](int64_t line, int64_t count, double* to) {
+    loops<T>().abs_sums(x + line * lines.length + at.begin, lines.period, count, at.n, to);
+  });
 }
 
 // The mask of x: a segment per line.
@@ -223,55 +215,34 @@ class Segments {
 // Adds active * sign * g to the sums of the rows.
 template <class T>
 void add_active_sums(const Lines& lines, const Range& at, const T* g, const Segments& mask, double* sums) {
-  const auto& loop = loops<T>();
-  g += lines.offset(at);
-  if (lines.width == 1) return loop.active_sum_rows(g, mask.read(at.line, at.begin), at.count, at.n, sums);
-  for (int64_t l = 0; l < at.count; ++l) {
-    sum_columns<accumulator_t<T>>(at.n, lines.width, sums + l * lines.width, [&](int64_t i, int64_t n, auto* columns) {
-      loop.active_sum_columns(g + l * at.n + i, mask.read(at.line + l, at.begin + i), columns, n);
-    });
-  }
+  add_line_sums(lines, at, sums, [&](int64_t line, int64_t count, double* to) {
+    loops<T>().active_sums(g + line * lines.length + at.begin, mask.read(line, at.begin), lines.period, count, at.n,
+                           to);
+  });
 }
 
 // y = soft_threshold(x, tau) + residual and its mask, with one tau per row.
 template <class T>
 void shrink_lines(const Lines& lines, const Range& at, const T* x, const accumulator_t<T>* tau, const T* residual, T* y,
                   const Segments& mask) {
-  const auto& loop = loops<T>();
-  const Store to = lines.store(at, x, y);
-  if (lines.width == 1) {
-    const int64_t offset = lines.offset(at);
-    return loop.shrink_rows(x + offset, tau + at.line, residual ? residual + offset : nullptr, y + offset,
-                            mask.write(at.line, at.begin), at.count, at.n, to);
-  }
-  for (int64_t line = at.line; line < at.line + at.count; ++line) {
-    const AlongLine<accumulator_t<T>> along(tau, line, lines.width);
-    along.for_each(at.begin, at.n, [&](int64_t i, int64_t n, const auto* values) {
-      const int64_t offset = line * lines.length + i;
-      loop.shrink(x + offset, {values, true}, residual ? residual + offset : nullptr, y + offset, mask.write(line, i),
-                  n, to);
-    });
-  }
+  for_each_call(lines, at, [&](int64_t line, int64_t count) {
+    const int64_t offset = line * lines.length + at.begin;
+    const LineNumbers<accumulator_t<T>> numbers(lines, tau, line);
+    loops<T>().shrink_lines(x + offset, numbers.data(), lines.period, residual ? residual + offset : nullptr,
+                            y + offset, mask.write(line, at.begin), count, at.n, lines.store(at, line, x, y));
+  });
 }
 
 // dx = active * g + sign * share, with one share per row; without g sign * share alone.
 template <class T>
 void combine_lines(const Lines& lines, const Range& at, const T* g, const Segments& mask, const accumulator_t<T>* share,
                    T* dx) {
-  const auto& loop = loops<T>();
-  const Store to = lines.store(at, g, dx);
-  if (lines.width == 1) {
-    const int64_t offset = lines.offset(at);
-    return loop.combine_rows(g ? g + offset : nullptr, mask.read(at.line, at.begin), share + at.line, dx + offset,
-                             at.count, at.n, to);
-  }
-  for (int64_t line = at.line; line < at.line + at.count; ++line) {
-    const AlongLine<accumulator_t<T>> along(share, line, lines.width);
-    along.for_each(at.begin, at.n, [&](int64_t i, int64_t n, const auto* values) {
-      const int64_t offset = line * lines.length + i;
-      loop.combine(g ? g + offset : nullptr, mask.read(line, i), values, dx + offset, n, to);
-    });
-  }
+  for_each_call(lines, at, [&](int64_t line, int64_t count) {
+    const int64_t offset = line * lines.length + at.begin;
+    const LineNumbers<accumulator_t<T>> numbers(lines, share, line);
+    loops<T>().combine_lines(g ? g + offset : nullptr, mask.read(line, at.begin), numbers.data(), lines.period,
+                             dx + offset, count, at.n, lines.store(at, line, g, dx));
+  });
 }
 
 }  // namespace drsn::cpu

@@ -88,32 +88,31 @@ struct Store {
   int64_t rest = 0;
 };
 
-// `rows` rows of n elements lie one after another. sums[row] is added to. sign is that of x, or 0.
+// Lines of n elements lie one after another: rows, of period 1, or one line whose numbers and sums have the period of
+// columns.h. Sums are added to. sign is that of x, or 0.
 template <class T>
 struct Loops {
   using A = accumulator_t<T>;
-  // sums[row] += the sum of |x|
-  void (*abs_sum_rows)(const T* x, int64_t rows, int64_t n, double* sums);
-  // sums[i] += |x[i]|
-  void (*abs_sum_columns)(const T* x, A* sums, int64_t n);
+  // the sums of |x|
+  void (*abs_sums)(const T* x, int64_t period, int64_t lines, int64_t n, double* sums);
   // the mask of abs_mean
   void (*sign_mask)(const T* x, Planes mask, int64_t n);
   // y = soft_threshold(x, max(tau, 0)) + residual, and its mask
   void (*shrink)(const T* x, Values<A> tau, const T* residual, T* y, Planes mask, int64_t n, Store to);
-  void (*shrink_rows)(const T* x, const A* tau, const T* residual, T* y, Planes mask, int64_t rows, int64_t n,
-                      Store to);
+  void (*shrink_lines)(const T* x, const A* tau, int64_t period, const T* residual, T* y, Planes mask, int64_t lines,
+                       int64_t n, Store to);
   // The same with mean[row], which is set, the mean of |x|, and tau = alpha * mean, a row after another.
   void (*mean_shrink_rows)(const T* x, const A* alpha, A* mean, const T* residual, T* y, Planes mask, int64_t rows,
                            int64_t n, Store to);
-  // sums[row] += the sum of active * sign * g
-  void (*active_sum_rows)(const T* g, ConstPlanes mask, int64_t rows, int64_t n, double* sums);
-  // sums[i] += active * sign * g[i]
-  void (*active_sum_columns)(const T* g, ConstPlanes mask, A* sums, int64_t n);
+  // the sums of active * sign * g
+  void (*active_sums)(const T* g, ConstPlanes mask, int64_t period, int64_t lines, int64_t n, double* sums);
+  // out = -active * sign * g, the gradient of each element's tau
+  void (*tau_gradient)(const T* g, ConstPlanes mask, A* out, int64_t n);
   // out = g where soft_threshold's mask is active or open, else 0
   void (*pass)(const T* g, ConstPlanes mask, T* out, int64_t n, Store to);
   // out = active * g + sign * share; g may be null: 0
-  void (*combine)(const T* g, ConstPlanes mask, const A* share, T* out, int64_t n, Store to);
-  void (*combine_rows)(const T* g, ConstPlanes mask, const A* share, T* out, int64_t rows, int64_t n, Store to);
+  void (*combine_lines)(const T* g, ConstPlanes mask, const A* share, int64_t period, T* out, int64_t lines, int64_t n,
+                        Store to);
   // The gradients of mean_shrink_rows. Each of grad_mean, dalpha and dx may be null.
   void (*mean_shrink_rows_backward)(const T* g, ConstPlanes mask, const A* alpha, const A* mean, const A* grad_mean,
                                     A* dalpha, T* dx, int64_t rows, int64_t n, Store to);

@@ -60,23 +60,24 @@ DRSN_INLINE bool streams(const T* out, Store to) {
 // How many elements further on memory is asked for what is read next. The first-level cache holds what lies between.
 DRSN_INLINE int64_t read_ahead(Store to) { return smaller(to.rest, 2048); }
 
-// The same of a row that `rows` others follow.
-DRSN_INLINE Store at_row(Store to, int64_t rows, int64_t n) { return {to.stream, to.rest + rows * n}; }
+// The same of a line of n elements that `lines` others follow.
+DRSN_INLINE Store before(Store to, int64_t lines, int64_t n) { return {to.stream, to.rest + lines * n}; }
 
-template <class T>
-void abs_sum_rows(const T* x, int64_t rows, int64_t n, double* sums) {
-  for (int64_t r = 0; r < rows; ++r) {
-    add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
-      out[0] = magnitude_of<T>(load(x + r * n + i, count));
-    });
-  }
+// Adds the terms of a line, term(i, count), to its sums.
+template <class T, class Term>
+DRSN_INLINE void add_line(int64_t period, int64_t n, double* sums, const Term& term) {
+  struct None {};
+  add_terms<T, 1>(
+      period, 1, n, sums, [](auto) DRSN_LAMBDA { return None{}; },
+      [&](int64_t, None, int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA { out[0] = term(i, count); });
 }
 
 template <class T>
-void abs_sum_columns(const T* x, accumulator_t<T>* sums, int64_t n) {
-  for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-    store(sums + i, load(sums + i, count) + magnitude_of<T>(load(x + i, count)), count);
-  });
+void abs_sums(const T* x, int64_t period, int64_t lines, int64_t n, double* sums) {
+  for (int64_t l = 0; l < lines; ++l, x += n, sums += period) {
+    add_line<T>(period, n, sums,
+                [&](int64_t i, int64_t count) DRSN_LAMBDA { return magnitude_of<T>(load(x + i, count)); });
+  }
 }
 
 template <class T>
@@ -92,69 +93,79 @@ void sign_mask(const T* x, Planes mask, int64_t n) {
 
 enum class MaskKind { kNone, kSoftThreshold, kShrink };
 
-template <class T, MaskKind kMask, bool kVary>
-DRSN_INLINE void shrink_loop(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes mask, int64_t n,
-                             Store to) {
+// x shrunk by tau at element i, and its mask there.
+template <class T, MaskKind kMask>
+DRSN_INLINE vector_t<T> shrunk(const T* x, vector_t<T> tau, const T* residual, const Planes& mask, int64_t i,
+                               int64_t count) {
   using V = vector_t<T>;
   using B = bits_t<T>;
   const V zero = {};
-  const V one = kVary ? zero : splat<T>(*tau);
-  const bool past_caches = streams(y, to);
-  const int64_t ahead = read_ahead(to);
-  for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-    __builtin_prefetch(x + i + ahead);
-    const V v = load(x + i, count);
-    V raw = one;
-    if constexpr (kVary) raw = load(tau + i, count);
-    const V threshold = positive_part<T>(raw);
-    const V magnitude = magnitude_of<T>(v);
-    V out = with_sign<T>(positive_part<T>(magnitude - threshold), v);
-    if (residual) out += load(residual + i, count);
-    write(y + i, out, count, past_caches);
-    if constexpr (kMask != MaskKind::kNone) {
-      const B negative = less(v, zero);
-      const B active = less(threshold, magnitude);
-      if constexpr (kMask == MaskKind::kShrink) {
-        write_bits<T>(mask.negative, i, negative, count);
-        write_bits<T>(mask.nonzero, i, less(zero, magnitude), count);
-        write_bits<T>(mask.active, i, active, count);
-      } else {
-        const B open = less(raw, zero);
-        write_bits<T>(mask.negative, i, active & (open | negative), count);
-        write_bits<T>(mask.active, i, active & ~open, count);
-      }
+  const V v = load(x + i, count);
+  const V threshold = positive_part<T>(tau);
+  const V magnitude = magnitude_of<T>(v);
+  V out = with_sign<T>(positive_part<T>(magnitude - threshold), v);
+  if (residual) out += load(residual + i, count);
+  if constexpr (kMask != MaskKind::kNone) {
+    const B negative = less(v, zero);
+    const B active = less(threshold, magnitude);
+    if constexpr (kMask == MaskKind::kShrink) {
+      write_bits<T>(mask.negative, i, negative, count);
+      write_bits<T>(mask.nonzero, i, less(zero, magnitude), count);
+      write_bits<T>(mask.active, i, active, count);
+    } else {
+      const B open = less(tau, zero);
+      write_bits<T>(mask.negative, i, active & (open | negative), count);
+      write_bits<T>(mask.active, i, active & ~open, count);
     }
-  });
+  }
+  return out;
 }
 
-template <class T, bool kVary>
-void shrink_by(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes mask, int64_t n, Store to) {
-  if (!mask.active) return shrink_loop<T, MaskKind::kNone, kVary>(x, tau, residual, y, mask, n, to);
-  if (mask.nonzero) return shrink_loop<T, MaskKind::kShrink, kVary>(x, tau, residual, y, mask, n, to);
-  shrink_loop<T, MaskKind::kSoftThreshold, kVary>(x, tau, residual, y, mask, n, to);
+template <class T, MaskKind kMask>
+DRSN_INLINE void shrink_line(const T* x, const accumulator_t<T>* tau, int64_t period, const T* residual, T* y,
+                             Planes mask, int64_t n, Store to) {
+  const bool past_caches = streams(y, to);
+  const int64_t ahead = read_ahead(to);
+  for_each_vector<T>(
+      period, 1, n, [&](auto column) DRSN_LAMBDA { return of(column, tau); },
+      [&](int64_t, vector_t<T> with, int64_t i, int64_t count) DRSN_LAMBDA {
+        __builtin_prefetch(x + i + ahead);
+        write(y + i, shrunk<T, kMask>(x, with, residual, mask, i, count), count, past_caches);
+      });
+}
+
+// The same with the mask of shrink where there is one.
+template <class T>
+DRSN_INLINE void shrink_line(const T* x, const accumulator_t<T>* tau, int64_t period, const T* residual, T* y,
+                             Planes mask, int64_t n, Store to) {
+  mask.active ? shrink_line<T, MaskKind::kShrink>(x, tau, period, residual, y, mask, n, to)
+              : shrink_line<T, MaskKind::kNone>(x, tau, period, residual, y, mask, n, to);
+}
+
+template <class T>
+void shrink_lines(const T* x, const accumulator_t<T>* tau, int64_t period, const T* residual, T* y, Planes mask,
+                  int64_t lines, int64_t n, Store to) {
+  for (int64_t l = 0; l < lines; ++l) {
+    shrink_line(x + l * n, tau + l * period, period, residual ? residual + l * n : nullptr, y + l * n,
+                planes_of_row(mask, l), n, before(to, lines - l - 1, n));
+  }
+}
+
+// A tau for each element, or one for all.
+template <class T, MaskKind kMask>
+DRSN_INLINE void shrink_by(const T* x, Values<accumulator_t<T>> tau, const T* residual, T* y, Planes mask, int64_t n,
+                           Store to) {
+  if (!tau.vary) return shrink_line<T, kMask>(x, tau.data, 1, residual, y, mask, n, to);
+  const bool past_caches = streams(y, to);
+  for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+    write(y + i, shrunk<T, kMask>(x, load(tau.data + i, count), residual, mask, i, count), count, past_caches);
+  });
 }
 
 template <class T>
 void shrink(const T* x, Values<accumulator_t<T>> tau, const T* residual, T* y, Planes mask, int64_t n, Store to) {
-  tau.vary ? shrink_by<T, true>(x, tau.data, residual, y, mask, n, to)
-           : shrink_by<T, false>(x, tau.data, residual, y, mask, n, to);
-}
-
-// A row, with the mask of shrink where there is one.
-template <class T>
-DRSN_INLINE void shrink_row(const T* x, accumulator_t<T> tau, const T* residual, T* y, Planes mask, int64_t n,
-                            Store to) {
-  mask.active ? shrink_loop<T, MaskKind::kShrink, false>(x, &tau, residual, y, mask, n, to)
-              : shrink_loop<T, MaskKind::kNone, false>(x, &tau, residual, y, mask, n, to);
-}
-
-template <class T>
-void shrink_rows(const T* x, const accumulator_t<T>* tau, const T* residual, T* y, Planes mask, int64_t rows, int64_t n,
-                 Store to) {
-  for (int64_t r = 0; r < rows; ++r) {
-    shrink_row(x + r * n, tau[r], residual ? residual + r * n : nullptr, y + r * n, planes_of_row(mask, r), n,
-               at_row(to, rows - r - 1, n));
-  }
+  mask.active ? shrink_by<T, MaskKind::kSoftThreshold>(x, tau, residual, y, mask, n, to)
+              : shrink_by<T, MaskKind::kNone>(x, tau, residual, y, mask, n, to);
 }
 
 template <class T, bool kShifted>
@@ -166,28 +177,30 @@ DRSN_INLINE vector_t<T> active_term(const T* g, const ConstPlanes& mask, int64_t
 
 // Calls run(std::true_type) where a vector's bits do not begin at a byte, else run(std::false_type).
 template <class Run>
-DRSN_INLINE auto with_shift(const ConstPlanes& mask, const Run& run) {
-  return mask.offset % 8 ? run(std::true_type{}) : run(std::false_type{});
+DRSN_INLINE void with_shift(bool shifted, const Run& run) {
+  shifted ? run(std::true_type{}) : run(std::false_type{});
 }
 
 template <class T>
-void active_sum_rows(const T* g, ConstPlanes mask, int64_t rows, int64_t n, double* sums) {
-  with_shift(mask, [&](auto shifted) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const ConstPlanes planes = planes_of_row(mask, r);
-      add_terms<T, 1>(n, sums + r, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
-        out[0] = active_term<T, decltype(shifted)::value>(g + r * n, planes, i, count);
+void active_sums(const T* g, ConstPlanes mask, int64_t period, int64_t lines, int64_t n, double* sums) {
+  // The sums of a period that is no multiple of 8 are of elements whose bits begin anywhere.
+  const bool shifted = mask.offset % 8 || (period > 1 && period % 8);
+  with_shift(shifted, [&](auto shift) {
+    for (int64_t l = 0; l < lines; ++l, g += n, sums += period) {
+      const ConstPlanes planes = planes_of_row(mask, l);
+      add_line<T>(period, n, sums, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+        return active_term<T, decltype(shift)::value>(g, planes, i, count);
       });
     }
   });
 }
 
 template <class T>
-void active_sum_columns(const T* g, ConstPlanes mask, accumulator_t<T>* sums, int64_t n) {
-  with_shift(mask, [&](auto shifted) {
+void tau_gradient(const T* g, ConstPlanes mask, accumulator_t<T>* out, int64_t n) {
+  const vector_t<T> zero = {};
+  with_shift(mask.offset % 8, [&](auto shift) {
     for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-      const vector_t<T> term = active_term<T, decltype(shifted)::value>(g, mask, i, count);
-      store(sums + i, load(sums + i, count) + term, count);
+      store(out + i, zero - active_term<T, decltype(shift)::value>(g, mask, i, count), count);
     });
   });
 }
@@ -195,60 +208,49 @@ void active_sum_columns(const T* g, ConstPlanes mask, accumulator_t<T>* sums, in
 // kPass: g alone, in the mask of soft_threshold; kSign: share alone; kBoth: both.
 enum class Terms { kPass, kSign, kBoth };
 
-template <class T, Terms kTerms, bool kShifted, bool kVary>
-DRSN_INLINE void gradient_loop(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t n,
-                               Store to) {
+template <class T, Terms kTerms, bool kShifted>
+DRSN_INLINE void gradient_line(const T* g, ConstPlanes mask, const accumulator_t<T>* share, int64_t period, T* out,
+                               int64_t n, Store to) {
   using V = vector_t<T>;
   using B = bits_t<T>;
-  const V one = kTerms != Terms::kPass && !kVary ? splat<T>(*share) : V{};
   const bool past_caches = streams(out, to);
   const int64_t ahead = read_ahead(to);
-  for_each_vector<T>(n, [&](int64_t i, int64_t count) DRSN_LAMBDA {
-    const int64_t bit = mask.offset + i;
-    const B negative = read_bits<T, kShifted>(mask.negative, bit, count);
-    V sum = {};
-    if constexpr (kTerms != Terms::kSign) {
-      __builtin_prefetch(g + i + ahead);
-      const B active = read_bits<T, kShifted>(mask.active, bit, count);
-      sum = keep(B(kTerms == Terms::kPass ? active | negative : active), load(g + i, count));
-    }
-    if constexpr (kTerms != Terms::kPass) {
-      const B nonzero = read_bits<T, kShifted>(mask.nonzero, bit, count);
-      sum += keep(nonzero, negate(negative, kVary ? load(share + i, count) : one));
-    }
-    write(out + i, sum, count, past_caches);
-  });
+  for_each_vector<T>(
+      period, 1, n, [&](auto column) DRSN_LAMBDA { return of(column, share); },
+      [&](int64_t, V with, int64_t i, int64_t count) DRSN_LAMBDA {
+        const int64_t bit = mask.offset + i;
+        const B negative = read_bits<T, kShifted>(mask.negative, bit, count);
+        V sum = {};
+        if constexpr (kTerms != Terms::kSign) {
+          __builtin_prefetch(g + i + ahead);
+          const B active = read_bits<T, kShifted>(mask.active, bit, count);
+          sum = keep(B(kTerms == Terms::kPass ? active | negative : active), load(g + i, count));
+        }
+        if constexpr (kTerms != Terms::kPass) {
+          const B nonzero = read_bits<T, kShifted>(mask.nonzero, bit, count);
+          sum += keep(nonzero, negate(negative, with));
+        }
+        write(out + i, sum, count, past_caches);
+      });
 }
 
 template <class T>
 void pass(const T* g, ConstPlanes mask, T* out, int64_t n, Store to) {
-  with_shift(mask, [&](auto shifted) {
-    gradient_loop<T, Terms::kPass, decltype(shifted)::value, false>(g, mask, nullptr, out, n, to);
+  const accumulator_t<T> none = 0;
+  with_shift(mask.offset % 8, [&](auto shift) {
+    gradient_line<T, Terms::kPass, decltype(shift)::value>(g, mask, &none, 1, out, n, to);
   });
 }
 
 template <class T>
-void combine(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t n, Store to) {
-  with_shift(mask, [&](auto shifted) {
-    constexpr bool kShifted = decltype(shifted)::value;
-    g ? gradient_loop<T, Terms::kBoth, kShifted, true>(g, mask, share, out, n, to)
-      : gradient_loop<T, Terms::kSign, kShifted, true>(g, mask, share, out, n, to);
-  });
-}
-
-template <class T>
-void combine_rows(const T* g, ConstPlanes mask, const accumulator_t<T>* share, T* out, int64_t rows, int64_t n,
-                  Store to) {
-  with_shift(mask, [&](auto shifted) {
-    constexpr bool kShifted = decltype(shifted)::value;
-    for (int64_t r = 0; r < rows; ++r) {
-      const ConstPlanes planes = planes_of_row(mask, r);
-      g ? gradient_loop<T, Terms::kBoth, kShifted, false>(g + r * n, planes, share + r, out + r * n, n,
-                                                          at_row(to, rows - r - 1, n))
-        : gradient_loop<T, Terms::kSign, kShifted, false>(g, planes, share + r, out + r * n, n,
-                                                          at_row(to, rows - r - 1, n));
-    }
-  });
+void combine_lines(const T* g, ConstPlanes mask, const accumulator_t<T>* share, int64_t period, T* out, int64_t lines,
+                   int64_t n, Store to) {
+  for (int64_t l = 0; l < lines; ++l) {
+    const ConstPlanes planes = planes_of_row(mask, l);
+    const Store line_to = before(to, lines - l - 1, n);
+    g ? gradient_line<T, Terms::kBoth, false>(g + l * n, planes, share + l * period, period, out + l * n, n, line_to)
+      : gradient_line<T, Terms::kSign, false>(g, planes, share + l * period, period, out + l * n, n, line_to);
+  }
 }
 
 #include "batch_norm_loops.h"
@@ -301,17 +303,15 @@ void multiply(const Product<double>& p) { multiply_all(p); }
 
 template <class T>
 const Loops<T>& table() {
-  static constexpr Loops<T> kTable{abs_sum_rows<T>,
-                                   abs_sum_columns<T>,
+  static constexpr Loops<T> kTable{abs_sums<T>,
                                    sign_mask<T>,
                                    shrink<T>,
-                                   shrink_rows<T>,
+                                   shrink_lines<T>,
                                    mean_shrink_rows<T>,
-                                   active_sum_rows<T>,
-                                   active_sum_columns<T>,
+                                   active_sums<T>,
+                                   tau_gradient<T>,
                                    pass<T>,
-                                   combine<T>,
-                                   combine_rows<T>,
+                                   combine_lines<T>,
                                    mean_shrink_rows_backward<T>,
                                    centered_sums<T>,
                                    moments<T>,

@@ -17,12 +17,13 @@ inline int64_t period_of(int64_t channels) {
   return whole <= kLongest ? whole : channels;
 }
 
-// One number for each channel, over a period.
+// One number for each channel, over a period and a vector more.
 template <class A>
 std::vector<A> repeated(const A* values, int64_t channels) {
-  std::vector<A> out;
-  out.reserve(period_of(channels));
-  for (int64_t i = 0; i < period_of(channels); i += channels) out.insert(out.end(), values, values + channels);
+  constexpr int64_t kVector = 16;
+  std::vector<A> out(period_of(channels) + kVector);
+  for (int64_t i = 0, size = int64_t(out.size()); i < size; i += channels)
+    std::copy_n(values, std::min(channels, size - i), &out[i]);
   return out;
 }
 

@@ -6,12 +6,12 @@ void mean_shrink_rows(const T* x, const accumulator_t<T>* alpha, accumulator_t<T
                       Planes mask, int64_t rows, int64_t n, Store to) {
   for (int64_t r = 0; r < rows; ++r) {
     double sum = 0;
-    add_terms<T, 1>(n, &sum, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
-      out[0] = magnitude_of<T>(load(x + r * n + i, count));
-    });
+    add_line<T>(1, n, &sum,
+                [&](int64_t i, int64_t count) DRSN_LAMBDA { return magnitude_of<T>(load(x + r * n + i, count)); });
     mean[r] = accumulator_t<T>(sum / double(n));
-    shrink_row(x + r * n, alpha[r] * mean[r], residual ? residual + r * n : nullptr, y + r * n, planes_of_row(mask, r),
-               n, at_row(to, rows - r - 1, n));
+    const accumulator_t<T> tau = alpha[r] * mean[r];
+    shrink_line(x + r * n, &tau, 1, residual ? residual + r * n : nullptr, y + r * n, planes_of_row(mask, r), n,
+                before(to, rows - r - 1, n));
   }
 }
 
@@ -23,14 +23,13 @@ void mean_shrink_rows_backward(const T* g, ConstPlanes mask, const accumulator_t
   for (int64_t r = 0; r < rows; ++r) {
     const ConstPlanes planes = planes_of_row(mask, r);
     double sum = 0;
-    add_terms<T, 1>(n, &sum, [&](int64_t i, int64_t count, vector_t<T>* out) DRSN_LAMBDA {
-      out[0] = active_term<T, false>(g + r * n, planes, i, count);
+    add_line<T>(1, n, &sum, [&](int64_t i, int64_t count) DRSN_LAMBDA {
+      return active_term<T, false>(g + r * n, planes, i, count);
     });
     const A dtau = threshold_gradient(alpha[r], mean[r], sum);
     if (dalpha) dalpha[r] = dtau * mean[r];
     const A share = (dtau * alpha[r] + (grad_mean ? grad_mean[r] : A(0))) / A(n);
     if (dx)
-      gradient_loop<T, Terms::kBoth, false, false>(g + r * n, planes, &share, dx + r * n, n,
-                                                   at_row(to, rows - r - 1, n));
+      gradient_line<T, Terms::kBoth, false>(g + r * n, planes, &share, 1, dx + r * n, n, before(to, rows - r - 1, n));
   }
 }

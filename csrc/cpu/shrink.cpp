@@ -33,7 +33,7 @@ void forward(const Shrink& p) {
     return for_each_rows<A>(lines, p.rows, p.alpha, [&](const Range& at, const A* alpha) {
       const int64_t offset = lines.offset(at);
       loops<T>().mean_shrink_rows(x + offset, alpha, mean + at.line, residual ? residual + offset : nullptr, y + offset,
-                                  mask.write(at.line, 0), at.count, at.n, lines.store(at, x, y));
+                                  mask.write(at.line, 0), at.count, at.n, lines.store(at, at.line, x, y));
     });
   }
   const auto tau = row_buffer<A>(p.rows);
@@ -75,9 +75,10 @@ void backward(const ShrinkBackward& p) {
   if (lines.are_groups()) {
     for_each_rows<A>(lines, p.rows, p.alpha, [&](const Range& at, const A* alpha) {
       const int64_t offset = lines.offset(at);
-      loops<T>().mean_shrink_rows_backward(
-          g + offset, mask.read(at.line, 0), alpha, mean + at.line, grad_mean ? grad_mean + at.line : nullptr,
-          dalpha ? dalpha + at.line : nullptr, dx ? dx + offset : nullptr, at.count, at.n, lines.store(at, g, dx));
+      loops<T>().mean_shrink_rows_backward(g + offset, mask.read(at.line, 0), alpha, mean + at.line,
+                                           grad_mean ? grad_mean + at.line : nullptr,
+                                           dalpha ? dalpha + at.line : nullptr, dx ? dx + offset : nullptr, at.count,
+                                           at.n, lines.store(at, at.line, g, dx));
     });
     return add_up();
   }
