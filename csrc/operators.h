@@ -1,5 +1,6 @@
 // The host side of the operators, once for every backend: checks, layouts, allocation, parameters. A Backend has a
-// static function for each operator's struct of params.h, and `Guard`, which makes a tensor's device current.
+// static function for each operator's struct of params.h, `Guard`, which makes a tensor's device current, and
+// `Scratch`, memory for one call.
 #pragma once
 
 #include "overlap.h"
@@ -11,8 +12,8 @@ namespace drsn {
 using Optional = std::optional<Tensor>;
 
 inline Rows rows_of(const char* name, const Shape& shape, bool channels_last) {
-  if (shape.size() < 2 || *std::min_element(shape.begin(), shape.end()) < 0)
-    refuse(name, "shape " + words(shape), "(N, C, *spatial)");
+  if (shape.size() < 2 || shape.size() > 5 || *std::min_element(shape.begin(), shape.end()) < 0)
+    refuse(name, "shape " + words(shape), "(N, C, *spatial) with up to three spatial axes");
   int64_t length = 1;
   for (size_t axis = 2; axis < shape.size(); ++axis) length *= shape[axis];
   return {shape[0], shape[1], length, channels_last};
@@ -176,15 +177,15 @@ struct Operators {
     p.dtype = dtype_of("grad", type, numbers);
     p.grad = data(grad);
     p.numel = grad.numel();
-    const Tensor dx = empty(need_x ? shape : Shape{0}, type, grad, need_x && channels_last);
     // A tau of the shape of x gets its gradient in the layout of x: the kernel then walks both as one axis.
     const bool follows = channels_last && tau_shape == shape;
+    p.over = broadcast(numbers == Numbers::kReal ? "tau_shape" : "tau", shape, channels_last, tau_shape,
+                       strides_for(tau_shape, follows));
+    const Tensor dx = empty(need_x ? shape : Shape{0}, type, grad, need_x && channels_last);
     const Tensor dtau = empty(tau_dtype ? tau_shape : Shape{0}, tau_dtype.value_or(type), grad, tau_dtype && follows);
     p.dx = pointer_or_null(dx);
     p.dtau = pointer_or_null(dtau);
     p.dtau_numel = dtau.numel();
-    p.over = broadcast(numbers == Numbers::kReal ? "tau_shape" : "tau", shape, channels_last, tau_shape,
-                       strides_for(tau_shape, follows));
     if (p.numel > 0) {
       Backend::soft_threshold_backward(p, grad);
     } else if (p.dtau) {
@@ -274,9 +275,13 @@ struct Operators {
     return empty_mask(rows_of("x", shape_of(x), channels_last), kShrinkPlanes, x);
   }
 
-  // Writes y, which may be x, and the mask where there is one; returns the means.
-  static Tensor run_shrink(const Tensor& x, const Tensor& alpha, Optional residual, const Tensor& y, bool per_sample,
-                           bool channels_last, uint8_t* mask) {
+  static Tensor empty_mean(const Tensor& x, bool per_sample) {
+    return empty(shape_of_mean(rows_of("x", shape_of(x), false), per_sample), accumulator_of(x.scalar_type()), x);
+  }
+
+  // Writes y, which may be x, and the means and the mask where they are wanted.
+  static void run_shrink(const Tensor& x, const Tensor& alpha, Optional residual, const Tensor& y, bool per_sample,
+                         bool channels_last, const Optional& mean, uint8_t* mask) {
     const ScalarType type = x.scalar_type();
     Shrink p{};
     p.dtype = dtype_of("x", type);
@@ -288,15 +293,19 @@ struct Operators {
       check_overlap(
           {{"x", x, Access::kWrites}, {"alpha", alpha, Access::kReads}, {"residual", residual, Access::kReadsElement}});
     }
-    const Tensor mean = empty(shape_of_mean(p.rows, per_sample), accumulator_of(type), x);
+    const int64_t means = p.rows.samples * (per_sample ? 1 : p.rows.channels);
+    const typename Backend::Scratch unwanted(mean ? 0 : means * int64_t(sizeof(double)), x);
     p.x = data(x);
     p.residual = data(residual);
     p.y = y.mutable_data_ptr();
     p.alpha = row_values(alpha);
-    p.mean = mean.mutable_data_ptr();
+    p.mean = mean ? mean->mutable_data_ptr() : unwanted.data();
     p.mask = mask;
-    p.rows.numel() > 0 ? Backend::shrink(p, x) : zero(mean);
-    return mean;
+    if (p.rows.numel() > 0) {
+      Backend::shrink(p, x);
+    } else if (mean) {
+      zero(*mean);
+    }
   }
 
   static std::tuple<Tensor, Tensor, Tensor> shrink_with_mask(Tensor x, Tensor alpha, Optional residual,
@@ -306,16 +315,18 @@ struct Operators {
     x = laid_out(x, channels_last);
     const Tensor y = empty(shape_of(x), x.scalar_type(), x, channels_last);
     const Tensor mask = empty_shrink_mask(x, channels_last);
-    const Tensor mean = run_shrink(x, alpha, residual, y, per_sample, channels_last, bytes(mask));
+    const Tensor mean = empty_mean(x, per_sample);
+    run_shrink(x, alpha, residual, y, per_sample, channels_last, mean, bytes(mask));
     return {y, mean, mask};
   }
 
-  static std::tuple<Tensor, Tensor> shrink(Tensor x, Tensor alpha, Optional residual, bool per_sample) {
+  static Tensor shrink(Tensor x, Tensor alpha, Optional residual, bool per_sample) {
     const typename Backend::Guard guard(x);
     const bool channels_last = is_channels_last(x);
     x = laid_out(x, channels_last);
     const Tensor y = empty(shape_of(x), x.scalar_type(), x, channels_last);
-    return {y, run_shrink(x, alpha, residual, y, per_sample, channels_last, nullptr)};
+    run_shrink(x, alpha, residual, y, per_sample, channels_last, std::nullopt, nullptr);
+    return y;
   }
 
   static std::tuple<Tensor, Tensor> shrink_(Tensor x, Tensor alpha, Optional residual, bool per_sample,
@@ -324,7 +335,9 @@ struct Operators {
     const bool channels_last = is_channels_last(x);
     check_overwritten(x, channels_last);
     const Tensor mask = with_mask ? empty_shrink_mask(x, channels_last) : empty({0}, ScalarType::Byte, x);
-    return {run_shrink(x, alpha, residual, x, per_sample, channels_last, with_mask ? bytes(mask) : nullptr), mask};
+    const Tensor mean = empty_mean(x, per_sample);
+    run_shrink(x, alpha, residual, x, per_sample, channels_last, mean, with_mask ? bytes(mask) : nullptr);
+    return {mean, mask};
   }
 
   static std::tuple<Tensor, Tensor> shrink_backward(Tensor grad, Optional grad_mean, Tensor mask, Tensor alpha,

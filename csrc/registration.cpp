@@ -28,7 +28,7 @@ STABLE_TORCH_LIBRARY(DRSN_NAMESPACE, m) {
   m.def("abs_mean_with_mask(Tensor x, bool per_sample) -> (Tensor, Tensor)");
   m.def("abs_mean_backward(Tensor grad, Tensor mask, SymInt[] shape, ScalarType dtype, bool channels_last) -> Tensor");
 
-  m.def("shrink(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> (Tensor, Tensor)");
+  m.def("shrink(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> Tensor");
   m.def("shrink_with_mask(Tensor x, Tensor alpha, Tensor? residual, bool per_sample) -> (Tensor, Tensor, Tensor)");
   m.def("shrink_(Tensor(a!) x, Tensor alpha, Tensor? residual, bool per_sample, bool with_mask) -> (Tensor, Tensor)");
   m.def(

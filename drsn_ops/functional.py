@@ -14,6 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import reference
 from .arguments import require_choice
 from .ops import autograd, batch_norm_autograd, gated_autograd
+from .ops.autograd import is_eager
 from .ops.checks import (
     check_batch,
     check_companion,
@@ -29,6 +30,7 @@ from .ops.plain_gate import plain_batch_norm, plain_gate
 from .reference import REAL, STATISTICS, Statistic, accumulator
 
 _NUMBERS = (*REAL, torch.complex64, torch.complex128)
+_WIDE = {dtype: accumulator(dtype) for dtype in REAL}
 
 
 def _operators(x: Tensor) -> Any:
@@ -79,6 +81,11 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
         >>> drsn_ops.soft_threshold(x, 1.0)
         tensor([-1., -0.,  0.,  2.])
     """
+    if not inplace and is_eager(tau, x) and tau.dtype is x.dtype:
+        try:
+            return autograd.eager_soft_threshold(x, tau, 0.0)
+        except ValueError:
+            pass  # the checks below say what is wrong in their own words
     if has_torch_function_variadic(x, tau):
         return handle_torch_function(soft_threshold, (x, tau), x, tau, inplace=inplace)
     check_x(x, _NUMBERS)
@@ -127,6 +134,11 @@ def abs_mean(x: Tensor, *, statistic: Statistic = "channel") -> Tensor:
         >>> drsn_ops.abs_mean(torch.tensor([[[1.0, -3.0], [0.0, 4.0]]]))
         tensor([[2., 2.]])
     """
+    if is_eager(x, x) and statistic in STATISTICS:
+        try:
+            return autograd.eager_abs_mean(x, statistic == "sample")
+        except ValueError:
+            pass  # as in soft_threshold
     if has_torch_function_variadic(x):
         return handle_torch_function(abs_mean, (x,), x, statistic=statistic)
     check_rows(x)
@@ -200,6 +212,20 @@ def shrink(
         tensor([[[ 0., -2.],
                  [ 0.,  3.]]])
     """
+    if (
+        residual is None
+        and not (inplace or return_threshold)
+        and is_eager(alpha, x)
+        and _WIDE.get(x.dtype) is alpha.dtype
+        and x.dim() > 1
+        and alpha.dim() == 2
+        and alpha.size(0) == x.size(0)
+        and statistic in STATISTICS
+    ):
+        try:
+            return autograd.eager_shrink(x, alpha, statistic == "sample")
+        except ValueError:
+            pass  # as in soft_threshold
     if has_torch_function_variadic(x, alpha, residual):
         return handle_torch_function(
             shrink,  # type: ignore[arg-type]  # an overloaded function
@@ -228,7 +254,7 @@ def shrink(
     fused = residual if residual is not None and residual.dtype == x.dtype else None
     # a residual of another type may still share the memory of x
     addend = residual.clone() if inplace and residual is not None and fused is None else residual
-    y, mean = _operators(x).shrink(x, values, fused, statistic == "sample", inplace)
+    y, mean = _operators(x).shrink(x, values, fused, statistic == "sample", inplace, return_threshold)
     if addend is not None and fused is None:
         y = _add(y, addend, inplace)
     return (y, (values if isinstance(alpha, Tensor) else alpha) * mean) if return_threshold else y

@@ -95,6 +95,23 @@ CASES = [
     ),
     (drsn_ops.shrink, (x, torch.ones(1, 3)), {}, ValueError, r"alpha: got shape \(1, 3\)"),
     (drsn_ops.shrink, (x, torch.ones(2, 3, 1)), {}, ValueError, r"alpha: got shape \(2, 3, 1\)"),
+    (drsn_ops.shrink, (x, torch.ones(2, 4)), {}, ValueError, r"alpha: got shape \(2, 4\), expected \(2, 3\)"),
+    (drsn_ops.shrink, (torch.ones(()), torch.ones(2, 3)), {}, ValueError, r"x: got shape \(\), expected"),
+    (
+        drsn_ops.shrink,
+        (torch.ones(2, 3, 1, 1, 1, 1), torch.ones(2, 3)),
+        {},
+        ValueError,
+        r"x: got shape \(2, 3, 1, 1, 1, 1\), expected \(N, C, \*spatial\) with up to three",
+    ),
+    (drsn_ops.shrink, (x.int(), torch.ones(2, 3)), {}, TypeError, r"x: got a tensor of torch.int32"),
+    (
+        drsn_ops.soft_threshold,
+        (x.int(), torch.ones(4).int()),
+        {},
+        TypeError,
+        r"x: got a tensor of torch.int32",
+    ),
     (drsn_ops.shrink, (x, torch.ones(2, 3).int()), {}, TypeError, r"alpha: got a tensor of torch.int32"),
     (drsn_ops.shrink, (x, torch.ones(2, 3, device="meta")), {}, ValueError, r"alpha: got a tensor on meta"),
     (
@@ -217,6 +234,7 @@ RAW = [
         r"mask: got uint8 of shape \(2, 1\) on the CPU, expected uint8 of shape \(2, 3\)",
     ),
     (lambda: OPERATORS.abs_mean(x[0, 0], False), r"x: got shape \(4,\), expected"),
+    (lambda: OPERATORS.abs_mean(x[None, None, None], False), r"x: got shape \(1, 1, 1, 2, 3, 4\), expected"),
     (
         lambda: OPERATORS.shrink(x, torch.ones(3, 3), None, False),
         r"alpha: got float32 of shape \(3, 3\) .*expected float32 of shape \(2 or 1, 3 or 1\)",

@@ -13,12 +13,15 @@ import test_gated_shrink
 import torch
 from checks import CALLS, lay_out, leaf, make_calls
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.library import opcheck
+from torch.overrides import TorchFunctionMode
 
 import drsn_ops
 from drsn_ops.models.rsnet import RSNetBlock
 from drsn_ops.ops import autograd, library, masks
+from drsn_ops.ops.autograd import is_eager
 from drsn_ops.reference import accumulator
 
 ops = torch.ops.drsn_ops
@@ -551,7 +554,49 @@ def test_build_info_is_plain():
     assert info["simd_in_use"] in info["simd"] and info["version"] == drsn_ops.__version__
 
 
+class Watching(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+class Own(torch.Tensor):
+    pass
+
+
+def traced():
+    found = []
+    torch.jit.trace(lambda t: found.append(is_eager(t, t)) or t + 1, torch.ones(2))
+    return found[0]
+
+
+def compiled():
+    found = []
+    torch.compile(lambda t: t + 1 if is_eager(t, t) else found.append(False) or t, backend="eager")(
+        torch.ones(2)
+    )
+    return found != [False]
+
+
+def test_only_plain_tensors_that_nothing_watches_go_the_short_way():
+    x, parameter = torch.ones(2), torch.nn.Parameter(torch.ones(2))
+    assert is_eager(x, x) and is_eager(parameter, x) and is_eager(x.clone(), parameter)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert is_eager(x, x)
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+    for other in (1.0, None, x.as_subclass(Own), fake, x.to("meta")):
+        assert not is_eager(other, x) and not is_eager(x, other)
+    with Watching():
+        assert not is_eager(x, x)
+    with forward_ad.dual_level():
+        assert not is_eager(x, x)
+    assert not torch.vmap(lambda t: t * is_eager(t, t))(x).any()
+    assert not torch.func.grad(lambda t: (t * is_eager(t, t)).sum())(x).any()
+    assert not traced() and not compiled()
+
+
 def test_private_names_of_pytorch_that_are_used_exist():
+    assert callable(torch._C._is_tracing)
     assert callable(torch._C._are_functorch_transforms_active)
     assert callable(torch._C._functorch.maybe_current_level)
     assert isinstance(torch.autograd.forward_ad._current_level, int)

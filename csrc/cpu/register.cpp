@@ -1,4 +1,6 @@
 // Registers the CPU backend with PyTorch's dispatcher.
+#include <memory>
+
 #include "../batch_norm_operators.h"
 #include "../gated_operators.h"
 #include "backend.h"
@@ -11,6 +13,15 @@ using drsn::Tensor;
 struct Cpu {
   struct Guard {
     explicit Guard(const Tensor&) {}
+  };
+  // Memory for one call. None for 0 bytes.
+  class Scratch {
+   public:
+    Scratch(int64_t bytes, const Tensor&) : memory_(bytes > 0 ? new char[bytes] : nullptr) {}
+    void* data() const { return memory_.get(); }
+
+   private:
+    std::unique_ptr<char[]> memory_;
   };
   static void soft_threshold(const drsn::SoftThreshold& p, const Tensor&) { drsn::cpu::soft_threshold(p); }
   static void soft_threshold_backward(const drsn::SoftThresholdBackward& p, const Tensor&) {

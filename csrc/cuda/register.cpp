@@ -32,6 +32,7 @@ class Scratch {
 };
 
 struct Cuda {
+  using Scratch = ::Scratch;
   struct Guard {
     // Without it the kernels would run on the current device, which may not be the tensors'.
     torch::stable::accelerator::DeviceGuard guard;

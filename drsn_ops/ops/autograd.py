@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -31,9 +31,13 @@ from .masks import Layout, Planes, is_channels_last, shrink_gradients, soft_thre
 BelowAutograd = torch._C._AutoDispatchBelowAutograd
 # Bound once: every call asks for each, and on small tensors a look-up counts.
 is_compiling = torch.compiler.is_compiling
+_in_dynamo = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _in_torch_func = torch._C._are_functorch_transforms_active
 _in_jit_trace = torch._C._is_tracing
+_has_torch_function = torch.overrides.has_torch_function_variadic
+_soft_threshold, _abs_mean, _shrink = (op.default for op in (OPS.soft_threshold, OPS.abs_mean, OPS.shrink))
+_OWN = (Tensor, torch.nn.Parameter)
 
 
 def _traced_in_torch_func() -> bool:
@@ -78,9 +82,32 @@ def fuses(x: Tensor, *others: Tensor | None) -> bool:
     return not transforming(x, *others) and serves(x)
 
 
+def is_eager(value: Any, x: Tensor) -> TypeGuard[Tensor]:
+    """True if two plain tensors meet nothing but eager autograd and kernels: no mode, transform, tracer or tangent.
+
+    Where caches are cold, each thing that is asked costs microseconds.
+    """
+    return (
+        not _in_dynamo()
+        and type(x) in _OWN
+        and type(value) in _OWN
+        and not _has_torch_function(x, value)
+        and _forward_ad._current_level < 0
+        and not _in_torch_func()
+        and not _in_jit_trace()
+        and (
+            (x.is_cpu and value.is_cpu) or (x.is_cuda and value.device == x.device and has_kernels(x.device))
+        )
+    )
+
+
 def wants_grad(*tensors: Tensor | None) -> bool:
     """True if autograd records a call on these tensors."""
-    return _is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if _is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def may_overwrite(x: Tensor, needs_grad: bool) -> bool:
@@ -131,17 +158,24 @@ def soft_threshold(x: Tensor, tau: Tensor | None, value: float, inplace: bool) -
         keeps = needs_grad and x.is_complex()  # its backward keeps x
         if keeps or not may_overwrite(x, needs_grad):
             return x.copy_(soft_threshold(x.clone() if keeps else x, tau, value, False))
-    if not needs_grad:
-        if not inplace:
-            return OPS.soft_threshold.default(x, tau, value)
-        OPS.soft_threshold_.default(x, tau, value, False)
-        torch.autograd.graph.increment_version(x)
-        return x
-    if is_compiling():
+    if needs_grad and is_compiling():
         return OPS.soft_threshold_with_mask.default(x, tau, value)[0]
+    if not inplace:
+        return eager_soft_threshold(x, tau, value)
+    if needs_grad:
+        return SoftThreshold.apply(x, tau, value, True)
+    OPS.soft_threshold_.default(x, tau, value, False)
+    torch.autograd.graph.increment_version(x)
+    return x
+
+
+def eager_soft_threshold(x: Tensor, tau: Tensor | None, value: float) -> Tensor:
+    """The same out of place, where `is_eager`."""
+    if not wants_grad(x, tau):
+        return _soft_threshold(x, tau, value)
     if x.is_complex():
         return ComplexSoftThreshold.apply(x, tau, value)
-    return SoftThreshold.apply(x, tau, value, inplace)
+    return SoftThreshold.apply(x, tau, value, False)
 
 
 class SoftThreshold(Function):
@@ -218,11 +252,14 @@ def abs_mean(x: Tensor, per_sample: bool) -> Tensor:
     """Mean of ``|x|`` over each row, (N, C), or each sample, (N, 1)."""
     if transforming(x) or not serves(x):
         return reference.abs_mean(x, statistic=scope(per_sample))
-    if not wants_grad(x):
-        return OPS.abs_mean.default(x, per_sample)
-    if is_compiling():
+    if is_compiling() and wants_grad(x):
         return OPS.abs_mean_with_mask.default(x, per_sample)[0]
-    return AbsMean.apply(x, per_sample)
+    return eager_abs_mean(x, per_sample)
+
+
+def eager_abs_mean(x: Tensor, per_sample: bool) -> Tensor:
+    """The same, where `is_eager`."""
+    return AbsMean.apply(x, per_sample) if wants_grad(x) else _abs_mean(x, per_sample)
 
 
 class AbsMean(Function):
@@ -258,24 +295,39 @@ register_autograd(
 
 
 def shrink(
-    x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, inplace: bool
-) -> tuple[Tensor, Tensor]:
-    """``(soft_threshold(x, alpha * mean) + residual, mean)``; alpha of shape (N or 1, C or 1)."""
+    x: Tensor,
+    alpha: Tensor,
+    residual: Tensor | None,
+    per_sample: bool,
+    inplace: bool,
+    with_mean: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """``(soft_threshold(x, alpha * mean) + residual, mean)``; alpha of shape (N or 1, C or 1).
+
+    Without ``with_mean``, mean may be None.
+    """
     if transforming(x, alpha, residual) or not serves(x):
         return reference.shrink_and_mean(x, alpha, scope(per_sample), residual, inplace)
     needs_grad = wants_grad(x, alpha, residual)
     if inplace and not may_overwrite(x, needs_grad):
-        y, mean = shrink(x, alpha, residual, per_sample, False)
+        y, mean = shrink(x, alpha, residual, per_sample, False, with_mean)
         return x.copy_(y), mean
-    if not needs_grad:
-        if not inplace:
-            return OPS.shrink.default(x, alpha, residual, per_sample)
+    if needs_grad and not is_compiling():
+        return Shrink.apply(x, alpha, residual, per_sample, inplace)
+    if inplace:
         mean, _ = OPS.shrink_.default(x, alpha, residual, per_sample, False)
         torch.autograd.graph.increment_version(x)
         return x, mean
-    if is_compiling():
+    if needs_grad or with_mean:
         return OPS.shrink_with_mask.default(x, alpha, residual, per_sample)[:2]
-    return Shrink.apply(x, alpha, residual, per_sample, inplace)
+    return _shrink(x, alpha, residual, per_sample), None
+
+
+def eager_shrink(x: Tensor, alpha: Tensor, per_sample: bool) -> Tensor:
+    """The result alone, where `is_eager`."""
+    if wants_grad(x, alpha):
+        return Shrink.apply(x, alpha, None, per_sample, False)[0]
+    return _shrink(x, alpha, None, per_sample)
 
 
 class Shrink(Function):

@@ -110,17 +110,17 @@ def _shrink_mask(x: Tensor, tau: Tensor) -> Tensor:
 
 
 @_decomposes("shrink")
-def _shrink(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor]:
-    mean = _abs_mean(x, per_sample)
-    return _shrink_by(widened(x), alpha * mean, residual, Layout.of(x)), mean
+def _shrink(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> Tensor:
+    return _shrink_by(widened(x), alpha * _abs_mean(x, per_sample), residual, Layout.of(x))
 
 
 @_decomposes("shrink_with_mask")
 def _shrink_with_mask(
     x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean = _shrink(x, alpha, residual, per_sample)
-    return y, mean, _shrink_mask(x, alpha * mean)
+    mean = _abs_mean(x, per_sample)
+    tau = alpha * mean
+    return _shrink_by(widened(x), tau, residual, Layout.of(x)), mean, _shrink_mask(x, tau)
 
 
 def _gate(x: Tensor, rest: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:

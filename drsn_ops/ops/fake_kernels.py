@@ -118,8 +118,8 @@ def _(grad: Tensor, mask: Tensor, shape: list[int], dtype: torch.dtype, channels
 
 
 @register_fake("shrink")
-def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> tuple[Tensor, Tensor]:
-    return Layout.of(x).empty(x), _mean_like(x, per_sample)
+def _(x: Tensor, alpha: Tensor, residual: Tensor | None, per_sample: bool) -> Tensor:
+    return Layout.of(x).empty(x)
 
 
 @register_fake("shrink_with_mask")

@@ -231,17 +231,25 @@ def abs_mean(x: DTensor, per_sample: bool) -> DTensor:
 
 
 def shrink(
-    x: DTensor, alpha: Tensor, residual: Tensor | None, per_sample: bool, inplace: bool
-) -> tuple[Tensor, Tensor]:
+    x: DTensor,
+    alpha: Tensor,
+    residual: Tensor | None,
+    per_sample: bool,
+    inplace: bool,
+    with_mean: bool,
+) -> tuple[Tensor, Tensor | None]:
     """``(soft_threshold(x, alpha * mean) + residual, mean)``; alpha, (N or 1, C or 1), is plain if it was a number."""
     source = _source(x, inplace)
     y: Tensor
+    mean: Tensor | None
     if any(_spread(source, per_sample)):
         mean = abs_mean(source, per_sample)
         y = soft_threshold(source, per_row(_shared(alpha, x) * mean, x), 0.0, False)
         y = y if residual is None else y + place_like(residual, y)
     else:
         addend = None if residual is None else _local(residual, source)
-        y, means = autograd.shrink(_shard(source), _local(alpha, source), addend, per_sample, False)
-        y, mean = _result(y, source), _mean(means, source, per_sample)
+        y, means = autograd.shrink(
+            _shard(source), _local(alpha, source), addend, per_sample, False, with_mean
+        )
+        y, mean = _result(y, source), None if means is None else _mean(means, source, per_sample)
     return (_overwrite(x, y) if inplace else y), mean
