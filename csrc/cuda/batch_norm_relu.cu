@@ -88,7 +88,7 @@ struct Geometry {
       e.x += here * x.axis[k];
       e.y += (here + before[k]) * y.axis[k];
       if (!shortcut_wanted) continue;
-      const int64_t quotient = stride.divide(here);
+      const int64_t quotient = stride.divide(max(here, int64_t(0)));  // before x begins there is none
       kept = kept && quotient * stride.value == here;
       e.shortcut += quotient * shortcut.axis[k];
     }
@@ -253,7 +253,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     element[i] = e.x;
     values[i] = load_if<V>(at.inside(i), x + e.x);
     grads[i] = load_if<V>(at.inside(i), grad + e.y);
-    others[i] = load_if<V>(at.inside(i) && e.shortcut >= 0, grad_shortcut + e.shortcut);
+    const bool kept = at.inside(i) && e.shortcut >= 0;
+    others[i] = load_if<V>(kept, grad_shortcut + (kept ? e.shortcut : 0));
   }
 #pragma unroll
   for (int i = 0; i < kSlots<V>; ++i) {

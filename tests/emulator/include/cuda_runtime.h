@@ -32,7 +32,7 @@ struct alignas(16) uint4 {
 // Of the thread that runs.
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-using std::exp, std::hypot, std::min, std::sqrt;
+using std::exp, std::hypot, std::max, std::min, std::sqrt;
 
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((static_cast<unsigned __int128>(a) * b) >> 64); }
 
