@@ -6,15 +6,13 @@
 
 namespace drsn {
 
-// The sizes of y and of the shortcut, from x and the stride of the convolution that follows.
+// The sizes of y and of the shortcut, from an x with elements and the stride of the convolution that follows.
 struct UnitShapes {
   Shape y, shortcut;  // the latter with the channels of x
   Spatial spatial;
 
-  UnitShapes(const char* name, const Tensor& x, int64_t stride)
-      : y(shape_of(x)), shortcut(y), spatial{{1, 1, 1}, {}, {}} {
+  UnitShapes(const Tensor& x, int64_t stride) : y(shape_of(x)), shortcut(y), spatial{{1, 1, 1}, {}, {}} {
     constexpr size_t kMost = 3;
-    if (y.size() > 2 + kMost) refuse(name, "shape " + words(y), "(N, C, *spatial) with at most three spatial axes");
     if (stride < 1) refuse("stride", std::to_string(stride), "at least 1");
     for (size_t axis = 2; axis < y.size(); ++axis) {
       const size_t i = axis + kMost - y.size();
@@ -23,7 +21,7 @@ struct UnitShapes {
       spatial.before[i] = padding / 2;
       spatial.after[i] = padding - padding / 2;
       y[axis] += padding;
-      shortcut[axis] = (size + stride - 1) / stride;
+      shortcut[axis] = (size - 1) / stride + 1;
     }
   }
 };
@@ -35,7 +33,7 @@ struct BatchNormOperators {
   static Outputs run(Tensor x, const NormTensors& norm, int64_t stride, int64_t shortcut_channels) {
     const bool channels_last = is_channels_last(x);
     const ScalarType type = x.scalar_type();
-    UnitShapes shapes("x", x, stride);
+    UnitShapes shapes(x, stride);
     BatchNormRelu p{};
     p.dtype = dtype_of("x", type);
     p.rows = rows_with_elements("x", x, channels_last);
@@ -100,7 +98,7 @@ struct BatchNormOperators {
     const NormTensors norm = norm_of(x, kind, 0, weight, bias);
     const bool channels_last = is_channels_last(x);
     const ScalarType type = x.scalar_type(), wide = accumulator_of(type);
-    UnitShapes shapes("x", x, stride);
+    UnitShapes shapes(x, stride);
     BatchNormReluBackward p{};
     p.dtype = dtype_of("x", type);
     p.rows = rows_with_elements("x", x, channels_last);

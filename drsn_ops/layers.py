@@ -90,9 +90,9 @@ def lay_out(x: Tensor) -> Tensor:
         or not _has_onednn()
     ):
         return x
-    n, c, *spatial = x.shape
+    n, c, *sizes = x.shape
     # A view if there is one channel: then strides alone tell the layouts apart, and those of the last axis become 1.
-    return x.movedim(1, -1).reshape(-1).view(n, *spatial, c).movedim(-1, 1)
+    return x.movedim(1, -1).reshape(-1).view(n, *sizes, c).movedim(-1, 1)
 
 
 def is_strided(x: Tensor) -> bool:

@@ -73,6 +73,17 @@ def assert_close(actual, expected, *, terms=None):
     )
 
 
+def assert_same_bits(results):
+    """``results()``, tensors, have the same bits run after run and for any number of threads."""
+    before, first = torch.get_num_threads(), results()
+    try:
+        for threads in (1, 2, 3, 8, before, before):
+            torch.set_num_threads(threads)
+            assert all(torch.equal(a, b) for a, b in zip(first, results(), strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
 def at_kinks(x, tau):
     """Where ``|x|`` is so near to tau that rounding may put it on the other side; of few elements.
 

@@ -9,6 +9,7 @@ from checks import (
     SHAPES,
     Replaced,
     assert_close,
+    assert_same_bits,
     at_kinks,
     lay_out,
     leaf,
@@ -400,13 +401,7 @@ def everything(device="cpu"):
 
 
 def test_same_bits_run_after_run_for_any_number_of_threads(device):
-    before, first = torch.get_num_threads(), everything(device)
-    try:
-        for threads in (1, 2, 3, before, before):
-            torch.set_num_threads(threads)
-            assert all(torch.equal(a, b) for a, b in zip(first, everything(device), strict=True))
-    finally:
-        torch.set_num_threads(before)
+    assert_same_bits(lambda: everything(device))
 
 
 def test_a_residual_of_another_type_widens_the_result(device):

@@ -14,6 +14,7 @@ from checks import (
     SHAPES,
     Replaced,
     assert_close,
+    assert_same_bits,
     at_kinks,
     lay_out,
     leaf,
@@ -924,26 +925,15 @@ def everything(device="cpu"):
     return [t.detach() for t in out]
 
 
-def equal(results, others):
-    return all(torch.equal(a, b) for a, b in zip(results, others, strict=True))
-
-
 def test_same_bits_run_after_run_for_any_number_of_threads(device):
-    before = torch.get_num_threads()
-    first = everything(device)
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            assert equal(first, everything(device))
-    finally:
-        torch.set_num_threads(before)
+    assert_same_bits(lambda: everything(device))
     gate, x = make_gate(70, 35, 70).to(device), make_features((6, 70, 100), device)
     once = copy.deepcopy(gate)
     y = drsn_ops.gated_shrink(x, once)
     for _ in range(20):
         again = copy.deepcopy(gate)
         assert torch.equal(drsn_ops.gated_shrink(x, again), y)
-        assert equal(list(again.buffers()), list(once.buffers()))
+        assert all(torch.equal(a, b) for a, b in zip(again.buffers(), once.buffers(), strict=True))
 
 
 X, GATE = torch.randn(2, 4, 3), make_gate(4, 4, 4).float()

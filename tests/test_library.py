@@ -11,7 +11,7 @@ import test_batch_norm_relu
 import test_batch_norm_shrink
 import test_gated_shrink
 import torch
-from checks import CALLS, lay_out, leaf, make_calls
+from checks import CALLS, assert_same_bits, lay_out, leaf, make_calls
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
@@ -353,16 +353,7 @@ REPEATABLE = [
 @pytest.mark.parametrize("shape, layout", REPEATABLE, ids=str)
 def test_same_bits_for_any_number_of_threads_run_after_run(device, shape, layout, dtype):
     args = everything_arguments(shape, layout, dtype, device)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 8, 2):
-            torch.set_num_threads(threads)
-            results.append(everything(*args))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert_same_bits(lambda: everything(*args))
 
 
 @pytest.mark.parametrize("transform", [False, True])

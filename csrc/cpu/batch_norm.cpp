@@ -101,13 +101,13 @@ ChannelNorm<A>::ChannelNorm(const Norm& norm, const Rows& rows, const A* state)
   bias = along_lines(shift, rows);
   sums.resize(rows.channels);
   centered_sums.resize(rows.channels);
-  at_center.resize(scale.size());
-  slope.resize(scale.size());
 }
 
 template <class A>
 void ChannelNorm<A>::finish(bool over_batch, void* dweight, void* dbias) {
   const double elements = double(rows_.samples * rows_.length);
+  at_center.resize(over_batch ? scale.size() : 0);
+  slope.resize(at_center.size());
   for (size_t i = 0; i < scale.size(); ++i) {
     const size_t c = i % sums.size();
     const double of_weight = centered_sums[c] * rstd[c];
@@ -124,18 +124,18 @@ Tiles::Tiles(const Rows& rows, const Spatial& spatial, bool in_runs, int64_t ele
   const int64_t width = rows.channels_last ? rows.channels : 1;
   int64_t padded[3];
   for (int i = 0; i < 3; ++i) padded[i] = spatial.before[i] + spatial.size[i] + spatial.after[i];
-  unit_ = in_runs ? spatial.size[2] * width : width;
-  units_ = rows.line_length() / unit_;
+  span_ = in_runs ? spatial.size[2] * width : width;
+  spans_ = rows.line_length() / span_;
   padded_line_ = padded[0] * padded[1] * padded[2] * width;
-  piece_ = rows.line_length() > elements ? std::max<int64_t>(1, elements / unit_) : units_;
-  pieces_ = ceil_div(units_, piece_);
+  piece_ = rows.line_length() > elements ? std::max<int64_t>(1, elements / span_) : spans_;
+  pieces_ = ceil_div(spans_, piece_);
   lines_per_tile_ = std::max<int64_t>(1, elements / rows.line_length());
   count_ = pieces_ > 1 ? rows.lines() * pieces_ : ceil_div(rows.lines(), lines_per_tile_);
-  elements_ = std::min(rows.lines(), lines_per_tile_) * std::min(piece_, units_) * unit_;
+  elements_ = std::min(rows.lines(), lines_per_tile_) * std::min(piece_, spans_) * span_;
   if (!in_runs) return;
   padded_.clear();
   for (int64_t line = 0; line < (rows.channels_last ? lines_per_tile_ : 1); ++line) {
-    for (int64_t run = 0; run < units_; ++run) {
+    for (int64_t run = 0; run < spans_; ++run) {
       const int64_t outer = spatial.before[0] + run / spatial.size[1],
                     inner = spatial.before[1] + run % spatial.size[1];
       padded_.push_back(line * padded_line_ + ((outer * padded[1] + inner) * padded[2] + spatial.before[2]) * width);
@@ -146,14 +146,14 @@ Tiles::Tiles(const Rows& rows, const Spatial& spatial, bool in_runs, int64_t ele
 Tile Tiles::operator[](int64_t index) const {
   if (pieces_ == 1) {
     const int64_t line = index * lines_per_tile_;
-    return {line, std::min(lines_per_tile_, rows_.lines() - line), 0, units_};
+    return {line, std::min(lines_per_tile_, rows_.lines() - line), 0, spans_};
   }
   const int64_t begin = index % pieces_ * piece_;
-  return {index / pieces_, 1, begin, std::min(piece_, units_ - begin)};
+  return {index / pieces_, 1, begin, std::min(piece_, spans_ - begin)};
 }
 
 Walk Tiles::walk(const Tile& tile) const {
-  const int64_t runs = in_runs_ ? tile.units : 1, n = in_runs_ ? unit_ : tile.units * unit_;
+  const int64_t runs = in_runs_ ? tile.spans : 1, n = in_runs_ ? span_ : tile.spans * span_;
   const int64_t* padded = &padded_[in_runs_ ? tile.begin : 0];
   if (!rows_.channels_last)
     return {tile.lines, runs, n, padded, padded_line_, 1, tile.line % rows_.channels, rows_.channels};

@@ -23,12 +23,14 @@ template <class A>
 struct ChannelNorm {
   std::vector<A> center, scale, bias, rstd;
   std::vector<double> sums, centered_sums;
-  std::vector<A> at_center, slope;
+  std::vector<A> at_center, slope;  // empty where the statistics are constants
 
   ChannelNorm(const Norm& norm, const Rows& rows, const A* state);
 
   BatchNormNumbers<A> numbers() const {
-    return {{center.data(), scale.data(), bias.data()}, at_center.data(), slope.data()};
+    return {{center.data(), scale.data(), bias.data()},
+            at_center.empty() ? nullptr : at_center.data(),
+            slope.empty() ? nullptr : slope.data()};
   }
 
   // From the sums to the gradients of the parameters, which may be null, and where over_batch to at_center and slope.
@@ -38,12 +40,12 @@ struct ChannelNorm {
   const Rows& rows_;
 };
 
-// Lines [line, line + lines) of x, whole or, of a single one, units [begin, begin + units).
+// Lines [line, line + lines) of x, whole or, of a single one, spans [begin, begin + spans).
 struct Tile {
-  int64_t line, lines, begin, units;
+  int64_t line, lines, begin, spans;
 };
 
-// x cut into tiles of about as many elements. A line is a row, or a sample in channels_last; its units are positions,
+// x cut into tiles of about as many elements. A line is a row, or a sample in channels_last; its spans are positions,
 // or runs along the innermost axis where `in_runs`, which the padding of y asks for.
 class Tiles {
  public:
@@ -55,21 +57,21 @@ class Tiles {
   int64_t piece(const Tile& tile) const { return tile.begin / piece_; }
   Tile operator[](int64_t index) const;
   Walk walk(const Tile& tile) const;
-  int64_t offset(const Tile& tile) const { return tile.line * units_ * unit_ + tile.begin * unit_; }
-  int64_t size(const Tile& tile) const { return tile.lines * tile.units * unit_; }
+  int64_t offset(const Tile& tile) const { return tile.line * spans_ * span_ + tile.begin * span_; }
+  int64_t size(const Tile& tile) const { return tile.lines * tile.spans * span_; }
   int64_t padded_offset(const Tile& tile) const {
-    return tile.line * padded_line_ + (in_runs_ ? 0 : tile.begin * unit_);
+    return tile.line * padded_line_ + (in_runs_ ? 0 : tile.begin * span_);
   }
 
   // Calls zero(begin, n) for what lies between the runs of a padded tile.
   template <class Zero>
   void for_each_gap(const Tile& tile, const Zero& zero) const {
-    for (int64_t line = 0; line < tile.lines && padded_line_ > units_ * unit_; ++line) {
+    for (int64_t line = 0; line < tile.lines && padded_line_ > spans_ * span_; ++line) {
       const int64_t at = line * padded_line_;
       if (tile.begin == 0) zero(at, padded_[0]);
-      for (int64_t run = tile.begin; run < tile.begin + tile.units; ++run) {
-        const int64_t end = padded_[run] + unit_;
-        zero(at + end, (run + 1 < units_ ? padded_[run + 1] : padded_line_) - end);
+      for (int64_t run = tile.begin; run < tile.begin + tile.spans; ++run) {
+        const int64_t end = padded_[run] + span_;
+        zero(at + end, (run + 1 < spans_ ? padded_[run + 1] : padded_line_) - end);
       }
     }
   }
@@ -77,7 +79,7 @@ class Tiles {
  private:
   const Rows& rows_;
   bool in_runs_;
-  int64_t unit_, units_, padded_line_;  // elements of a unit, units of a line
+  int64_t span_, spans_, padded_line_;  // elements of a span, spans of a line
   int64_t piece_, pieces_, lines_per_tile_, count_, elements_;
   std::vector<int64_t> padded_;
 };

@@ -135,16 +135,17 @@ void batch_norm_sums(const T* g, const T* x, BatchNormNumbers<accumulator_t<T>> 
 template <class T, bool kRelu>
 void batch_norm_combine(const T* g, const T* x, BatchNormNumbers<accumulator_t<T>> with, const T* shortcut, T* dx,
                         Walk walk) {
+  const bool over_batch = with.slope;  // else an x that is not finite, times 0, would make dx NaN
   for_each_line(walk, [&](int64_t line, int64_t channel) DRSN_LAMBDA {
     const T* line_g = g + line * walk.padded_line;
     for_each_vector<T>(
         walk.period, walk.runs, walk.n,
         [&](auto column) DRSN_LAMBDA {
-          NormVectors<T> v{affine_of<T>(column, with.affine, channel),
-                           {},
-                           {},
-                           of(column, with.at_center + channel),
-                           of(column, with.slope + channel)};
+          NormVectors<T> v{affine_of<T>(column, with.affine, channel), {}, {}, {}, {}};
+          if (over_batch) {
+            v.at_center = of(column, with.at_center + channel);
+            v.slope = of(column, with.slope + channel);
+          }
           if constexpr (!kRelu) {
             v.tau = of(column, with.tau + line);
             v.share = of(column, with.share + line);
@@ -156,7 +157,8 @@ void batch_norm_combine(const T* g, const T* x, BatchNormNumbers<accumulator_t<T
           const NormVector<T> v = normalise<T, kRelu>(x + at, numbers.affine, numbers.tau, count);
           vector_t<T> d = keep(v.active, load(line_g + walk.padded[run] + i, count));
           if constexpr (!kRelu) d += keep(v.nonzero, negate(v.negative, numbers.share));
-          d = numbers.affine.scale * d + (numbers.at_center + numbers.slope * v.centered);
+          d = numbers.affine.scale * d;
+          if (over_batch) d += numbers.at_center + numbers.slope * v.centered;
           if (shortcut) d += load(shortcut + at, count);
           store(dx + at, d, count);
         });

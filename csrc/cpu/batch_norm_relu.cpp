@@ -16,7 +16,7 @@ bool in_runs(const P& p) {
 
 // (N, C) lies in memory as channels_last does: long lines instead of rows of one element.
 template <class P>
-Rows rows_of(const P& p) {
+Rows rows_side_by_side(const P& p) {
   Rows rows = p.rows;
   const Spatial& s = p.spatial;
   if (rows.length == 1 && s.before[2] + s.after[2] == 0) rows.channels_last = true;
@@ -57,13 +57,13 @@ class Shortcut {
     const int64_t n = size_[2] * (rows_.channels_last ? rows_.channels : 1);
     for (int64_t line = tile.line; line < tile.line + tile.lines; ++line) {
       const int64_t channel = line % rows_.channels, sample = line / rows_.channels;
-      for (int64_t unit = tile.begin; unit < tile.begin + tile.units; ++unit) {
-        const int64_t outer = unit / size_[1], inner = unit % size_[1];
+      for (int64_t span = tile.begin; span < tile.begin + tile.spans; ++span) {
+        const int64_t outer = span / size_[1], inner = span % size_[1];
         if (outer % stride || inner % stride) continue;
         const int64_t row = (outer / stride * kept_[1] + inner / stride) * kept_[2];
         const int64_t at = rows_.channels_last ? (line * plane() + row) * channels + first
                                                : (sample * channels + first + channel) * plane() + row;
-        run(((line - tile.line) * tile.units + unit - tile.begin) * n, at);
+        run(((line - tile.line) * tile.spans + span - tile.begin) * n, at);
       }
     }
   }
@@ -82,6 +82,7 @@ class Shortcut {
   template <class T>
   void zero_margins(const Tile& tile, T* shortcut) const {
     const int64_t behind = channels - rows_.channels - first;
+    if (first + behind == 0) return;
     if (rows_.channels_last) {
       for_each_run(tile, [&](int64_t, int64_t at) { std::fill_n(shortcut + at - first, kept_[2] * channels, T{}); });
       return;
@@ -107,7 +108,7 @@ class Shortcut {
 template <class T>
 void forward(const BatchNormRelu& p) {
   using A = accumulator_t<T>;
-  const Rows rows = rows_of(p);
+  const Rows rows = rows_side_by_side(p);
   const T* x = as<T>(p.x);
   T* to = as<T>(p.shortcut);
   set_statistics(p.norm, rows, x, as<A>(p.state));
@@ -169,7 +170,7 @@ void add_sums(const BatchNormReluBackward& p, const Rows& rows, ChannelNorm<accu
 template <class T>
 void backward(const BatchNormReluBackward& p) {
   using A = accumulator_t<T>;
-  const Rows rows = rows_of(p);
+  const Rows rows = rows_side_by_side(p);
   const T* from = as<T>(p.grad_shortcut);
   ChannelNorm<A> norm(p.norm, rows, as<A>(p.state));
   const bool over_batch = p.norm.kind == NormKind::kBatch;

@@ -62,8 +62,8 @@ struct Affine {
 };
 
 // The numbers of norm(x) and of its gradient: a channel's affine, at_center and slope, a line's threshold and share
-// (see combine; shrinkage alone). dx = scale * d + at_center + slope * (x - center), where d is the gradient of
-// norm(x).
+// (see combine_lines; shrinkage alone). dx = scale * d + at_center + slope * (x - center), where d is the gradient of
+// norm(x); at_center and slope are null where the statistics are constants, and then dx = scale * d.
 template <class A>
 struct BatchNormNumbers {
   Affine<A> affine;

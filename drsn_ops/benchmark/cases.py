@@ -67,13 +67,7 @@ def bytes_moved(case: Case) -> int:
         "abs_mean": (1, 1, 1, 1, 2),  # x; m | dx; g
         "shrink": (2, 2, 2, 3, 3),  # x, y; alpha, m | g, dx; alpha, m, dalpha
         "shrink+residual": (3, 2, 2, 3, 3),  # x, residual, y; alpha, m | g, dx; alpha, m, dalpha
-        "batch_norm_relu": (
-            2,
-            0,
-            3,
-            0,
-            0,
-        ),  # x, y | x, g, dx; of a channel, not of a row, come a few numbers more
+        "batch_norm_relu": (2, 0, 3, 0, 0),  # x, y | x, g, dx; a channel has a few numbers more
     }[case.operator]
     segments = 1 if case.operator == "soft_threshold" else case.rows
     mask = planes * segments * math.ceil(case.numel / max(segments, 1) / 8) if case.trains else 0

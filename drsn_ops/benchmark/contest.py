@@ -148,9 +148,8 @@ def truth(case: Case, inputs: Inputs) -> list[Tensor]:
     """The results of the reference in float64 that are checked, for as many samples as are."""
     function = functions(case, reference)
     samples = max(CHECKED_ELEMENTS * case.shape[0] // case.numel, 1)
-    if isinstance(
-        function, nn.Module
-    ):  # a BatchNorm takes all; the gradients of its parameters are sums that cancel
+    # a BatchNorm takes all samples; the gradients of its parameters are sums that cancel
+    if isinstance(function, nn.Module):
         return Contender(case, "reference", function, inputs.first(case.shape[0])).result()[:1]
     return Contender(case, "reference", function, inputs.first(samples)).result()
 

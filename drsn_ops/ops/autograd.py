@@ -1,6 +1,6 @@
 """``torch.autograd.Function`` over the registered operators, and the way that a call takes.
 
-- No gradient is needed: the operator that keeps no mask.
+- No gradient is needed: the operator that keeps no mask; only that which returns the mean of `shrink` makes one too.
 - Eager autograd: the ``Function`` below. Its backward is an operator that works from the mask; under
   ``create_graph=True`` it is the plain formulas of `masks` on the same bits, to any order.
 - ``torch.compile`` and ``torch.export``: the registered operator, with its fake kernel (`fake_kernels`) and the
@@ -95,9 +95,8 @@ def is_eager(value: Any, x: Tensor) -> TypeGuard[Tensor]:
         and _forward_ad._current_level < 0
         and not _in_torch_func()
         and not _in_jit_trace()
-        and (
-            (x.is_cpu and value.is_cpu) or (x.is_cuda and value.device == x.device and has_kernels(x.device))
-        )
+        and ((x.is_cpu and value.is_cpu) or (x.is_cuda and value.device == x.device))
+        and serves(x)
     )
 
 
