@@ -53,7 +53,7 @@ struct Values {
   bool vary = false;
 };
 
-// x = (z - center) * scale + bias with one of each per row; null: x itself is in memory.
+// norm(x) = (x - center) * scale + bias, with a number of each channel as the walk takes it.
 template <class A>
 struct Affine {
   const A* center = nullptr;
