@@ -31,6 +31,8 @@ from .reference import REAL, STATISTICS, Statistic, accumulator
 
 _NUMBERS = (*REAL, torch.complex64, torch.complex128)
 _WIDE = {dtype: accumulator(dtype) for dtype in REAL}
+# What an operator raises that is called without checks; the latter for a sparse or a quantised tensor.
+_REFUSALS = (ValueError, NotImplementedError)
 
 
 def _operators(x: Tensor) -> Any:
@@ -84,7 +86,7 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     if not inplace and is_eager(tau, x) and tau.dtype is x.dtype:
         try:
             return autograd.eager_soft_threshold(x, tau, 0.0)
-        except ValueError:
+        except _REFUSALS:
             pass  # the checks below say what is wrong in their own words
     if has_torch_function_variadic(x, tau):
         return handle_torch_function(soft_threshold, (x, tau), x, tau, inplace=inplace)
@@ -137,7 +139,7 @@ def abs_mean(x: Tensor, *, statistic: Statistic = "channel") -> Tensor:
     if is_eager(x, x) and statistic in STATISTICS:
         try:
             return autograd.eager_abs_mean(x, statistic == "sample")
-        except ValueError:
+        except _REFUSALS:
             pass  # as in soft_threshold
     if has_torch_function_variadic(x):
         return handle_torch_function(abs_mean, (x,), x, statistic=statistic)
@@ -224,7 +226,7 @@ def shrink(
     ):
         try:
             return autograd.eager_shrink(x, alpha, statistic == "sample")
-        except ValueError:
+        except _REFUSALS:
             pass  # as in soft_threshold
     if has_torch_function_variadic(x, alpha, residual):
         return handle_torch_function(

@@ -8,6 +8,25 @@ from drsn_ops import models, reference
 
 x = torch.randn(2, 3, 4)
 CASES = [
+    (
+        drsn_ops.soft_threshold,
+        (x.to_sparse(), x),
+        {},
+        TypeError,
+        r"x: got a tensor of torch.sparse_coo, expected",
+    ),
+    (drsn_ops.soft_threshold, (x, x.to_sparse()), {}, TypeError, r"tau: got a tensor of torch.sparse_coo"),
+    (drsn_ops.abs_mean, (x.to_sparse(),), {}, TypeError, r"x: got a tensor of torch.sparse_coo"),
+    (drsn_ops.abs_mean, (x.to_mkldnn(),), {}, TypeError, r"x: got a tensor of torch._mkldnn"),
+    (drsn_ops.shrink, (x.to_sparse(), x[..., 0]), {}, TypeError, r"x: got a tensor of torch.sparse_coo"),
+    (drsn_ops.shrink, (x, x[..., 0].to_sparse()), {}, TypeError, r"alpha: got a tensor of torch.sparse_coo"),
+    (
+        drsn_ops.shrink,
+        (x, 0.5),
+        {"residual": x.to_sparse()},
+        TypeError,
+        r"residual: got a tensor of torch.sp",
+    ),
     (drsn_ops.soft_threshold, ([1.0], 1.0), {}, TypeError, r"x: got list, expected a tensor"),
     (
         drsn_ops.soft_threshold,

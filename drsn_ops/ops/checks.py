@@ -21,12 +21,18 @@ def is_sharded(x: Tensor) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
+def check_dense(name: str, t: Tensor) -> None:
+    if t.layout != torch.strided:
+        raise TypeError(f"{name}: got a tensor of {t.layout}, expected a dense one, of torch.strided")
+
+
 def check_x(x: Tensor, dtypes: tuple[torch.dtype, ...] = REAL, name: str = "x") -> None:
     if not isinstance(x, Tensor):
         raise wrong_type(name, x)
     if x.dtype not in dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name}: got a tensor of {x.dtype}, expected one of {names}")
+    check_dense(name, x)
 
 
 def check_rows(x: Tensor, name: str = "x") -> None:
@@ -46,6 +52,7 @@ def check_companion(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
     """A second tensor is real and floating-point, on the device of x; ``of`` is what the caller calls x."""
     if t.dtype not in REAL:
         raise TypeError(f"{name}: got a tensor of {t.dtype}, expected a real floating-point type")
+    check_dense(name, t)
     if t.device != x.device:
         raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of {of}")
     if is_sharded(t) or is_sharded(x):
