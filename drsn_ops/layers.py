@@ -79,7 +79,9 @@ def lay_out(x: Tensor) -> Tensor:
 
     On the CPU that is channels_last, where oneDNN convolves: of other layouts it reorders every input, weight and
     output. Elsewhere, in exports and traces too, it is what comes in. So is a single channel in torch.compile: only
-    the strides of an axis of one tell its layouts apart, and inductor does not keep these.
+    the strides of an axis of one tell its layouts apart, and inductor does not keep these. And so are bfloat16 and
+    autocast with two axes or three: where one is short, oneDNN's gradient of a weight is wrong and written past its
+    end, in channels_last for any channels, else for multiples of 16.
     """
     if (
         type(x) not in PLAIN_TENSORS
@@ -87,6 +89,7 @@ def lay_out(x: Tensor) -> Tensor:
         or not fuses(x)
         or torch.compiler.is_exporting()
         or (x.shape[1] == 1 and torch.compiler.is_compiling())
+        or (x.dim() > 3 and (x.dtype is torch.bfloat16 or torch.is_autocast_enabled("cpu")))
         or not _has_onednn()
     ):
         return x
@@ -97,17 +100,27 @@ def lay_out(x: Tensor) -> Tensor:
 
 def is_strided(x: Tensor) -> bool:
     """True if x has one spatial axis and the strides of channels_last, as a convolution of two axes tells them."""
-    if type(x) not in PLAIN_TENSORS or x.dim() != 3 or (x.shape[1] == 1 and torch.compiler.is_compiling()):
+    if type(x) not in PLAIN_TENSORS or x.dim() != 3:
+        return False
+    # a trace of torch.jit is for inputs of any strides
+    if x.shape[1] == 1 if torch.compiler.is_compiling() else torch._C._is_tracing():
         return False
     return x.shape[2] > 1 and x.stride(1) == 1 and x.stride(2) == x.shape[1]
+
+
+def _of_image(first: int, last: int | Iterable[int]) -> tuple[int, ...]:
+    """A convolution's number for its only axis, which may be set to an int, and one for an axis before that."""
+    return (first, last) if isinstance(last, int) else (first, *last)
 
 
 def as_image(conv: nn.Module, x: Tensor) -> Tensor:
     """What a plain ``conv`` makes of an x with one spatial axis, as (N, C, 1, L), without a copy of a strided x."""
     one: Any = conv
-    padding = one.padding if isinstance(one.padding, str) else (0, *one.padding)
-    stride, dilation = (1, *one.stride), (1, *one.dilation)
-    return F.conv2d(x.unsqueeze(2), one.weight.unsqueeze(2), one.bias, stride, padding, dilation, one.groups)
+    padding = one.padding if isinstance(one.padding, str) else _of_image(0, one.padding)
+    stride, dilation = _of_image(1, one.stride), _of_image(1, one.dilation)
+    return F.conv2d(
+        x.unsqueeze(2), one.weight.unflatten(2, (1, -1)), one.bias, stride, padding, dilation, one.groups
+    )
 
 
 def apply(layer: nn.Module, x: Tensor) -> Tensor:
@@ -126,7 +139,12 @@ def apply(layer: nn.Module, x: Tensor) -> Tensor:
 def leaves_unseen(conv: nn.Module, x: Tensor, *others: Tensor) -> bool:
     """True if nobody but the caller sees what ``conv`` makes of x, and kernels may overwrite it."""
     plain = type(x) in PLAIN_TENSORS and plain_convolution(conv, x)
-    return plain and fuses(x, *others) and not torch.compiler.is_compiling()
+    return plain and fuses(x, *others) and not torch.compiler.is_compiling() and not _in_mode()
+
+
+def _in_mode() -> bool:
+    """True where a mode sees what every operation returns and may keep it, as selective checkpoints do."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_torch_function_mode_enabled()
 
 
 def conv3(dim: int, in_channels: int, out_channels: int, stride: int = 1) -> _ConvNd:
@@ -145,8 +163,9 @@ def returns_new(kind: Kind) -> Kind:
 
 
 def unseen(y: Tensor, maker: nn.Module | None) -> bool:
-    """True if y may be overwritten: ``maker`` returned it new, and no hook, wrapper or tracer has seen it."""
-    return isinstance(y, Tensor) and type(maker) in _MAKERS and maker is not None and is_plain(maker)
+    """True if y may be overwritten: ``maker`` returned it new, and no hook, wrapper, mode or tracer has seen it."""
+    made = isinstance(y, Tensor) and type(maker) in _MAKERS and maker is not None and is_plain(maker)
+    return made and (torch.compiler.is_compiling() or not _in_mode())
 
 
 def relu(y: Tensor, maker: nn.Module) -> Tensor:

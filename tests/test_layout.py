@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ import torch.nn.functional as F
 from checks import Replaced, lay_out, randomise
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import drsn_ops
 from drsn_ops import RSBU, layers
@@ -44,8 +47,9 @@ class Convolutions(TorchDispatchMode):
 SHAPES = [(2, 3, 8), (1, 1, 8), (2, 1, 1), (1, 4, 1), (0, 1, 8), (2, 3, 4, 5), (2, 1, 4, 5), (1, 2, 3, 4, 5)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape, dtype", [(shape, torch.float32) for shape in SHAPES] + [(SHAPES[0], torch.bfloat16)], ids=str
+)
 def test_a_networks_input_becomes_channels_last(shape, dtype):
     x = torch.randn(shape).to(dtype)
     y = layers.lay_out(x)
@@ -71,6 +75,22 @@ def test_what_keeps_the_layout_that_comes_in(device):
         assert layers.lay_out(given) is given
     with torch.backends.mkldnn.flags(enabled=False):
         assert layers.lay_out(x) is x
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_short_axes_of_bfloat16_keep_the_layout(dim):
+    """In channels_last oneDNN writes the gradient of a weight past its end, where an axis is short."""
+    x = torch.randn(2, 3, *(5, 4, 6)[:dim])
+    narrow = x.bfloat16()
+    assert layers.lay_out(narrow) is narrow
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layers.lay_out(x) is x
+
+
+def test_a_convolution_with_ints_for_its_axis():
+    conv, x = nn.Conv1d(4, 6, 3), lay_out(torch.randn(2, 4, 9), "channels_last")
+    conv.stride, conv.padding, conv.dilation = 2, 3, 2
+    torch.testing.assert_close(layers.apply(conv, x), conv(x))
 
 
 @pytest.mark.parametrize("inside", [torch.func.vmap, torch.func.grad])
@@ -290,6 +310,42 @@ def test_a_unit_overwrites_what_its_convolution_returned_where_nobody_sees_it(
     assert torch.equal(*seen[0])
 
 
+class Kept(TorchFunctionMode):
+    """Every tensor that is returned in this context, and a copy of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        y = function(*args, **(kwargs or {}))
+        if isinstance(y, torch.Tensor) and function in (F.conv1d, F.conv2d, F.batch_norm):
+            self.kept.append((y, y.clone()))
+        return y
+
+
+@pytest.mark.parametrize("thresholds", ["channel-wise", None])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_unit_overwrites_nothing_that_a_mode_keeps(thresholds, layout):
+    unit, x = RSBU(4, 6, stride=2, thresholds=thresholds), lay_out(torch.randn(2, 4, 9), layout)
+    with Kept() as mode:
+        unit(x)
+        unit.bn2.momentum = torch.tensor(0.1)  # so that it is called
+        unit(x)
+    assert len(mode.kept) == 5 and all(torch.equal(*pair) for pair in mode.kept)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_selective_checkpoints_keep_convolutions(layout):
+    unit, x = RSBU(4, 6, stride=2), lay_out(torch.randn(2, 4, 9), layout).requires_grad_()
+    keep = partial(create_selective_checkpoint_contexts, [torch.ops.aten.convolution.default])
+    (expected,) = torch.autograd.grad(unit(x).square().sum(), x)
+    (found,) = torch.autograd.grad(
+        checkpoint(unit, x, use_reentrant=False, context_fn=keep).square().sum(), x
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dim", [1, 2, 3])
 @pytest.mark.parametrize("kind, channels, stride", [(RSBU, 4, 1), (RSBU, 6, 2), (ConvolutionalUnit, 6, 2)])
 def test_a_unit_gives_out_the_layout_that_came_in(kind, channels, stride, dim):
@@ -361,3 +417,10 @@ def test_an_export_has_no_layout(name):
     assert not found & {f"aten.conv{dim}d.default" for dim in (1, 2, 3) if dim != axes}
     traced = torch.fx.symbolic_trace(network)
     assert sum(node.op == "call_module" and "conv" in node.target for node in traced.graph.nodes) > 1
+
+
+def test_a_gradient_has_the_strides_of_its_weight():
+    """DistributedDataParallel, for one, warns of others."""
+    conv = nn.Conv1d(1, 4, 3)
+    layers.apply(conv, lay_out(torch.randn(2, 1, 9), "channels_last")).sum().backward()
+    assert conv.weight.grad.stride() == conv.weight.stride()

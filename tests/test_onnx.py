@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from checks import randomise
+from checks import lay_out, randomise
 from test_export import Functions, Shrinkages
 from torch import nn
 from torch.export import Dim
@@ -94,6 +94,11 @@ def agree(file, module, dim):
 def test_torchscript_exporter(name):
     module, dim = make(name)
     agree(by_torchscript(module, torch.randn(3, 4, *(24, 24, 24)[:dim])), module, dim)
+
+
+def test_torchscript_exporter_of_a_strided_example():
+    module, dim = make("drsn")
+    agree(by_torchscript(module, lay_out(torch.randn(3, 4, 24), "channels_last")), module, dim)
 
 
 # Each kind of module is in one of these; an export takes seconds.
