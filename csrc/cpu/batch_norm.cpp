@@ -47,12 +47,12 @@ void moments_of_positions(const T* x, int64_t channels, int64_t positions, doubl
   std::vector<double> sums(2 * period);
   std::vector<A> center(period);
   loops<T>().centered_sums(x, center.data(), period, block * channels, sums.data());
-  fold_columns(sums.data(), channels);
+  fold_columns(sums.data(), period, channels);
   for (int64_t i = 0; i < period; ++i) center[i] = A(sums[i % channels] / double(block));
   std::fill(sums.begin(), sums.end(), 0);
   loops<T>().centered_sums(x, center.data(), period, positions * channels, sums.data());
-  fold_columns(sums.data(), channels);
-  fold_columns(&sums[period], channels);
+  fold_columns(sums.data(), period, channels);
+  fold_columns(&sums[period], period, channels);
   for (int64_t c = 0; c < channels; ++c) {
     mean[c] = double(center[c]) + sums[c] / double(positions);
     squares[c] = sums[period + c] - sums[c] * sums[c] / double(positions);

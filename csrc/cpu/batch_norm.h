@@ -15,7 +15,10 @@ inline int64_t period_of(const Rows& rows) { return rows.channels_last ? period_
 // A number of each channel as the loops take it.
 template <class A>
 std::vector<A> along_lines(const std::vector<A>& values, const Rows& rows) {
-  return rows.channels_last ? repeated(values.data(), rows.channels) : values;
+  if (!rows.channels_last) return values;
+  std::vector<A> out(period_of(rows) + kPastPeriod);
+  repeat(values.data(), period_of(rows), rows.channels, out.data());
+  return out;
 }
 
 // norm(x) and its gradient, a number of each channel. The gradient comes from the sums of g and of g * (x - mean).

@@ -149,7 +149,7 @@ void add_sums(const BatchNormReluBackward& p, const Rows& rows, ChannelNorm<accu
     columns.assign(2 * period, 0);
     add(columns.data());
     for (int i = 0; i < 2; ++i) {
-      fold_columns(&columns[i * period], width);
+      fold_columns(&columns[i * period], period, width);
       std::copy_n(&columns[i * period], width, &sums[(2 * index + i) * width]);
     }
   });

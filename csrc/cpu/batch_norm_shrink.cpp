@@ -29,7 +29,7 @@ void add_row_sums(const Rows& rows, const Lines& lines, const Range& at, double*
     add(line, offset, walk, columns.data());
     double* of_line = sums + (line - at.line) * kSums * rows.channels;
     for (int s = 0; s < kSums; ++s) {
-      fold_columns(&columns[s * walk.period], rows.channels);
+      fold_columns(&columns[s * walk.period], walk.period, rows.channels);
       for (int64_t c = 0; c < rows.channels; ++c) of_line[c * kSums + s] += columns[s * walk.period + c];
     }
   });
@@ -56,10 +56,10 @@ void forward(const BatchNormShrink& p) {
       },
       [&](int64_t sample, int64_t count, const double* sums) { gate.run(sample, count, sums); },
       [&](const Range& at) {
+        LineNumbers<A> tau(lines, gate.tau.data());
         for_each_walk(rows, lines, at, [&](int64_t line, int64_t offset, const Walk& walk) {
-          const LineNumbers<A> tau(lines, gate.tau.data(), line);
-          loop.norm_shrink(z + offset, affine, tau.data(), residual ? residual + offset : nullptr, as<T>(p.y) + offset,
-                           walk);
+          loop.norm_shrink(z + offset, affine, tau.from(line), residual ? residual + offset : nullptr,
+                           as<T>(p.y) + offset, walk);
         });
       });
 }
@@ -89,10 +89,10 @@ void backward(const BatchNormShrinkBackward& p) {
   two_passes(
       lines, over_batch || p.gate.norm.kind == NormKind::kBatch,
       [&](const Range& at, double* sums) {
+        LineNumbers<A> of_tau(lines, tau.data());
         add_row_sums<kSums>(rows, lines, at, sums, [&](int64_t line, int64_t offset, const Walk& walk, double* to) {
-          const LineNumbers<A> of_tau(lines, tau.data(), line);
           BatchNormNumbers<A> with = norm.numbers();
-          with.tau = of_tau.data();
+          with.tau = of_tau.from(line);
           loop.shrink_sums(g + offset, z + offset, with, walk, to);
         });
       },
@@ -108,11 +108,11 @@ void backward(const BatchNormShrinkBackward& p) {
       },
       [&](const Range& at) {
         if (!p.dx) return;
+        LineNumbers<A> of_tau(lines, tau.data()), share(lines, gate.share.data());
         for_each_walk(rows, lines, at, [&](int64_t line, int64_t offset, const Walk& walk) {
-          const LineNumbers<A> of_tau(lines, tau.data(), line), share(lines, gate.share.data(), line);
           BatchNormNumbers<A> with = norm.numbers();
-          with.tau = of_tau.data();
-          with.share = share.data();
+          with.tau = of_tau.from(line);
+          with.share = share.from(line);
           loop.shrink_combine(g + offset, z + offset, with, nullptr, as<T>(p.dx) + offset, walk);
         });
       });

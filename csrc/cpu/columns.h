@@ -60,6 +60,7 @@ DRSN_INLINE void for_each_vector(int64_t period, int64_t runs, int64_t n, const 
     for (int u = 0; u < kPartialSums / kStep; ++u) with[u] = numbers(Column<T, false>{u * kStep, kStep});
     for (int64_t r = 0; r < runs; ++r) {
       int64_t i = 0;
+#pragma GCC unroll 2
       for (; i + kPartialSums <= n; i += kPartialSums) {
         for (int u = 0; u < kPartialSums / kStep; ++u) body(r, with[u], i + u * kStep, kStep);
       }

@@ -25,9 +25,9 @@ struct Lines {
   int64_t count, length, width;
   int64_t period;  // of the numbers along a line
   int64_t per_group;
-  int64_t sums;              // sums of a line: its width, or 5 in batch_norm_shrink's backward
-  int64_t piece;             // elements of a partial sum: whole bytes of the mask, and whole positions of the channels
-  int64_t cached = kCached;  // elements of the groups that a thread takes through both passes at a time
+  int64_t sums;           // sums of a line: its width, or 5 in batch_norm_shrink's backward
+  int64_t piece;          // elements of a partial sum: whole bytes of the mask, and whole positions of the channels
+  int64_t cached = 4096;  // elements of the groups that a thread takes through both passes at a time
 
   Lines(const Rows& rows, bool per_sample)
       : count(rows.lines()),
@@ -113,21 +113,25 @@ void two_passes(const Lines& lines, bool together, const Sum& sum, const Finish&
   for_each_piece(lines, apply);
 }
 
-// The numbers of the rows of lines, from one line on, as the loops take them: a row's own, or the channels' numbers in
-// turn.
+// The numbers of the rows of lines, as the loops take them: a row's own, or the channels' numbers in turn.
 template <class A>
 class LineNumbers {
  public:
-  LineNumbers(const Lines& lines, const A* values, int64_t line) : data_(values + line * lines.width) {
-    if (lines.width == 1) return;
-    repeated_ = repeated(data_, lines.width);
-    data_ = repeated_.data();
+  LineNumbers(const Lines& lines, const A* values)
+      : lines_(lines), values_(values), repeated_(lines.width > 1 ? lines.period + kPastPeriod : 0) {}
+
+  // Those from a line on, until the next call.
+  const A* from(int64_t line) {
+    const A* own = values_ + line * lines_.width;
+    if (lines_.width == 1) return own;
+    repeat(own, lines_.period, lines_.width, repeated_.data());
+    return repeated_.data();
   }
-  const A* data() const { return data_; }
 
  private:
+  const Lines& lines_;
+  const A* values_;
   std::vector<A> repeated_;
-  const A* data_;
 };
 
 // Calls run(line, count) for the lines that a loop takes at once: rows all together, else one.
@@ -145,7 +149,7 @@ void add_line_sums(const Lines& lines, const Range& at, double* sums, const Add&
   for (int64_t l = 0; l < at.count; ++l) {
     std::fill(columns.begin(), columns.end(), 0);
     add(at.line + l, 1, columns.data());
-    fold_columns(columns.data(), lines.width);
+    fold_columns(columns.data(), lines.period, lines.width);
     for (int64_t c = 0; c < lines.width; ++c) sums[l * lines.width + c] += columns[c];
   }
 }
@@ -225,10 +229,10 @@ void add_active_sums(const Lines& lines, const Range& at, const T* g, const Segm
 template <class T>
 void shrink_lines(const Lines& lines, const Range& at, const T* x, const accumulator_t<T>* tau, const T* residual, T* y,
                   const Segments& mask) {
+  LineNumbers<accumulator_t<T>> numbers(lines, tau);
   for_each_call(lines, at, [&](int64_t line, int64_t count) {
     const int64_t offset = line * lines.length + at.begin;
-    const LineNumbers<accumulator_t<T>> numbers(lines, tau, line);
-    loops<T>().shrink_lines(x + offset, numbers.data(), lines.period, residual ? residual + offset : nullptr,
+    loops<T>().shrink_lines(x + offset, numbers.from(line), lines.period, residual ? residual + offset : nullptr,
                             y + offset, mask.write(line, at.begin), count, at.n, lines.store(at, line, x, y));
   });
 }
@@ -237,10 +241,10 @@ void shrink_lines(const Lines& lines, const Range& at, const T* x, const accumul
 template <class T>
 void combine_lines(const Lines& lines, const Range& at, const T* g, const Segments& mask, const accumulator_t<T>* share,
                    T* dx) {
+  LineNumbers<accumulator_t<T>> numbers(lines, share);
   for_each_call(lines, at, [&](int64_t line, int64_t count) {
     const int64_t offset = line * lines.length + at.begin;
-    const LineNumbers<accumulator_t<T>> numbers(lines, share, line);
-    loops<T>().combine_lines(g ? g + offset : nullptr, mask.read(line, at.begin), numbers.data(), lines.period,
+    loops<T>().combine_lines(g ? g + offset : nullptr, mask.read(line, at.begin), numbers.from(line), lines.period,
                              dx + offset, count, at.n, lines.store(at, line, g, dx));
   });
 }

@@ -66,7 +66,7 @@ DRSN_INLINE Store before(Store to, int64_t lines, int64_t n) { return {to.stream
 // Adds the terms of a line, term(i, count), to its sums.
 template <class T, class Term>
 DRSN_INLINE void add_line(int64_t period, int64_t n, double* sums, const Term& term) {
-  if (period == 1 && n <= kBlock) {  // a row of one block, with less to do for a short one
+  if ((period == 1 || period == kPartialSums) && n <= kBlock) {  // one block, with less to do for a short line
     constexpr int64_t kStep = kLanes<T>;
     vector_t<T> part[kPartialSums / kStep] = {};
     int64_t i = 0;
@@ -74,7 +74,13 @@ DRSN_INLINE void add_line(int64_t period, int64_t n, double* sums, const Term& t
       for (int u = 0; u < kPartialSums / kStep; ++u) part[u] += term(i + u * kStep, kStep);
     }
     for (int u = 0; i < n; i += kStep, ++u) part[u] += term(i, n - i);
-    *sums += total<T>(part);
+    if (period == 1) {
+      *sums += total<T>(part);
+    } else {
+      accumulator_t<T> values[kPartialSums];
+      for (int u = 0; u < kPartialSums / kStep; ++u) store(values + u * kStep, part[u], kStep);
+      for (int j = 0; j < kPartialSums; ++j) sums[j] += double(values[j]);
+    }
     return;
   }
   struct None {};

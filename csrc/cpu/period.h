@@ -17,20 +17,20 @@ inline int64_t period_of(int64_t channels) {
   return whole <= kLongest ? whole : channels;
 }
 
-// One number for each channel, over a period and a vector more.
+constexpr int64_t kPastPeriod = 16;  // numbers that a loop may read past a period: a vector
+
+// One number for each channel, over a period and what may be read past it.
 template <class A>
-std::vector<A> repeated(const A* values, int64_t channels) {
-  constexpr int64_t kVector = 16;
-  std::vector<A> out(period_of(channels) + kVector);
-  for (int64_t i = 0, size = int64_t(out.size()); i < size; i += channels)
-    std::copy_n(values, std::min(channels, size - i), &out[i]);
-  return out;
+void repeat(const A* values, int64_t period, int64_t channels, A* out) {
+  std::copy_n(values, channels, out);
+  for (int64_t i = channels; i < period + kPastPeriod; ++i) out[i] = out[i - channels];
 }
 
-// From sums of the columns of a period to those of the channels, which come first then.
-inline void fold_columns(double* sums, int64_t channels) {
-  for (int64_t begin = channels; begin < period_of(channels); begin += channels) {
-    for (int64_t c = 0; c < channels; ++c) sums[c] += sums[begin + c];
+// From sums of the columns of a period, a power of two times the channels, to those of the channels, which come first
+// then.
+inline void fold_columns(double* sums, int64_t period, int64_t channels) {
+  for (int64_t half = period / 2; half >= channels; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) sums[j] += sums[half + j];
   }
 }
 

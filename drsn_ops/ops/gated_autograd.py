@@ -170,8 +170,7 @@ register_autograd(
 def batch_norm_shrink(z: Tensor, residual: Tensor | None, norm: Norm, gate: Gate, per_sample: bool) -> Tensor:
     """`gated_shrink` of the normalised z; updates the running statistics of both normalisations."""
     needs_grad = wants_grad(z, residual, *norm[:2], *gate.parameters)
-    updates = BATCH in (norm.kind, gate.kind)
-    if is_compiling() or not (needs_grad or updates):
+    if is_compiling():
         y, _, state, input_state = OPS.batch_norm_shrink.default(
             z, residual, *norm.functional, *gate.functional, per_sample
         )
@@ -182,7 +181,11 @@ def batch_norm_shrink(z: Tensor, residual: Tensor | None, norm: Norm, gate: Gate
         return y
     if needs_grad:
         return BatchNormShrink.apply(z, residual, *norm[:2], *gate.parameters, norm, gate, per_sample)
-    y = OPS.batch_norm_shrink_.default(z, residual, *norm, *gate, per_sample)[0]
+    with BelowAutograd():
+        if BATCH not in (norm.kind, gate.kind):
+            arguments = *norm.functional, *gate.functional, per_sample
+            return OPS.batch_norm_shrink.default(z, residual, *arguments)[0]
+        y = OPS.batch_norm_shrink_.default(z, residual, *norm, *gate, per_sample)[0]
     count_up(norm, gate)
     return y
 
