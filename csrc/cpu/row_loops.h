@@ -3,7 +3,7 @@
 
 // Rows that are summed before the first is written, which would wait for its sum.
 constexpr int64_t kMostTogether = 16;
-DRSN_INLINE int64_t rows_together(int64_t n) { return larger(1, smaller(kMostTogether, 2048 / n)); }
+DRSN_INLINE int64_t rows_together(int64_t n) { return larger(1, smaller(kMostTogether, 1024 / n)); }
 
 template <class T>
 void mean_shrink_rows(const T* x, const accumulator_t<T>* alpha, accumulator_t<T>* mean, const T* residual, T* y,
