@@ -45,7 +45,7 @@ def cpu_cases(quick: bool) -> list[Case]:
         return [Case(operator, way, shape, dtype, layout, timer=timer) for shape, dtype, layout, way in made]
 
     both = ("contiguous", "channels_last")
-    found = cases("shrink", SHOWN, SIZES)
+    found = cases("shrink", DIRECTIONS, SIZES)
     found += cases("shrink", BOTH_ENDS, [SHORT])
     found += cases("shrink", BOTH_ENDS, SIZES, [torch.bfloat16])
     found += cases("batch_norm_relu", ("inference", "forward+backward"), NORMALISED, layouts=both)
@@ -53,7 +53,6 @@ def cpu_cases(quick: bool) -> list[Case]:
         found += cases(operator, TRAINING, [shape], timer="host")
     if quick:
         return found
-    found += cases("shrink", ("forward", "backward"), SIZES)
     found += cases("soft_threshold", BOTH_ENDS, SIZES)
     found += cases("shrink+residual", DIRECTIONS, SIZES[2:])
     found += cases("abs_mean", ("inference", *TRAINING), SIZES[2:])
