@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import models, noise, reference
+from . import models, noise, reference, rules
 from .analysis.checking import check_shrinkage
 from .analysis.inspection import inspect
 from .arguments import InputError
@@ -43,6 +43,7 @@ __all__ = [
     "models",
     "noise",
     "reference",
+    "rules",
     "shrink",
     "soft_threshold",
 ]

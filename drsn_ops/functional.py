@@ -17,19 +17,20 @@ from .ops import autograd, batch_norm_autograd, gated_autograd
 from .ops.autograd import is_eager
 from .ops.checks import (
     check_batch,
+    check_broadcasts,
     check_companion,
     check_module,
     check_residual,
     check_rows,
+    check_threshold,
     check_x,
     is_per_row,
     is_sharded,
 )
 from .ops.masks import is_channels_last
 from .ops.plain_gate import plain_batch_norm, plain_gate
-from .reference import REAL, STATISTICS, Statistic, accumulator
+from .reference import NUMBERS, REAL, STATISTICS, Statistic, accumulator
 
-_NUMBERS = (*REAL, torch.complex64, torch.complex128)
 _WIDE = {dtype: accumulator(dtype) for dtype in REAL}
 # What an operator raises that is called without checks; the latter for a sparse or a quantised tensor.
 _REFUSALS = (ValueError, NotImplementedError)
@@ -90,24 +91,16 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
             pass  # the checks below say what is wrong in their own words
     if has_torch_function_variadic(x, tau):
         return handle_torch_function(soft_threshold, (x, tau), x, tau, inplace=inplace)
-    check_x(x, _NUMBERS)
+    check_x(x, NUMBERS)
     if not isinstance(tau, Tensor):
-        reference.require_number("tau", tau)
-        if tau < 0:
-            raise ValueError(f"tau: got {tau}, expected a number >= 0")
+        check_threshold(tau)
         if not reference.varies(tau):
             return _operators(x).soft_threshold(x, None, float(tau), inplace)
         tau = reference.filled((), tau, accumulator(x.dtype), x.device)
     if tau.dim() == 0 and tau.device != x.device:
         tau = tau.to(x.device)
     check_companion("tau", tau, x)
-    # Ranks first: every comparison of a symbolic size makes a guard.
-    if tau.dim() != x.dim() or tau.shape != x.shape:
-        pairs = zip(reversed(tau.shape), reversed(x.shape), strict=False)
-        if tau.dim() > x.dim() or any(t != 1 and t != s for t, s in pairs):
-            raise ValueError(
-                f"tau: got shape {tuple(tau.shape)}, expected one that broadcasts to x, {tuple(x.shape)}"
-            )
+    check_broadcasts("tau", tau, x)
     wide = accumulator(x.dtype)
     if tau.dtype != wide and tau.dtype != x.dtype:
         tau = tau.to(wide)

@@ -19,6 +19,7 @@ Statistic = Literal["channel", "sample"]
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NUMBERS = (*REAL, torch.complex64, torch.complex128)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

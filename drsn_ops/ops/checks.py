@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..reference import REAL, wrong_type
+from ..reference import REAL, require_number, wrong_type
 from .plain_gate import PLAIN_TENSORS, uses_batch
 
 
@@ -59,6 +59,23 @@ def check_companion(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
         from . import sharding
 
         sharding.check_companion(name, t, x, of)
+
+
+def check_broadcasts(name: str, t: Tensor, x: Tensor) -> None:
+    # Ranks first: every comparison of a symbolic size makes a guard.
+    if t.dim() != x.dim() or t.shape != x.shape:
+        pairs = zip(reversed(t.shape), reversed(x.shape), strict=False)
+        if t.dim() > x.dim() or any(own != 1 and own != size for own, size in pairs):
+            raise ValueError(
+                f"{name}: got shape {tuple(t.shape)}, expected one that broadcasts to x, {tuple(x.shape)}"
+            )
+
+
+def check_threshold(tau: object) -> None:
+    """A threshold that is no tensor is a number of at least 0."""
+    require_number("tau", tau)
+    if tau < 0:  # type: ignore[operator]
+        raise ValueError(f"tau: got {tau}, expected a number >= 0")
 
 
 def check_residual(residual: Tensor | None, x: Tensor, of: str = "x") -> None:
