@@ -16,6 +16,7 @@ from .arguments import require_choice
 from .ops import autograd, batch_norm_autograd, gated_autograd
 from .ops.autograd import is_eager
 from .ops.checks import (
+    check_alpha,
     check_batch,
     check_broadcasts,
     check_companion,
@@ -256,7 +257,7 @@ def shrink(
 
 
 @torch.fx.wrap
-def _into_gate(means: Tensor, weights: list[Tensor]) -> Tensor:
+def into_gate(means: Tensor, weights: list[Tensor]) -> Tensor:
     """The means in the type of `reference.gate_dtype`."""
     return means.to(reference.first_real(weights, means.dtype))
 
@@ -318,7 +319,7 @@ def gated_shrink(
     """
     if isinstance(x, Proxy) or isinstance(residual, Proxy):  # a node of torch.fx takes no module
         weights: Any = [w for w in reference.gate_weights(gate) if isinstance(w, (Tensor, Proxy))]
-        alpha = gate(_into_gate(abs_mean(x), weights))
+        alpha = gate(into_gate(abs_mean(x), weights))
         return shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace)
     check_rows(x)
     check_module("gate", gate)
@@ -336,10 +337,7 @@ def gated_shrink(
     # without autocast: the modules of a plain gate compute in the type that the operator computes in
     with nullcontext() if plain is None else reference.no_autocast(x):
         alpha = gate(mean.to(reference.gate_dtype(gate, mean.dtype)))
-    n, c = x.shape[:2]
-    if not isinstance(alpha, Tensor) or not is_per_row(alpha, n, c):
-        made = f"shape {tuple(alpha.shape)}" if isinstance(alpha, Tensor) else type(alpha).__name__
-        raise ValueError(f"gate: returned {made}, expected a tensor of shape ({n}, {c}) or ({n}, 1)")
+    check_alpha(alpha, *x.shape[:2])
     return shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace)
 
 

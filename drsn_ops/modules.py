@@ -6,12 +6,13 @@ for Fault Diagnosis", IEEE Transactions on Industrial Informatics, 2020, DOI 10.
 
 # Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
-from typing import Literal, TypeGuard, get_args
+import warnings
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor, nn
 
-from . import functional, reference
+from . import functional, reference, rules
 from .arguments import require_choice, require_positive
 from .layers import (
     BATCH_NORMS,
@@ -31,6 +32,7 @@ from .layers import (
 from .ops.plain_gate import is_plain, watched
 from .ops.spatial import shortcut_of
 from .reference import STATISTICS, Statistic
+from .variants.shrinkage import FIRST_SLOPE, Rule, RuleFunction, require_rule, varied_shrink
 
 Thresholds = Literal["channel-wise", "channel-shared"]
 Norm = Literal["batch", "layer", "rms", "none"]
@@ -102,12 +104,19 @@ class Shrinkage(nn.Module):
         reduction: H = max(C // reduction, 1). The paper has 1, its CIFAR-10 program 4.
         norm: the gate's normalisation: ``"batch"`` (the paper), ``"layer"``, ``"rms"`` or ``"none"``. All but
             ``"batch"`` train on a batch of one. ``"layer"`` leaves nothing of a gate with H = 1.
-        inplace: write the result into x.
+        inplace: write the result into x; of the soft rule alone.
+        rule: what the thresholds do. ``"soft"`` is the paper's; ``"hard"``, ``"garrote"``, ``"firm"``, ``"smooth"``,
+            ``"slope"`` and ``"nonnegative"`` are those of `drsn_ops.rules`. ``"learned-slope"`` learns the slope inside
+            the band, one for each output of the gate, from 0.1 on, as ``self.slope``. ``"asymmetric"`` is the soft rule
+            with another gate, ``self.fc_negative``, for the thresholds of the values below 0. Or any callable of x and
+            a tau that broadcasts to x, such as ``functools.partial(drsn_ops.rules.firm, ratio=3)``; one that is a
+            module is called ``self.rule`` and learns too.
 
     The gate is ``self.fc``, always five modules long, so that state_dict keys do not depend on ``norm``:
     ``fc.0`` and ``fc.3`` are the linear layers, ``fc.1`` the normalisation. One operator computes it together with
     the rest while nothing is attached to it; with a hook or a parametrization its modules are called, see
-    `drsn_ops.gated_shrink`.
+    `drsn_ops.gated_shrink`. With another rule than the soft one its modules are called, between fused operators. These
+    options are chosen when the module is made; changing them later has no effect.
 
     Shape: x is (N, C) or (N, C, \\*spatial) with up to three spatial axes; residual and y have x's shape and
     dtype: float16, bfloat16, float32 or float64. The gate computes in float32 or wider, also under
@@ -121,10 +130,14 @@ class Shrinkage(nn.Module):
         ValueError: a bad argument, an x with another number of channels, a residual of another shape, or a batch
             of one while a gate with ``norm="batch"`` trains.
 
-    Source: Zhao et al., DOI 10.1109/TII.2019.2943898, section III.
+    Warns:
+        UserWarning: ``rule="hard"``, which gives its thresholds no gradient, so that its gate does not learn.
+
+    Sources: Zhao et al., DOI 10.1109/TII.2019.2943898, section III; those of the rules are in `drsn_ops.rules`.
     """
 
     use_reference = False
+    rule: Rule | RuleFunction
 
     def __init__(
         self,
@@ -135,6 +148,7 @@ class Shrinkage(nn.Module):
         reduction: int = 1,
         norm: Norm = "batch",
         inplace: bool = False,
+        rule: Rule | RuleFunction = "soft",
     ) -> None:
         super().__init__()
         require_positive("channels", channels)
@@ -142,23 +156,58 @@ class Shrinkage(nn.Module):
         require_choice("statistic", statistic, (*STATISTICS, None))
         require_positive("reduction", reduction)
         require_choice("norm", norm, tuple(NORMS))
+        require_rule(rule)
+        if inplace and rule not in ("soft", rules.soft):
+            raise ValueError(f"inplace: got True, expected False for another rule than 'soft', {rule!r}")
         self.channels = channels
         self.thresholds = thresholds
         self.statistic: Statistic = statistic or ("channel" if thresholds == "channel-wise" else "sample")
         self.reduction = reduction
         self.norm = norm
         self.inplace = inplace
-        hidden = max(channels // reduction, 1)
-        self.fc = nn.Sequential(
-            nn.Linear(channels, hidden),
-            NORMS[norm](hidden),
+        self.rule = "soft" if rule is rules.soft else rule
+        self.varied = self.rule != "soft"
+        outputs = channels if thresholds == "channel-wise" else 1
+        self.fc = self._make_gate(outputs)
+        if rule == "asymmetric":
+            self.fc_negative = self._make_gate(outputs)
+        elif rule == "learned-slope":
+            self.slope = nn.Parameter(torch.full((outputs,), FIRST_SLOPE))
+        elif rule in ("hard", rules.hard):
+            warnings.warn(
+                "rule: 'hard' passes no gradient to its thresholds: the gate will not learn", stacklevel=2
+            )
+
+    def _make_gate(self, outputs: int) -> nn.Sequential:
+        hidden = max(self.channels // self.reduction, 1)
+        return nn.Sequential(
+            nn.Linear(self.channels, hidden),
+            NORMS[self.norm](hidden),
             nn.ReLU(),
-            nn.Linear(hidden, channels if thresholds == "channel-wise" else 1),
+            nn.Linear(hidden, outputs),
             nn.Sigmoid(),
         )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes a pickle from before there were other rules."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "varied" not in state:
+            self.rule, self.varied = "soft", False
+
+    def reset_parameters(self) -> None:
+        """Draw the gates' weights anew, and set learned slopes back; a rule that is a module stays as it is."""
+        for gate in (self.fc, self.fc_negative) if self.rule == "asymmetric" else (self.fc,):
+            for layer in gate:
+                reset: Any = getattr(layer, "reset_parameters", None)
+                if reset is not None:
+                    reset()
+        if self.rule == "learned-slope":
+            nn.init.constant_(self.slope, FIRST_SLOPE)
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         require_channels(x, self.channels, "channels")
+        if self.varied:
+            return varied_shrink(self, x, residual)
         if self.use_reference:
             return reference.gated_shrink(x, self.fc, statistic=self.statistic, residual=residual)
         return functional.gated_shrink(
@@ -169,12 +218,14 @@ class Shrinkage(nn.Module):
         return (
             f"{self.channels}, {self.thresholds!r}, statistic={self.statistic!r}, reduction={self.reduction}, "
             f"norm={self.norm!r}, inplace={self.inplace}"
+            + (f", rule={self.rule!r}" if isinstance(self.rule, str) and self.varied else "")
         )
 
 
 def is_bare(shrinkage: nn.Module) -> TypeGuard[Shrinkage]:
-    """True for a `Shrinkage` to which nothing is attached, so that one operator may compute it together with more."""
-    return type(shrinkage) is Shrinkage and is_plain(shrinkage) and not shrinkage.use_reference
+    """True for the paper's `Shrinkage` with nothing attached, which one operator may compute together with more."""
+    bare = type(shrinkage) is Shrinkage and not (shrinkage.use_reference or shrinkage.varied)
+    return bare and is_plain(shrinkage)
 
 
 class RSBU(nn.Module):

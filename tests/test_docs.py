@@ -24,6 +24,7 @@ from drsn_ops.__main__ import COMMANDS, main
 from drsn_ops.arguments import InputError
 from drsn_ops.modules import NORMS, THRESHOLDS
 from drsn_ops.reference import STATISTICS
+from drsn_ops.variants.shrinkage import RULES
 from drsn_ops.vibration import CLASSES, vibration
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +78,7 @@ CHOICES = {
     "expected": THRESHOLDS,
     "statistic": STATISTICS,
     "norm": tuple(NORMS),
+    "rule": RULES,
     "kind": noise.KINDS,
 }
 

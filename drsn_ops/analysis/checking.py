@@ -109,6 +109,8 @@ def check_shrinkage(
     - ``"cut off from the gradient"``: a ``detach``, ``.data``, ``.item()`` or ``no_grad`` keeps gradients from x, the
       mean that alpha multiplies, the gate's input or the gate's parameters. Frozen parameters are no mistake.
 
+    A `Shrinkage` of another rule is no soft thresholding and so wrong here, by its rule's name if that is above.
+
     Only the first mistake of a block is reported. Some things do not show: an alpha below 1e-7 in a quiet channel
     passes for the channel's own mean, C gate outputs that are always equal pass for one, and a cut that takes less than
     a thousandth of the gradient, in float32 less than a fiftieth, passes for none. A guard of up to 1e-6 against a

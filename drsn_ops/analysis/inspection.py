@@ -16,6 +16,7 @@ from .. import functional, reference
 from ..files import replacing
 from ..modules import Shrinkage, SoftThreshold
 from ..reference import wrong_type
+from ..variants.shrinkage import apply_rule, thresholds_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -29,11 +30,13 @@ class Block:
         name: of the module in the network.
         kind: ``"Shrinkage"`` or ``"SoftThreshold"``.
         x: the input, (N, C, \\*spatial).
-        passed: ``sign(x) * max(|x| - tau, 0)``, before a residual is added; of x's shape.
+        passed: ``sign(x) * max(|x| - tau, 0)``, or what another rule makes of x, before a residual is added; of x's
+            shape.
         tau: the thresholds in the units of x, (N, C) or, where the channels share one, (N, 1); of a `SoftThreshold`
             (1, C) or (1, 1).
         alpha: the gate's output, (N, C) or (N, 1); None of a `SoftThreshold`.
         zeroed: the share of each channel's values that are 0 afterwards, (N, C), float64.
+        tau_negative: the thresholds of the values below 0, of the shape of ``tau``, where the rule is asymmetric.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Block:
     tau: Tensor
     alpha: Tensor | None
     zeroed: Tensor
+    tau_negative: Tensor | None = None
 
     @property
     def zeroed_share(self) -> float:
@@ -150,11 +154,11 @@ class Inspection:
 
 @dataclass
 class _Picture:
-    """Curves or maps that belong together, with the thresholds of the curves."""
+    """Curves or maps that belong together, with the thresholds of the curves, the upper one first."""
 
     title: str
     values: dict[str, Tensor]
-    tau: Tensor | None = None
+    edges: tuple[Tensor, ...] = ()
 
     def draw(self, figure: SubFigure) -> None:
         figure.suptitle(self.title, fontsize="medium")
@@ -168,10 +172,9 @@ class _Picture:
         # the first is drawn below: the noisy signal below the clean one, the input below what was let through
         for (label, values), color in zip(self.values.items(), ("0.7", "C0"), strict=False):
             axes.plot(values.numpy(), color=color, linewidth=0.9, label=label)
-        if self.tau is not None:
-            tau = self.tau.expand(len(next(iter(self.values.values()))))
-            for edge, label in ((tau, "± threshold"), (-tau, "_other")):
-                axes.plot(edge.numpy(), color="C3", linewidth=0.8, linestyle="--", label=label)
+        for edge, label in zip(self.edges, ("± threshold", "_other"), strict=False):
+            line = edge.expand(len(next(iter(self.values.values()))))
+            axes.plot(line.numpy(), color="C3", linewidth=0.8, linestyle="--", label=label)
         axes.margins(x=0)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
 
@@ -211,16 +214,17 @@ def _input_picture(noisy: Tensor, clean: Tensor | None) -> _Picture:
 
 def _block_picture(block: Block, sample: int, channel: int | None) -> _Picture:
     x, passed, zeroed = block.x[sample], block.passed[sample], block.zeroed[sample]
-    tau = block.tau[min(sample, len(block.tau) - 1)].double().cpu()
+    below = block.tau if block.tau_negative is None else block.tau_negative
+    tau, lower = (t[min(sample, len(t) - 1)].double().cpu() for t in (block.tau, below))
     if x.dim() == 1:  # no spatial axes: the channels side by side
         title, share = f"{block.name}, all channels", zeroed.mean()
     else:
         chosen = _strongest(x) if channel is None else channel
         x, passed, share = x[chosen], passed[chosen], zeroed[chosen]
-        tau = tau[min(chosen, len(tau) - 1)]
+        tau, lower = (t[min(chosen, len(t) - 1)] for t in (tau, lower))
         title = f"{block.name}, channel {chosen}, threshold {tau:.3g}"
     values = {"in": _drawable(x), "let through": _drawable(passed)}
-    return _Picture(f"{title}, {share:.0%} zeroed", values, tau)
+    return _Picture(f"{title}, {share:.0%} zeroed", values, (tau, -lower))
 
 
 def _row(block: Block) -> tuple[str, ...]:
@@ -232,8 +236,12 @@ def _row(block: Block) -> tuple[str, ...]:
 
 def _look(name: str, module: Shrinkage | SoftThreshold, x: Tensor) -> Block:
     """What this module does to x, which is not changed."""
-    alpha = None
-    if isinstance(module, Shrinkage):
+    alpha = negative = None
+    if isinstance(module, Shrinkage) and module.varied:
+        found = thresholds_of(module, x)
+        passed = apply_rule(module, x, found)
+        alpha, tau, negative = found
+    elif isinstance(module, Shrinkage):
         mean = functional.abs_mean(x)
         # the gate that the operators compute does not follow autocast
         with torch.autocast(x.device.type, enabled=False):
@@ -243,7 +251,7 @@ def _look(name: str, module: Shrinkage | SoftThreshold, x: Tensor) -> Block:
         tau = module.weight.detach().clamp(min=0).reshape(1, -1)
         passed = functional.soft_threshold(x, reference.per_row(tau, x))
     zeroed = (passed == 0).double().unsqueeze(-1).flatten(2).mean(-1)
-    return Block(name, type(module).__name__, x, passed, tau, alpha, zeroed)
+    return Block(name, type(module).__name__, x, passed, tau, alpha, zeroed, negative)
 
 
 @contextmanager

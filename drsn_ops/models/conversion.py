@@ -2,6 +2,7 @@
 
 # Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
+import copy
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from ..layers import apply
 from ..modules import Norm, Shrinkage, Thresholds
 from ..reference import Statistic
+from ..variants.shrinkage import Rule, RuleFunction
 from .places import SHORTCUTS, Place, find_places
 from .rsnet import shrink_behind
 
@@ -208,13 +210,14 @@ def _make(module: nn.Module, place: Place, options: dict[str, Any]) -> Shrinkage
 
 def _draw(kind: type[Shrinkage], channels: int, options: dict[str, Any]) -> Shrinkage:
     """A shrinkage drawn in float32 on the CPU, so that PyTorch's default type and device do not change its weights."""
+    rule = options["rule"]
+    learns = isinstance(rule, nn.Module)
     with torch.device("meta"):
-        shrinkage = kind(channels, **options)
+        shrinkage = kind(channels, **options | {"rule": copy.deepcopy(rule) if learns else rule})
     shrinkage.to(torch.float32).to_empty(device="cpu")
-    for layer in shrinkage.fc:
-        reset: Any = getattr(layer, "reset_parameters", None)
-        if reset is not None:
-            reset()
+    shrinkage.reset_parameters()
+    if learns:
+        shrinkage.rule = copy.deepcopy(rule)  # with its own numbers
     return shrinkage
 
 
@@ -230,6 +233,7 @@ def convert(
     statistic: Statistic | None = None,
     reduction: int = 1,
     norm: Norm = "batch",
+    rule: Rule | RuleFunction = "soft",
     where: Callable[[str, nn.Module], bool] | None = None,
 ) -> Conversion:
     """Puts a `Shrinkage` into each residual block of a ResNet, in place, and reports where.
@@ -273,6 +277,7 @@ def convert(
         statistic: of every `Shrinkage`.
         reduction: of every `Shrinkage`.
         norm: of every `Shrinkage`.
+        rule: of every `Shrinkage`; each gets a copy of its own of one that is a module.
         where: called with the name, the first of several, and the module of each squeeze-and-excite module and of each
             block without one. Where it returns False nothing is changed.
 
@@ -308,7 +313,13 @@ def convert(
             f"conv2, ... or one Sequential of layers, and a {', '.join(SHORTCUTS[:-1])} or {SHORTCUTS[-1]} that is no "
             "pooling alone) or squeeze-and-excite modules, and `where` to return True for one"
         )
-    options = {"thresholds": thresholds, "statistic": statistic, "reduction": reduction, "norm": norm}
+    options = {
+        "thresholds": thresholds,
+        "statistic": statistic,
+        "reduction": reduction,
+        "norm": norm,
+        "rule": rule,
+    }
     # everything that can be refused is refused before the model changes
     shrinkages = {module: _make(module, place, options) for module, place in places.items()}
     for module, place in places.items():

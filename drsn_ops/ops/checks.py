@@ -95,6 +95,13 @@ def check_module(name: str, module: nn.Module) -> None:
         raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module")
 
 
+def check_alpha(alpha: object, n: int, c: int) -> None:
+    """What a gate returned is a number a row or a sample."""
+    if not isinstance(alpha, Tensor) or not is_per_row(alpha, n, c):
+        made = f"shape {tuple(alpha.shape)}" if isinstance(alpha, Tensor) else type(alpha).__name__
+        raise ValueError(f"gate: returned {made}, expected a tensor of shape ({n}, {c}) or ({n}, 1)")
+
+
 def check_batch(gate: nn.Module | None, x: Tensor, name: str, batch_norm: nn.Module | None = None) -> None:
     """Refuses what a BatchNorm would refuse, before anything has written running statistics."""
     if x.shape[0] != 1:

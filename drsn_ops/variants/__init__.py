@@ -1,0 +1,1 @@
+"""What papers that build on DRSN change in it: the threshold rule."""
