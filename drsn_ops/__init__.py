@@ -19,6 +19,7 @@ from .modules import RSBU, Shrinkage, SoftThreshold
 from .ops import fake_kernels  # noqa: F401  it registers them
 from .ops.decomposition import decompositions
 from .ops.library import build_info
+from .rules import group_soft_threshold
 
 if TYPE_CHECKING:
     from .training.model import Model
@@ -38,6 +39,7 @@ __all__ = [
     "convert",
     "decompositions",
     "gated_shrink",
+    "group_soft_threshold",
     "inspect",
     "load_model",
     "models",

@@ -11,7 +11,7 @@ All but `soft` are plain PyTorch, to any order of derivatives and on any device;
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,26 +21,26 @@ from . import functional, reference
 from .ops.checks import check_broadcasts, check_companion, check_threshold, check_x
 from .reference import NUMBERS, REAL, accumulator
 
-__all__ = ["firm", "garrote", "hard", "nonnegative", "slope", "smooth", "soft"]
+__all__ = ["firm", "garrote", "group_soft_threshold", "hard", "nonnegative", "slope", "smooth", "soft"]
 
 
-def _as_tensor(name: str, value: Tensor | float, x: Tensor) -> Tensor:
+def _as_tensor(name: str, value: Tensor | float, x: Tensor, of: str = "x") -> Tensor:
     """A number, or a tensor that broadcasts to x, in the accumulator's type of x and on its device."""
     wide = accumulator(x.dtype)
     if not isinstance(value, Tensor):
         return reference.filled((), value, wide, x.device)
     if value.dim() == 0 and value.device != x.device:
         value = value.to(x.device)
-    check_companion(name, value, x)
-    check_broadcasts(name, value, x)
+    check_companion(name, value, x, of)
+    check_broadcasts(name, value, x, of)
     return value.to(wide)
 
 
-def _threshold(tau: Tensor | float, x: Tensor) -> Tensor:
+def _threshold(tau: Tensor | float, x: Tensor, of: str = "x") -> Tensor:
     """tau as a tensor, at least 0."""
     if not isinstance(tau, Tensor):
         check_threshold(tau)
-    return _as_tensor("tau", tau, x).clamp(min=0)
+    return _as_tensor("tau", tau, x, of).clamp(min=0)
 
 
 def _require_within(name: str, value: object, within: bool, allowed: str) -> None:
@@ -53,18 +53,23 @@ def _widened(x: Tensor) -> Tensor:
 
 
 def _scaled(
-    x: Tensor, tau: Tensor, outside: Callable[[Tensor], Tensor], inside: Tensor | float = 0.0
+    x: Tensor,
+    tau: Tensor,
+    outside: Callable[[Tensor], Tensor],
+    inside: Tensor | float = 0.0,
+    size: Tensor | None = None,
 ) -> Tensor:
-    """x times ``outside(tau / |x|)`` where ``|x| > tau``, and times ``inside`` elsewhere.
+    """x times ``outside(tau / size)`` where ``size > tau``, and times ``inside`` elsewhere.
 
     Args:
         x: any of `NUMBERS`.
         tau: not negative, in the accumulator's type.
         outside: of the ratio, which is below 1, and NaN where tau or x is; for a ratio of 0 it is 1.
         inside: the factor in the band.
+        size: ``|x|`` unless another that broadcasts to x is given.
     """
     wide = _widened(x)
-    size = wide.abs()
+    size = wide.abs() if size is None else size
     band = size <= tau
     # in the band neither number takes part, so that no gradient there is 0 times infinity
     ratio = torch.where(band, 0.0, tau) / torch.where(band, 1.0, size)
@@ -277,3 +282,47 @@ def nonnegative(x: Tensor, tau: Tensor | float) -> Tensor:
         return handle_torch_function(nonnegative, (x, tau), x, tau)
     check_x(x, REAL)
     return (_widened(x) - _threshold(tau, x)).relu().to(x.dtype)
+
+
+def group_soft_threshold(x: Tensor, tau: Tensor | float, dim: int | Sequence[int]) -> Tensor:
+    r"""Soft thresholding of groups: ``y = x * max(1 - tau / norm, 0)``, ``norm`` that of x along ``dim``.
+
+    A group keeps its direction, loses tau of its Euclidean norm, and is 0 where the norm is at most tau. It is the
+    proximal operator of tau times the sum of the norms. A group of one is `soft_threshold`, and one of a real and an
+    imaginary part is `soft_threshold` of complex numbers. Where the norm is at most tau, and so where all of a group is
+    0, the derivatives by x and by tau are 0. NaN anywhere in a group or its tau makes all of it NaN. In float32 a norm
+    below 1e-22 counts as 0, since the squares do. It is plain PyTorch, to any order of derivatives.
+
+    Args:
+        x: float16, bfloat16, float32, float64, complex64 or complex128, of any shape with ``dim``. Arithmetic is in
+            float32, or in float64 for the wide types.
+        tau: a number >= 0, or a real tensor that broadcasts to the norms, which have x's shape with 1 at ``dim``. It
+            receives a gradient of its own shape; a negative entry acts as 0 and gets the gradient 0.
+        dim: the axis, or the axes, along which elements are one group.
+
+    Returns:
+        A tensor of the shape and type of x.
+
+    Raises:
+        TypeError: a type that is not listed.
+        ValueError: a negative number, a tau that does not broadcast to the norms or is on another device, or axes that
+            x does not have.
+
+    Source: Yuan and Lin, Model selection and estimation in regression with grouped variables, 2006,
+    DOI 10.1111/j.1467-9868.2005.00532.x; Bach et al., DOI 10.1561/2200000015, section 3.3.
+
+    Examples:
+        >>> x = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+        >>> drsn_ops.group_soft_threshold(x, 2.5, dim=1)
+        tensor([[1.5000, 2.0000],
+                [0.0000, 0.0000]])
+    """
+    if has_torch_function_variadic(x, tau):
+        return handle_torch_function(group_soft_threshold, (x, tau), x, tau, dim)
+    check_x(x, NUMBERS)
+    axes = (dim,) if isinstance(dim, int) else tuple(dim)
+    known = [axis % x.dim() for axis in axes if isinstance(axis, int) and -x.dim() <= axis < x.dim()]
+    if not axes or len(set(known)) < len(axes):
+        raise ValueError(f"dim: got {dim!r}, expected different axes of x, of shape {tuple(x.shape)}")
+    norms = torch.linalg.vector_norm(_widened(x), dim=axes, keepdim=True)
+    return _scaled(x, _threshold(tau, norms, "the norms"), lambda ratio: 1 - ratio, size=norms)

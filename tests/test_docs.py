@@ -123,6 +123,7 @@ def test_functions_show_an_example():
         "gated_shrink",
         "batch_norm_shrink",
         "batch_norm_relu",
+        "group_soft_threshold",
     ):
         assert ">>> " in getattr(drsn_ops, name).__doc__
 

@@ -1,6 +1,7 @@
 """Shrinkages with another rule: their values, gradients and state, and the tools that know them."""
 
 import copy
+import dataclasses
 import functools
 import io
 import pickle
@@ -283,7 +284,8 @@ def test_narrow_types(dtype, device):
         torch.testing.assert_close(y.double(), expected, rtol=0.05, atol=0.05)
         module.float()
         with torch.autocast(device.type if isinstance(device, torch.device) else device, torch.bfloat16):
-            assert module(x.float()).dtype == torch.float32
+            mixed = module(x.float())
+        assert torch.equal(mixed, module(x.float()))
 
 
 @pytest.mark.parametrize("rule", ["garrote", "asymmetric"])
@@ -337,7 +339,12 @@ def test_inspection(rule, tmp_path):
     assert (block.tau_negative is None) == (rule != "asymmetric")
     if block.tau_negative is not None:
         close(block.tau_negative, module.fc_negative(reference.abs_mean(x)) * reference.abs_mean(x))
-        assert inspection.plot(tmp_path / "blocks.png").exists()
+        other = dataclasses.replace(block, tau_negative=3 * block.tau_negative)
+        pictures = [
+            dataclasses.replace(inspection, blocks=(one,)).plot(tmp_path / f"{i}.png").read_bytes()
+            for i, one in enumerate((block, block, other))
+        ]
+        assert pictures[0] == pictures[1] != pictures[2]
 
 
 @pytest.mark.parametrize("rule, mistake", [("hard", HARD), ("garrote", GARROTE), ("soft", None)])

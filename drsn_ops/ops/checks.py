@@ -61,13 +61,13 @@ def check_companion(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
         sharding.check_companion(name, t, x, of)
 
 
-def check_broadcasts(name: str, t: Tensor, x: Tensor) -> None:
+def check_broadcasts(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
     # Ranks first: every comparison of a symbolic size makes a guard.
     if t.dim() != x.dim() or t.shape != x.shape:
         pairs = zip(reversed(t.shape), reversed(x.shape), strict=False)
         if t.dim() > x.dim() or any(own != 1 and own != size for own, size in pairs):
             raise ValueError(
-                f"{name}: got shape {tuple(t.shape)}, expected one that broadcasts to x, {tuple(x.shape)}"
+                f"{name}: got shape {tuple(t.shape)}, expected one that broadcasts to {of}, {tuple(x.shape)}"
             )
 
 
