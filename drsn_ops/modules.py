@@ -32,7 +32,16 @@ from .layers import (
 from .ops.plain_gate import is_plain, watched
 from .ops.spatial import shortcut_of
 from .reference import STATISTICS, Statistic
-from .variants.shrinkage import FIRST_SLOPE, Rule, RuleFunction, require_rule, varied_shrink
+from .variants.shrinkage import (
+    FIRST_SLOPE,
+    POOLINGS,
+    PooledGate,
+    Pooling,
+    Rule,
+    RuleFunction,
+    require_rule,
+    varied_shrink,
+)
 
 Thresholds = Literal["channel-wise", "channel-shared"]
 Norm = Literal["batch", "layer", "rms", "none"]
@@ -104,22 +113,27 @@ class Shrinkage(nn.Module):
         reduction: H = max(C // reduction, 1). The paper has 1, its CIFAR-10 program 4.
         norm: the gate's normalisation: ``"batch"`` (the paper), ``"layer"``, ``"rms"`` or ``"none"``. All but
             ``"batch"`` train on a batch of one. ``"layer"`` leaves nothing of a gate with H = 1.
-        inplace: write the result into x; of the soft rule alone.
+        inplace: write the result into x; of the soft rule and ``pooling="avg"`` alone.
         rule: what the thresholds do. ``"soft"`` is the paper's; ``"hard"``, ``"garrote"``, ``"firm"``, ``"smooth"``,
             ``"slope"`` and ``"nonnegative"`` are those of `drsn_ops.rules`. ``"learned-slope"`` learns the slope inside
             the band, one for each output of the gate, from 0.1 on, as ``self.slope``. ``"asymmetric"`` is the soft rule
             with another gate, ``self.fc_negative``, for the thresholds of the values below 0. Or any callable of x and
             a tau that broadcasts to x, such as ``functools.partial(drsn_ops.rules.firm, ratio=3)``; one that is a
             module is called ``self.rule`` and learns too.
+        pooling: what the gate gets and alpha multiplies: ``"avg"``, the abs-means; ``"max"``, the largest magnitudes in
+            their place, so that tau may be above most of x; or ``"avg+max"``, where one shared network sees both,
+            ``alpha = sigmoid(f(means) + f(maxima))`` as in CBAM, and alpha multiplies the abs-mean.
+        channel_dim: the axis of the channels: 1, or -1 for x of shape (N, C) or (N, \\*spatial, C), such as a
+            transformer's (B, L, C), which is not copied.
 
     The gate is ``self.fc``, always five modules long, so that state_dict keys do not depend on ``norm``:
     ``fc.0`` and ``fc.3`` are the linear layers, ``fc.1`` the normalisation. One operator computes it together with
     the rest while nothing is attached to it; with a hook or a parametrization its modules are called, see
-    `drsn_ops.gated_shrink`. With another rule than the soft one its modules are called, between fused operators. These
-    options are chosen when the module is made; changing them later has no effect.
+    `drsn_ops.gated_shrink`. With another rule or pooling its modules are called, between fused operators. The options
+    are chosen when the module is made; changing ``rule``, ``pooling`` or ``channel_dim`` later is no use.
 
-    Shape: x is (N, C) or (N, C, \\*spatial) with up to three spatial axes; residual and y have x's shape and
-    dtype: float16, bfloat16, float32 or float64. The gate computes in float32 or wider, also under
+    Shape: x is (N, C) or (N, C, \\*spatial) with up to three spatial axes, or as ``channel_dim`` says; residual and y
+    have x's shape and dtype: float16, bfloat16, float32 or float64. The gate computes in float32 or wider, also under
     ``torch.autocast``; where its modules are called, in its own parameters' dtype or in autocast's.
 
     Setting ``use_reference`` to True on an instance makes it compute with `drsn_ops.reference` instead of the
@@ -133,7 +147,8 @@ class Shrinkage(nn.Module):
     Warns:
         UserWarning: ``rule="hard"``, which gives its thresholds no gradient, so that its gate does not learn.
 
-    Sources: Zhao et al., DOI 10.1109/TII.2019.2943898, section III; those of the rules are in `drsn_ops.rules`.
+    Sources: Zhao et al., DOI 10.1109/TII.2019.2943898, section III; those of the rules are in `drsn_ops.rules`; CBAM,
+    Woo et al., arXiv 1807.06521.
     """
 
     use_reference = False
@@ -149,6 +164,8 @@ class Shrinkage(nn.Module):
         norm: Norm = "batch",
         inplace: bool = False,
         rule: Rule | RuleFunction = "soft",
+        pooling: Pooling = "avg",
+        channel_dim: Literal[1, -1] = 1,
     ) -> None:
         super().__init__()
         require_positive("channels", channels)
@@ -157,8 +174,12 @@ class Shrinkage(nn.Module):
         require_positive("reduction", reduction)
         require_choice("norm", norm, tuple(NORMS))
         require_rule(rule)
-        if inplace and rule not in ("soft", rules.soft):
-            raise ValueError(f"inplace: got True, expected False for another rule than 'soft', {rule!r}")
+        require_choice("pooling", pooling, POOLINGS)
+        require_choice("channel_dim", channel_dim, (1, -1))
+        if inplace and (rule not in ("soft", rules.soft) or pooling != "avg"):
+            raise ValueError(
+                "inplace: got True, expected False for another rule than 'soft' or pooling than 'avg'"
+            )
         self.channels = channels
         self.thresholds = thresholds
         self.statistic: Statistic = statistic or ("channel" if thresholds == "channel-wise" else "sample")
@@ -166,7 +187,9 @@ class Shrinkage(nn.Module):
         self.norm = norm
         self.inplace = inplace
         self.rule = "soft" if rule is rules.soft else rule
-        self.varied = self.rule != "soft"
+        self.pooling = pooling
+        self.channel_dim = channel_dim
+        self.varied = (self.rule, pooling, channel_dim) != ("soft", "avg", 1)
         outputs = channels if thresholds == "channel-wise" else 1
         self.fc = self._make_gate(outputs)
         if rule == "asymmetric":
@@ -180,7 +203,8 @@ class Shrinkage(nn.Module):
 
     def _make_gate(self, outputs: int) -> nn.Sequential:
         hidden = max(self.channels // self.reduction, 1)
-        return nn.Sequential(
+        kind = PooledGate if self.pooling == "avg+max" else nn.Sequential
+        return kind(
             nn.Linear(self.channels, hidden),
             NORMS[self.norm](hidden),
             nn.ReLU(),
@@ -189,10 +213,10 @@ class Shrinkage(nn.Module):
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes a pickle from before there were other rules."""
+        """Takes a pickle from before there were variants."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if "varied" not in state:
-            self.rule, self.varied = "soft", False
+            self.rule, self.pooling, self.channel_dim, self.varied = "soft", "avg", 1, False
 
     def reset_parameters(self) -> None:
         """Draw the gates' weights anew, and set learned slopes back; a rule that is a module stays as it is."""
@@ -205,9 +229,9 @@ class Shrinkage(nn.Module):
             nn.init.constant_(self.slope, FIRST_SLOPE)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        require_channels(x, self.channels, "channels")
         if self.varied:
             return varied_shrink(self, x, residual)
+        require_channels(x, self.channels, "channels")
         if self.use_reference:
             return reference.gated_shrink(x, self.fc, statistic=self.statistic, residual=residual)
         return functional.gated_shrink(
@@ -218,7 +242,9 @@ class Shrinkage(nn.Module):
         return (
             f"{self.channels}, {self.thresholds!r}, statistic={self.statistic!r}, reduction={self.reduction}, "
             f"norm={self.norm!r}, inplace={self.inplace}"
-            + (f", rule={self.rule!r}" if isinstance(self.rule, str) and self.varied else "")
+            + (f", rule={self.rule!r}" if isinstance(self.rule, str) and self.rule != "soft" else "")
+            + (f", pooling={self.pooling!r}" if self.pooling != "avg" else "")
+            + (f", channel_dim={self.channel_dim}" if self.channel_dim != 1 else "")
         )
 
 

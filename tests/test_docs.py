@@ -24,7 +24,7 @@ from drsn_ops.__main__ import COMMANDS, main
 from drsn_ops.arguments import InputError
 from drsn_ops.modules import NORMS, THRESHOLDS
 from drsn_ops.reference import STATISTICS
-from drsn_ops.variants.shrinkage import RULES
+from drsn_ops.variants.shrinkage import POOLINGS, RULES
 from drsn_ops.vibration import CLASSES, vibration
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +79,7 @@ CHOICES = {
     "statistic": STATISTICS,
     "norm": tuple(NORMS),
     "rule": RULES,
+    "pooling": POOLINGS,
     "kind": noise.KINDS,
 }
 

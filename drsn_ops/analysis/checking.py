@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,7 @@ def check_shrinkage(
     expected: Thresholds | None = None,
     statistic: Statistic | None = None,
     training: bool = False,
+    channel_dim: Literal[1, -1] = 1,
 ) -> Check:
     r"""Whether a shrinkage block is ``sign(x) * max(|x| - alpha * mean|x|, 0)``, and what is wrong with it if not.
 
@@ -109,7 +111,8 @@ def check_shrinkage(
     - ``"cut off from the gradient"``: a ``detach``, ``.data``, ``.item()`` or ``no_grad`` keeps gradients from x, the
       mean that alpha multiplies, the gate's input or the gate's parameters. Frozen parameters are no mistake.
 
-    A `Shrinkage` of another rule is no soft thresholding and so wrong here, by its rule's name if that is above.
+    A `Shrinkage` of another rule or pooling is not the definition and so wrong here, by its rule's name if that is
+    above.
 
     Only the first mistake of a block is reported. Some things do not show: an alpha below 1e-7 in a quiet channel
     passes for the channel's own mean, C gate outputs that are always equal pass for one, and a cut that takes less than
@@ -129,6 +132,7 @@ def check_shrinkage(
         statistic: the abs-mean that alpha is meant to multiply, as in `Shrinkage`: ``"channel"`` or ``"sample"``, with
             either gate. None follows the paper: ``"channel"`` for a channel-wide gate, ``"sample"`` for one output.
         training: check the block in training mode, where its gate's BatchNorm uses the batch.
+        channel_dim: the axis of the block's channels: 1, or -1 for a block of (N, \*spatial, C), as transformers have.
 
     Returns:
         A `Check`: true or false, and a report in print. A block that raises, or returns another shape, an integer or
@@ -150,6 +154,7 @@ def check_shrinkage(
     require_choice("dim", dim, tuple(SPATIAL))
     require_choice("expected", expected, (*THRESHOLDS, None))
     require_choice("statistic", statistic, (*STATISTICS, None))
+    require_choice("channel_dim", channel_dim, (1, -1))
     sizes = SPATIAL[dim] if spatial is None else tuple(spatial)
     if len(sizes) != dim or math.prod(sizes) < 16:
         raise ValueError(
@@ -160,7 +165,7 @@ def check_shrinkage(
         # a copy made in inference mode would have no gradients
         with torch.inference_mode(False):
             call, like = _prepared(module, dtype, training)
-        block = Block(call, sizes, like)
+        block = Block(call, sizes, like, channel_dim)
         devices = [like.device] if like.is_cuda else []
         try:
             with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
@@ -170,6 +175,7 @@ def check_shrinkage(
             return _with_hint(wrong.check, module)
         except Exception as error:
             message = str(error).partition("\n")[0]
-            called = f"it was called with x of shape {(SAMPLES, channels, *sizes)}; dim says how many axes are spatial"
+            shape = (SAMPLES, channels, *sizes) if channel_dim == 1 else (SAMPLES, *sizes, channels)
+            called = f"it was called with x of shape {shape}; dim says how many axes are spatial"
             failure = Check(False, f"raises {type(error).__name__}", None, (message, called))
     return failure

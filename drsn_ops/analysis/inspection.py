@@ -29,7 +29,7 @@ class Block:
     Attributes:
         name: of the module in the network.
         kind: ``"Shrinkage"`` or ``"SoftThreshold"``.
-        x: the input, (N, C, \\*spatial).
+        x: the input, (N, C, \\*spatial), of ``channel_dim=-1`` too.
         passed: ``sign(x) * max(|x| - tau, 0)``, or what another rule makes of x, before a residual is added; of x's
             shape.
         tau: the thresholds in the units of x, (N, C) or, where the channels share one, (N, 1); of a `SoftThreshold`
@@ -238,6 +238,7 @@ def _look(name: str, module: Shrinkage | SoftThreshold, x: Tensor) -> Block:
     """What this module does to x, which is not changed."""
     alpha = negative = None
     if isinstance(module, Shrinkage) and module.varied:
+        x = x if module.channel_dim == 1 else x.movedim(-1, 1)
         found = thresholds_of(module, x)
         passed = apply_rule(module, x, found)
         alpha, tau, negative = found

@@ -74,16 +74,21 @@ def _softened(form: str | None, magnitude: Tensor, kept: Tensor) -> Tensor:
 class Block:
     """A block as a function of (N, C, L) float64 inputs, which it gets with their spatial axes."""
 
-    def __init__(self, call: Callable[[Tensor], object], spatial: tuple[int, ...], like: Tensor) -> None:
+    def __init__(
+        self, call: Callable[[Tensor], object], spatial: tuple[int, ...], like: Tensor, channel_dim: int = 1
+    ) -> None:
         self.call = call
         self.spatial = spatial
         self.like = like
+        self.channel_dim = channel_dim
         self.tolerance = 1e-4  # float32's, in a row whose largest value is 100 times its mean
         self.error = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         """The block's output. Raises `Wrong` unless it is finite and has the shape of x, which is not changed."""
         given = x.to(self.like, copy=True).reshape(*x.shape[:2], *self.spatial)
+        if self.channel_dim == -1:
+            given = given.movedim(1, -1).contiguous()
         shape = tuple(given.shape)
         y = self.call(given)
         if not isinstance(y, Tensor):
@@ -94,7 +99,7 @@ class Block:
             raise Wrong(
                 f"returns {y.dtype} for an x of {self.like.dtype}, expected a real floating-point type"
             )
-        y = y.to(x).reshape(x.shape)
+        y = y.to(x).movedim(self.channel_dim, 1).reshape(x.shape)
         if not y.isfinite().all():
             word = "NaN" if y.isnan().any() else "infinite values"
             raise Wrong(

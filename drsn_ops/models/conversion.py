@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from ..layers import apply
 from ..modules import Norm, Shrinkage, Thresholds
 from ..reference import Statistic
-from ..variants.shrinkage import Rule, RuleFunction
+from ..variants.shrinkage import Pooling, Rule, RuleFunction
 from .places import SHORTCUTS, Place, find_places
 from .rsnet import shrink_behind
 
@@ -234,6 +234,7 @@ def convert(
     reduction: int = 1,
     norm: Norm = "batch",
     rule: Rule | RuleFunction = "soft",
+    pooling: Pooling = "avg",
     where: Callable[[str, nn.Module], bool] | None = None,
 ) -> Conversion:
     """Puts a `Shrinkage` into each residual block of a ResNet, in place, and reports where.
@@ -278,6 +279,7 @@ def convert(
         reduction: of every `Shrinkage`.
         norm: of every `Shrinkage`.
         rule: of every `Shrinkage`; each gets a copy of its own of one that is a module.
+        pooling: of every `Shrinkage`.
         where: called with the name, the first of several, and the module of each squeeze-and-excite module and of each
             block without one. Where it returns False nothing is changed.
 
@@ -319,6 +321,7 @@ def convert(
         "reduction": reduction,
         "norm": norm,
         "rule": rule,
+        "pooling": pooling,
     }
     # everything that can be refused is refused before the model changes
     shrinkages = {module: _make(module, place, options) for module, place in places.items()}

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..reference import REAL, require_number, wrong_type
 from .plain_gate import PLAIN_TENSORS, uses_batch
 
+_WORDS = "In PyTorch's words: Expected more than 1 value per channel when training, got input size"
+
 
 def is_sharded(x: Tensor) -> bool:
     """True for a DTensor; before its module has been imported there is none."""
@@ -102,20 +104,25 @@ def check_alpha(alpha: object, n: int, c: int) -> None:
         raise ValueError(f"gate: returned {made}, expected a tensor of shape ({n}, {c}) or ({n}, 1)")
 
 
+def check_norm(gate: nn.Module, x: Tensor, name: str) -> None:
+    """Refuses a batch of one for a gate of `Shrinkage` with a BatchNorm that trains."""
+    if x.shape[0] == 1 and isinstance(gate, nn.Sequential) and len(gate) == 5 and uses_batch(gate[1]):
+        raise ValueError(
+            f"{name}: got a batch of 1, expected at least 2 samples for a gate that normalises over the batch, as "
+            "norm='batch' does in training; norm='layer', 'rms' or 'none' trains on one. "
+            f"{_WORDS} torch.Size([1, {gate[1].num_features}])"
+        )
+
+
 def check_batch(gate: nn.Module | None, x: Tensor, name: str, batch_norm: nn.Module | None = None) -> None:
     """Refuses what a BatchNorm would refuse, before anything has written running statistics."""
     if x.shape[0] != 1:
         return
-    words = "In PyTorch's words: Expected more than 1 value per channel when training, got input size"
     # The BatchNorm of a `Shrinkage` sees one value a feature and sample; of another gate this is not known.
-    if type(gate) is nn.Sequential and len(gate) == 5 and uses_batch(gate[1]):
-        raise ValueError(
-            f"{name}: got a batch of 1, expected at least 2 samples for a gate that normalises over the batch, as "
-            "norm='batch' does in training; norm='layer', 'rms' or 'none' trains on one. "
-            f"{words} torch.Size([1, {gate[1].num_features}])"
-        )
+    if type(gate) is nn.Sequential:
+        check_norm(gate, x, name)
     if batch_norm is not None and uses_batch(batch_norm) and math.prod(x.shape[2:]) == 1:
         raise ValueError(
             f"{name}: got one value a channel, expected more for a batch_norm that normalises over the batch. "
-            f"{words} {x.shape}"
+            f"{_WORDS} {x.shape}"
         )

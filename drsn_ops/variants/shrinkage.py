@@ -1,7 +1,8 @@
-"""A `Shrinkage` of another rule: its gate and its rule are called between fused operators."""
+"""A `Shrinkage` of another rule, pooling or axis of channels: its modules are called between fused operators."""
 
 # Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, get_args
@@ -9,21 +10,41 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.fx.node import has_side_effect
 
 from .. import functional, reference, rules
 from ..functional import into_gate
-from ..ops.checks import check_alpha, check_batch, check_residual, check_rows
-from ..reference import Statistic, per_row, wrong_type
+from ..layers import require_channels
+from ..ops.checks import check_alpha, check_norm, check_residual, check_rows
+from ..reference import accumulator, per_row, wrong_type
 
 Rule = Literal[
     "soft", "hard", "garrote", "firm", "smooth", "slope", "learned-slope", "asymmetric", "nonnegative"
 ]
 RuleFunction = Callable[[Tensor, Tensor], Tensor]
+Pooling = Literal["avg", "max", "avg+max"]
 RULES: tuple[Rule, ...] = get_args(Rule)
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 FIRST_SLOPE = 0.1  # of what is learned; `rules.slope` has it too
 
-for _name in ("into_gate", "per_row"):
+for _name in ("into_gate", "per_row", "require_channels"):
     torch.fx.wrap(_name)  # see `layers`
+
+
+class PooledGate(nn.Sequential):
+    """The gate of ``pooling="avg+max"``: ``sigmoid(f(means) + f(maxima))``, f being all layers but the sigmoid.
+
+    f sees both as one batch, so that a BatchNorm has the same statistics in training and in evaluation.
+    """
+
+    def forward(self, means: Tensor, maxima: Tensor) -> Tensor:  # type: ignore[override]
+        *layers, sigmoid = self
+        h = torch.cat([means, maxima])
+        for layer in layers:
+            h = layer(h)
+        of_means, of_maxima = h.chunk(2)
+        alpha: Tensor = sigmoid(of_means + of_maxima)
+        return alpha
 
 
 class Thresholds(NamedTuple):
@@ -42,6 +63,34 @@ def require_rule(rule: object) -> None:
 
 
 @torch.fx.wrap
+def abs_max(x: Tensor) -> Tensor:
+    """The largest ``|x|`` of each row, (N, C), in float32 or wider; 0 where there is nothing."""
+    magnitude = x.to(accumulator(x.dtype)).abs()
+    if x.dim() == 2:
+        return magnitude
+    if math.prod(x.shape[2:]) == 0:
+        return magnitude.sum(tuple(range(2, x.dim())))
+    return magnitude.amax(tuple(range(2, x.dim())))
+
+
+@torch.fx.wrap
+@has_side_effect
+def _require_last(x: Tensor, residual: Tensor | None, channels: int) -> None:
+    if not isinstance(x, Tensor):
+        raise wrong_type("x", x)
+    if x.dim() < 2 or x.shape[-1] != channels:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected {channels} channels on the last axis")
+    if isinstance(residual, Tensor) and residual.shape != x.shape:
+        raise ValueError(f"residual: got shape {tuple(residual.shape)}, expected {tuple(x.shape)}, that of x")
+
+
+@torch.fx.wrap
+def channels_first(x: Tensor | None) -> Tensor | None:
+    """A view of x, (N, \\*spatial, C), as (N, C, \\*spatial)."""
+    return x.movedim(-1, 1) if isinstance(x, Tensor) else x
+
+
+@torch.fx.wrap
 def _checked_alpha(alpha: Tensor, x: Tensor) -> Tensor:
     check_alpha(alpha, *x.shape[:2])
     return alpha
@@ -54,7 +103,8 @@ def _checked_result(y: Tensor, x: Tensor) -> Tensor:
         raise wrong_type("rule", y, "a function that returns a tensor")
     if y.shape != x.shape:
         raise ValueError(f"rule: returned shape {tuple(y.shape)}, expected {tuple(x.shape)}, that of x")
-    return y.to(x.dtype)
+    # the rule may keep what it returned, and what comes behind a `Shrinkage` may overwrite it
+    return y.to(x.dtype, copy=True)
 
 
 @torch.fx.wrap
@@ -62,23 +112,27 @@ def _added(y: Tensor, residual: Tensor | None) -> Tensor:
     return y if residual is None else y + residual
 
 
-def _alpha(gate: nn.Module, x: Tensor, statistics: Tensor) -> Tensor:
+def _alpha(gate: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
     weights: Any = [w for w in reference.gate_weights(gate) if isinstance(w, (Tensor, Proxy))]
     # as the fused gate, which does not follow autocast
     with nullcontext() if isinstance(x, Proxy) else reference.no_autocast(x):
-        return _checked_alpha(gate(into_gate(statistics, weights)), x)
+        return _checked_alpha(gate(*(into_gate(one, weights) for one in statistics)), x)
 
 
 def thresholds_of(shrinkage: Any, x: Tensor) -> Thresholds:
-    """The gates' outputs for x, and the thresholds that they make."""
+    """The gates' outputs for x, with its channels on axis 1, and the thresholds that they make."""
     formulas: Any = reference if shrinkage.use_reference else functional
-    means = formulas.abs_mean(x)
-    scope: Statistic = shrinkage.statistic
-    multiplied = means if scope == "channel" else means.mean(1, keepdim=True)
-    alpha = _alpha(shrinkage.fc, x, means)
+    pooling: Pooling = shrinkage.pooling
+    means = () if pooling == "max" else (formulas.abs_mean(x),)
+    maxima = () if pooling == "avg" else (abs_max(x),)
+    statistics: tuple[Tensor, ...] = means + maxima
+    multiplied = statistics[0]
+    if shrinkage.statistic == "sample":
+        multiplied = multiplied.mean(1, keepdim=True) if means else multiplied.amax(1, keepdim=True)
+    alpha = _alpha(shrinkage.fc, x, statistics)
     negative = None
     if shrinkage.rule == "asymmetric":
-        negative = _alpha(shrinkage.fc_negative, x, means) * multiplied
+        negative = _alpha(shrinkage.fc_negative, x, statistics) * multiplied
     return Thresholds(alpha, alpha * multiplied, negative)
 
 
@@ -102,8 +156,23 @@ def apply_rule(shrinkage: Any, x: Tensor, thresholds: Thresholds) -> Tensor:
 
 def varied_shrink(shrinkage: Any, x: Tensor, residual: Tensor | None) -> Tensor:
     """The result of a `Shrinkage` that is not the paper's."""
+    if shrinkage.channel_dim == 1:
+        require_channels(x, shrinkage.channels, "channels")
+        return _shrunk(shrinkage, x, residual)
+    _require_last(x, residual, shrinkage.channels)
+    first: Any = channels_first(x), channels_first(residual)
+    return _shrunk(shrinkage, *first).movedim(1, -1)
+
+
+def _shrunk(shrinkage: Any, x: Tensor, residual: Tensor | None) -> Tensor:
+    """The result for an x with its channels on axis 1."""
+    if shrinkage.rule == "soft" and shrinkage.pooling == "avg":
+        options = {"statistic": shrinkage.statistic, "residual": residual}
+        if shrinkage.use_reference:
+            return reference.gated_shrink(x, shrinkage.fc, **options)
+        return functional.gated_shrink(x, shrinkage.fc, inplace=shrinkage.inplace, **options)
     if not isinstance(x, Proxy):
         check_rows(x)
         check_residual(residual, x)
-        check_batch(shrinkage.fc, x, "x")
+        check_norm(shrinkage.fc, x, "x")
     return _added(apply_rule(shrinkage, x, thresholds_of(shrinkage, x)), residual)
