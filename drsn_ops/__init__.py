@@ -14,12 +14,14 @@ from .analysis.checking import check_shrinkage
 from .analysis.inspection import inspect
 from .arguments import InputError
 from .functional import abs_mean, batch_norm_relu, batch_norm_shrink, gated_shrink, shrink, soft_threshold
+from .models.adaptation import adapt_batch_norm
 from .models.conversion import convert
 from .modules import RSBU, Shrinkage, SoftThreshold
 from .ops import fake_kernels  # noqa: F401  it registers them
 from .ops.decomposition import decompositions
 from .ops.library import build_info
 from .rules import group_soft_threshold
+from .variants.aprelu import APReLU
 
 if TYPE_CHECKING:
     from .training.model import Model
@@ -27,11 +29,13 @@ if TYPE_CHECKING:
 __version__: str = build_info()["version"]
 
 __all__ = [
+    "APReLU",
     "InputError",
     "RSBU",
     "Shrinkage",
     "SoftThreshold",
     "abs_mean",
+    "adapt_batch_norm",
     "batch_norm_relu",
     "batch_norm_shrink",
     "build_info",

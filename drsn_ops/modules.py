@@ -32,10 +32,10 @@ from .layers import (
 from .ops.plain_gate import is_plain, watched
 from .ops.spatial import shortcut_of
 from .reference import STATISTICS, Statistic
+from .variants.gates import NORMS, Norm, PooledGate, make_gate
 from .variants.shrinkage import (
     FIRST_SLOPE,
     POOLINGS,
-    PooledGate,
     Pooling,
     Rule,
     RuleFunction,
@@ -44,9 +44,7 @@ from .variants.shrinkage import (
 )
 
 Thresholds = Literal["channel-wise", "channel-shared"]
-Norm = Literal["batch", "layer", "rms", "none"]
 THRESHOLDS: tuple[Thresholds, ...] = get_args(Thresholds)
-NORMS = dict(zip(get_args(Norm), (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm, nn.Identity), strict=True))
 
 for _name in ("along_channels", "require_channels", "require_input", "shortcut_of"):
     torch.fx.wrap(_name)  # see `layers`
@@ -190,27 +188,17 @@ class Shrinkage(nn.Module):
         self.pooling = pooling
         self.channel_dim = channel_dim
         self.varied = (self.rule, pooling, channel_dim) != ("soft", "avg", 1)
-        outputs = channels if thresholds == "channel-wise" else 1
-        self.fc = self._make_gate(outputs)
+        hidden, outputs = max(channels // reduction, 1), channels if thresholds == "channel-wise" else 1
+        kind = PooledGate if pooling == "avg+max" else nn.Sequential
+        self.fc = make_gate(channels, hidden, outputs, norm, kind=kind)
         if rule == "asymmetric":
-            self.fc_negative = self._make_gate(outputs)
+            self.fc_negative = make_gate(channels, hidden, outputs, norm, kind=kind)
         elif rule == "learned-slope":
             self.slope = nn.Parameter(torch.full((outputs,), FIRST_SLOPE))
         elif rule in ("hard", rules.hard):
             warnings.warn(
                 "rule: 'hard' passes no gradient to its thresholds: the gate will not learn", stacklevel=2
             )
-
-    def _make_gate(self, outputs: int) -> nn.Sequential:
-        hidden = max(self.channels // self.reduction, 1)
-        kind = PooledGate if self.pooling == "avg+max" else nn.Sequential
-        return kind(
-            nn.Linear(self.channels, hidden),
-            NORMS[self.norm](hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, outputs),
-            nn.Sigmoid(),
-        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes a pickle from before there were variants."""

@@ -22,8 +22,9 @@ from benchmarks import report
 from drsn_ops import _C, models, noise, reference, rules
 from drsn_ops.__main__ import COMMANDS, main
 from drsn_ops.arguments import InputError
-from drsn_ops.modules import NORMS, THRESHOLDS
+from drsn_ops.modules import THRESHOLDS
 from drsn_ops.reference import STATISTICS
+from drsn_ops.variants.gates import NORMS
 from drsn_ops.variants.shrinkage import POOLINGS, RULES
 from drsn_ops.vibration import CLASSES, vibration
 

@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from ..layers import apply
-from ..modules import Norm, Shrinkage, Thresholds
+from ..modules import Shrinkage, Thresholds
 from ..reference import Statistic
+from ..variants.gates import Norm
 from ..variants.shrinkage import Pooling, Rule, RuleFunction
 from .places import SHORTCUTS, Place, find_places
 from .rsnet import shrink_behind

@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from ..modules import RSBU, Norm, Thresholds
+from ..modules import RSBU, Thresholds
+from ..variants.gates import Norm
 from .initialisation import as_keras, as_tflearn
 from .paper import ShrinkageNetwork
 

@@ -27,9 +27,10 @@ from ..layers import (
     through,
     through_all,
 )
-from ..modules import THRESHOLDS, Norm, Shrinkage, Thresholds, is_bare
+from ..modules import THRESHOLDS, Shrinkage, Thresholds, is_bare
 from ..ops.plain_gate import is_plain
 from ..reference import STATISTICS, Statistic
+from ..variants.gates import Norm
 
 torch.fx.wrap("require_input")
 

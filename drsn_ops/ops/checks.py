@@ -105,8 +105,8 @@ def check_alpha(alpha: object, n: int, c: int) -> None:
 
 
 def check_norm(gate: nn.Module, x: Tensor, name: str) -> None:
-    """Refuses a batch of one for a gate of `Shrinkage` with a BatchNorm that trains."""
-    if x.shape[0] == 1 and isinstance(gate, nn.Sequential) and len(gate) == 5 and uses_batch(gate[1]):
+    """Refuses a batch of one for a gate of `Shrinkage` or `APReLU` with a BatchNorm that trains."""
+    if x.shape[0] == 1 and isinstance(gate, nn.Sequential) and len(gate) in (5, 6) and uses_batch(gate[1]):
         raise ValueError(
             f"{name}: got a batch of 1, expected at least 2 samples for a gate that normalises over the batch, as "
             "norm='batch' does in training; norm='layer', 'rms' or 'none' trains on one. "
@@ -119,7 +119,7 @@ def check_batch(gate: nn.Module | None, x: Tensor, name: str, batch_norm: nn.Mod
     if x.shape[0] != 1:
         return
     # The BatchNorm of a `Shrinkage` sees one value a feature and sample; of another gate this is not known.
-    if type(gate) is nn.Sequential:
+    if type(gate) is nn.Sequential and len(gate) == 5:
         check_norm(gate, x, name)
     if batch_norm is not None and uses_batch(batch_norm) and math.prod(x.shape[2:]) == 1:
         raise ValueError(

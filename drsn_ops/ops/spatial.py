@@ -8,23 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def same_padding(sizes: Sequence[int], stride: int) -> list[int]:
-    """The zeros around axes of these sizes of which a convolution of width 3 is to keep ceil(size / stride) positions.
+def same_padding(sizes: Sequence[int], stride: int, width: int = 3) -> list[int]:
+    """The zeros around axes of these sizes of which a convolution is to keep ceil(size / stride) positions.
 
     As ``F.pad`` takes them, the last axis first. None for stride 1, whose convolution pads by itself.
     """
     widths = []
     for size in reversed(sizes):
-        total = 2 - (size - 1) % stride if stride > 1 else 0
-        if stride > 3:  # only here: a comparison binds a traced network to sizes of one remainder
+        total = width - 1 - (size - 1) % stride if stride > 1 else 0
+        if stride > width:  # only here: a comparison binds a traced network to sizes of one remainder
             total = max(total, 0)
         widths += [total // 2, total - total // 2]
     return widths
 
 
-def pad_same(x: Tensor, stride: int) -> Tensor:
+def pad_same(x: Tensor, stride: int, width: int = 3) -> Tensor:
     """x with the zeros of `same_padding` around it."""
-    return x if stride == 1 else F.pad(x, same_padding(x.shape[2:], stride))
+    return x if stride == 1 else F.pad(x, same_padding(x.shape[2:], stride, width))
 
 
 def shortcut_of(x: Tensor, stride: int, channels: int) -> Tensor:

@@ -4,19 +4,18 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Proxy
 from torch.fx.node import has_side_effect
 
 from .. import functional, reference, rules
-from ..functional import into_gate
 from ..layers import require_channels
 from ..ops.checks import check_alpha, check_norm, check_residual, check_rows
 from ..reference import accumulator, per_row, wrong_type
+from .gates import call_gate
 
 Rule = Literal[
     "soft", "hard", "garrote", "firm", "smooth", "slope", "learned-slope", "asymmetric", "nonnegative"
@@ -27,24 +26,8 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 FIRST_SLOPE = 0.1  # of what is learned; `rules.slope` has it too
 
-for _name in ("into_gate", "per_row", "require_channels"):
+for _name in ("per_row", "require_channels"):
     torch.fx.wrap(_name)  # see `layers`
-
-
-class PooledGate(nn.Sequential):
-    """The gate of ``pooling="avg+max"``: ``sigmoid(f(means) + f(maxima))``, f being all layers but the sigmoid.
-
-    f sees both as one batch, so that a BatchNorm has the same statistics in training and in evaluation.
-    """
-
-    def forward(self, means: Tensor, maxima: Tensor) -> Tensor:  # type: ignore[override]
-        *layers, sigmoid = self
-        h = torch.cat([means, maxima])
-        for layer in layers:
-            h = layer(h)
-        of_means, of_maxima = h.chunk(2)
-        alpha: Tensor = sigmoid(of_means + of_maxima)
-        return alpha
 
 
 class Thresholds(NamedTuple):
@@ -112,13 +95,6 @@ def _added(y: Tensor, residual: Tensor | None) -> Tensor:
     return y if residual is None else y + residual
 
 
-def _alpha(gate: nn.Module, x: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
-    weights: Any = [w for w in reference.gate_weights(gate) if isinstance(w, (Tensor, Proxy))]
-    # as the fused gate, which does not follow autocast
-    with nullcontext() if isinstance(x, Proxy) else reference.no_autocast(x):
-        return _checked_alpha(gate(*(into_gate(one, weights) for one in statistics)), x)
-
-
 def thresholds_of(shrinkage: Any, x: Tensor) -> Thresholds:
     """The gates' outputs for x, with its channels on axis 1, and the thresholds that they make."""
     formulas: Any = reference if shrinkage.use_reference else functional
@@ -129,10 +105,10 @@ def thresholds_of(shrinkage: Any, x: Tensor) -> Thresholds:
     multiplied = statistics[0]
     if shrinkage.statistic == "sample":
         multiplied = multiplied.mean(1, keepdim=True) if means else multiplied.amax(1, keepdim=True)
-    alpha = _alpha(shrinkage.fc, x, statistics)
+    alpha = _checked_alpha(call_gate(shrinkage.fc, x, *statistics), x)
     negative = None
     if shrinkage.rule == "asymmetric":
-        negative = _alpha(shrinkage.fc_negative, x, statistics) * multiplied
+        negative = _checked_alpha(call_gate(shrinkage.fc_negative, x, *statistics), x) * multiplied
     return Thresholds(alpha, alpha * multiplied, negative)
 
 
