@@ -227,10 +227,11 @@ class Shrinkage(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        rule = self.rule if isinstance(self.rule, str) else getattr(self.rule, "__name__", "")
         return (
             f"{self.channels}, {self.thresholds!r}, statistic={self.statistic!r}, reduction={self.reduction}, "
             f"norm={self.norm!r}, inplace={self.inplace}"
-            + (f", rule={self.rule!r}" if isinstance(self.rule, str) and self.rule != "soft" else "")
+            + (f", rule={rule!r}" if rule and self.rule != "soft" else "")
             + (f", pooling={self.pooling!r}" if self.pooling != "avg" else "")
             + (f", channel_dim={self.channel_dim}" if self.channel_dim != 1 else "")
         )

@@ -205,6 +205,13 @@ def test_state_and_copies(rule):
     assert torch.equal(fresh(x), module(x))
 
 
+def test_a_function_goes_by_its_name():
+    assert "rule='firm'" in repr(Shrinkage(4, rule=rules.firm)) and "rule='Power'" not in repr(
+        Shrinkage(4, rule=Power())
+    )
+    assert "rule" not in repr(Shrinkage(4))
+
+
 def test_the_slope_of_each_gate_output():
     assert Shrinkage(4, rule="learned-slope").slope.tolist() == pytest.approx([0.1] * 4)
     assert Shrinkage(4, CS, rule="learned-slope").slope.shape == (1,)
