@@ -104,14 +104,18 @@ def check_alpha(alpha: object, n: int, c: int) -> None:
         raise ValueError(f"gate: returned {made}, expected a tensor of shape ({n}, {c}) or ({n}, 1)")
 
 
-def check_norm(gate: nn.Module, x: Tensor, name: str) -> None:
-    """Refuses a batch of one for a gate of `Shrinkage` or `APReLU` with a BatchNorm that trains."""
-    if x.shape[0] == 1 and isinstance(gate, nn.Sequential) and len(gate) in (5, 6) and uses_batch(gate[1]):
-        raise ValueError(
-            f"{name}: got a batch of 1, expected at least 2 samples for a gate that normalises over the batch, as "
-            "norm='batch' does in training; norm='layer', 'rms' or 'none' trains on one. "
-            f"{_WORDS} torch.Size([1, {gate[1].num_features}])"
-        )
+def _one_sample(name: str, norm: Any) -> ValueError:
+    return ValueError(
+        f"{name}: got a batch of 1, expected at least 2 samples for a gate that normalises over the batch, as "
+        "norm='batch' does in training; norm='layer', 'rms' or 'none' trains on one. "
+        f"{_WORDS} torch.Size([1, {norm.num_features}])"
+    )
+
+
+def check_gate_batch(gate: nn.Module, x: Tensor, name: str) -> None:
+    """Refuses a batch of one for a gate whose second module is a BatchNorm that trains, whatever its class."""
+    if x.shape[0] == 1 and isinstance(gate, nn.Sequential) and len(gate) > 1 and uses_batch(gate[1]):
+        raise _one_sample(name, gate[1])
 
 
 def check_batch(gate: nn.Module | None, x: Tensor, name: str, batch_norm: nn.Module | None = None) -> None:
@@ -119,8 +123,8 @@ def check_batch(gate: nn.Module | None, x: Tensor, name: str, batch_norm: nn.Mod
     if x.shape[0] != 1:
         return
     # The BatchNorm of a `Shrinkage` sees one value a feature and sample; of another gate this is not known.
-    if type(gate) is nn.Sequential and len(gate) == 5:
-        check_norm(gate, x, name)
+    if type(gate) is nn.Sequential and len(gate) == 5 and uses_batch(gate[1]):
+        raise _one_sample(name, gate[1])
     if batch_norm is not None and uses_batch(batch_norm) and math.prod(x.shape[2:]) == 1:
         raise ValueError(
             f"{name}: got one value a channel, expected more for a batch_norm that normalises over the batch. "

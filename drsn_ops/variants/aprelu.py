@@ -10,7 +10,7 @@ from torch.fx.node import has_side_effect
 
 from ..arguments import require_choice, require_positive
 from ..layers import require_channels
-from ..ops.checks import check_norm, check_rows
+from ..ops.checks import check_gate_batch, check_rows
 from ..reference import accumulator, per_row
 from .gates import NORMS, Norm, call_gate
 
@@ -86,7 +86,7 @@ class APReLU(nn.Module):
         require_channels(x, self.channels, "channels")
         _require_rows(x)
         if isinstance(x, Tensor):
-            check_norm(self.fc, x, "x")
+            check_gate_batch(self.fc, x, "x")
         slope = call_gate(self.fc, x, signed_means(x))
         return torch.where(x > 0, x, x * per_row(slope, x)).to(x.dtype)
 

@@ -13,7 +13,7 @@ from torch.fx.node import has_side_effect
 
 from .. import functional, reference, rules
 from ..layers import require_channels
-from ..ops.checks import check_alpha, check_norm, check_residual, check_rows
+from ..ops.checks import check_alpha, check_gate_batch, check_residual, check_rows
 from ..reference import accumulator, per_row, wrong_type
 from .gates import call_gate
 
@@ -150,5 +150,5 @@ def _shrunk(shrinkage: Any, x: Tensor, residual: Tensor | None) -> Tensor:
     if not isinstance(x, Proxy):
         check_rows(x)
         check_residual(residual, x)
-        check_norm(shrinkage.fc, x, "x")
+        check_gate_batch(shrinkage.fc, x, "x")
     return _added(apply_rule(shrinkage, x, thresholds_of(shrinkage, x)), residual)
