@@ -30,22 +30,34 @@ template <class Backend>
 struct BatchNormOperators {
   using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
+  static Tensor empty_shortcut(const UnitShapes& shapes, const Tensor& x, int64_t channels, bool channels_last) {
+    if (channels != 0 && channels < x.size(1)) {
+      refuse("shortcut_channels", std::to_string(channels),
+             "0 for no shortcut, or at least the channels of x, " + std::to_string(x.size(1)));
+    }
+    Shape shape = shapes.shortcut;
+    shape[1] = channels;
+    return empty(channels > 0 ? shape : Shape{0}, x.scalar_type(), x, channels > 0 && channels_last);
+  }
+
+  static Optional checked_shortcut(const Optional& grad, const UnitShapes& shapes, const Tensor& x,
+                                   bool channels_last) {
+    if (!grad) return grad;
+    Shape shape = shapes.shortcut;
+    shape[1] = std::max(x.size(1), grad->dim() > 1 ? grad->size(1) : 0);
+    return checked("grad_shortcut", grad, shape, x.scalar_type(), x, channels_last);
+  }
+
   static Outputs run(Tensor x, const NormTensors& norm, int64_t stride, int64_t shortcut_channels) {
     const bool channels_last = is_channels_last(x);
     const ScalarType type = x.scalar_type();
-    UnitShapes shapes(x, stride);
+    const UnitShapes shapes(x, stride);
     BatchNormRelu p{};
     p.dtype = dtype_of("x", type);
     p.rows = rows_with_elements("x", x, channels_last);
-    if (shortcut_channels != 0 && shortcut_channels < p.rows.channels) {
-      refuse("shortcut_channels", std::to_string(shortcut_channels),
-             "0 for no shortcut, or at least the channels of x, " + std::to_string(p.rows.channels));
-    }
-    shapes.shortcut[1] = shortcut_channels;
+    const Tensor shortcut = empty_shortcut(shapes, x, shortcut_channels, channels_last);
     x = laid_out(x, channels_last);
     const Tensor y = empty(shapes.y, type, x, channels_last);
-    const bool wanted = shortcut_channels > 0;
-    const Tensor shortcut = empty(wanted ? shapes.shortcut : Shape{0}, type, x, wanted && channels_last);
     const Tensor state = empty({2, p.rows.channels}, accumulator_of(type), x);
     p.x = data(x);
     p.norm = norm.norm;
@@ -98,16 +110,13 @@ struct BatchNormOperators {
     const NormTensors norm = norm_of(x, kind, 0, weight, bias);
     const bool channels_last = is_channels_last(x);
     const ScalarType type = x.scalar_type(), wide = accumulator_of(type);
-    UnitShapes shapes(x, stride);
+    const UnitShapes shapes(x, stride);
     BatchNormReluBackward p{};
     p.dtype = dtype_of("x", type);
     p.rows = rows_with_elements("x", x, channels_last);
     grad = checked("grad", grad, shapes.y, type, x, channels_last);
-    if (grad_shortcut) {
-      const bool wide_enough = grad_shortcut->dim() > 1 && grad_shortcut->size(1) >= p.rows.channels;
-      shapes.shortcut[1] = p.shortcut_channels = wide_enough ? grad_shortcut->size(1) : p.rows.channels;
-      grad_shortcut = checked("grad_shortcut", grad_shortcut, shapes.shortcut, type, x, channels_last);
-    }
+    grad_shortcut = checked_shortcut(grad_shortcut, shapes, x, channels_last);
+    p.shortcut_channels = grad_shortcut ? grad_shortcut->size(1) : 0;
     state = checked("state", state, {2, p.rows.channels}, wide, x);
     x = laid_out(x, channels_last);
     const Tensor dx = empty(need_x ? shape_of(x) : Shape{0}, type, x, need_x && channels_last);

@@ -239,4 +239,28 @@ struct BatchNormReluBackward {
   Rows rows;
 };
 
+// A convolution of width 3 along the one spatial axis of a float x in channels_last, which keeps ceil(length / stride)
+// positions: position l of the result meets positions stride * l - before + (0, 1, 2) of x, of which those outside are
+// 0.
+struct NarrowConvolution {
+  const float* weight;  // (out_channels, channels, 3), contiguous
+  int64_t out_channels, out_length, before;
+};
+
+// y = convolution(relu(norm(x))) + bias, and the shortcut as in BatchNormRelu, whose y and spatial are not used.
+struct BatchNormReluConv : BatchNormRelu {
+  NarrowConvolution conv;
+  const float* conv_bias;  // (out_channels), or null: 0
+  float* out;              // (samples, out_length, out_channels)
+};
+
+// The gradients of the convolution, and then those of BatchNormReluBackward, whose grad and dx are one tensor, that of
+// what is convolved first. Its spatial has no padding.
+struct BatchNormReluConvBackward : BatchNormReluBackward {
+  NarrowConvolution conv;
+  const float* grad_conv;            // as `out`
+  bool need_x;                       // else dx, where it is not null, is for the sums of dweight and dbias
+  float *dconv_weight, *dconv_bias;  // both or neither null
+};
+
 }  // namespace drsn

@@ -10,7 +10,8 @@
 // gated_shrink_ writes into x only where inplace, and then returns an empty y.
 //
 // batch_norm_relu pads y for a convolution of width 3 and this stride (1: not at all); shortcut is empty where
-// shortcut_channels is 0.
+// shortcut_channels is 0. The CPU alone has batch_norm_relu_conv: convolutions of width 3, stride 1 or 2 and up to 16
+// channels; y, shortcut and dx are in channels_last.
 #include "torch_api.h"
 
 STABLE_TORCH_LIBRARY(DRSN_NAMESPACE, m) {
@@ -82,6 +83,20 @@ STABLE_TORCH_LIBRARY(DRSN_NAMESPACE, m) {
   m.def(
       "batch_norm_relu_backward(Tensor grad, Tensor? grad_shortcut, Tensor x, Tensor? weight, Tensor? bias, int norm, "
       "Tensor state, int stride, bool need_x, bool need_parameters) -> (Tensor dx, Tensor dweight, Tensor dbias)");
+
+  m.def(
+      "batch_norm_relu_conv(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, int "
+      "norm, "
+      "float eps, Tensor conv_weight, Tensor? conv_bias, int stride, int shortcut_channels) -> "
+      "(Tensor y, Tensor shortcut, Tensor state)");
+  m.def(
+      "batch_norm_relu_conv_(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, Tensor(c!)? batches, float momentum, int norm, float eps, Tensor conv_weight, "
+      "Tensor? conv_bias, int stride, int shortcut_channels) -> (Tensor y, Tensor shortcut, Tensor state)");
+  m.def(
+      "batch_norm_relu_conv_backward(Tensor grad, Tensor? grad_shortcut, Tensor x, Tensor? weight, Tensor? bias, "
+      "int norm, Tensor state, Tensor conv_weight, int stride, bool need_x, bool need_parameters, bool need_conv) -> "
+      "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dconv_weight, Tensor dconv_bias)");
 
   m.def("cpu_simd() -> str");
 }

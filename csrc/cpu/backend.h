@@ -17,5 +17,7 @@ void batch_norm_shrink(const BatchNormShrink& p);
 void batch_norm_shrink_backward(const BatchNormShrinkBackward& p);
 void batch_norm_relu(const BatchNormRelu& p);
 void batch_norm_relu_backward(const BatchNormReluBackward& p);
+void batch_norm_relu_conv(const BatchNormReluConv& p);
+void batch_norm_relu_conv_backward(const BatchNormReluConvBackward& p);
 
 }  // namespace drsn::cpu

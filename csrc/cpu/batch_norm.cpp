@@ -119,6 +119,18 @@ void ChannelNorm<A>::finish(bool over_batch, void* dweight, void* dbias) {
   }
 }
 
+template <class T>
+void add_relu_sums(const T* g, const T* x, const ChannelNorm<accumulator_t<T>>& norm, const Walk& walk,
+                   int64_t channels, double* sums) {
+  thread_local std::vector<double> columns;
+  columns.assign(2 * walk.period, 0);
+  loops<T>().relu_sums(g, x, norm.numbers(), walk, columns.data());
+  for (int64_t i = 0; i < 2; ++i) {
+    fold_columns(&columns[i * walk.period], walk.period, channels);
+    for (int64_t c = 0; c < channels; ++c) sums[i * channels + c] += columns[i * walk.period + c];
+  }
+}
+
 Tiles::Tiles(const Rows& rows, const Spatial& spatial, bool in_runs, int64_t elements)
     : rows_(rows), in_runs_(in_runs), padded_{0} {
   const int64_t width = rows.channels_last ? rows.channels : 1;
@@ -162,10 +174,13 @@ Walk Tiles::walk(const Tile& tile) const {
   return {1, 1, tile.lines * n, padded, 0, period, 0, 1};
 }
 
-template void set_statistics(const Norm&, const Rows&, const float*, float*);
-template void set_statistics(const Norm&, const Rows&, const double*, double*);
-template void set_statistics(const Norm&, const Rows&, const Half*, float*);
-template void set_statistics(const Norm&, const Rows&, const BFloat16*, float*);
+#define DRSN_INSTANTIATE(T)                                                            \
+  template void set_statistics(const Norm&, const Rows&, const T*, accumulator_t<T>*); \
+  template void add_relu_sums(const T*, const T*, const ChannelNorm<accumulator_t<T>>&, const Walk&, int64_t, double*);
+DRSN_INSTANTIATE(float)
+DRSN_INSTANTIATE(double)
+DRSN_INSTANTIATE(Half)
+DRSN_INSTANTIATE(BFloat16)
 template struct ChannelNorm<float>;
 template struct ChannelNorm<double>;
 

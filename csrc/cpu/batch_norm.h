@@ -43,6 +43,16 @@ struct ChannelNorm {
   const Rows& rows_;
 };
 
+// Adds the sums of g m and g m (x - mean) of each channel, m = norm(x) > 0, in channels_last: sums[0] and
+// sums[channels] on. g and x have the walk's elements.
+template <class T>
+void add_relu_sums(const T* g, const T* x, const ChannelNorm<accumulator_t<T>>& norm, const Walk& walk,
+                   int64_t channels, double* sums);
+
+// Writes dx of batch_norm_relu, once norm has the sums; p.grad may be p.dx. For float as well in batch_norm_relu_conv.
+template <class T>
+void set_dx(const BatchNormReluBackward& p, const Rows& rows, const ChannelNorm<accumulator_t<T>>& norm);
+
 // Lines [line, line + lines) of x, whole or, of a single one, spans [begin, begin + spans).
 struct Tile {
   int64_t line, lines, begin, spans;

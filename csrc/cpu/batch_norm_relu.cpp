@@ -1,9 +1,8 @@
 // y = relu(norm(x)), padded, and the shortcut of a residual unit: x is read for the statistics of its channels and for
 // the result; backward with the gradient for two sums of each channel, then for dx.
-#include <cstring>
-
 #include "backend.h"
 #include "batch_norm.h"
+#include "chunks.h"
 
 namespace drsn::cpu {
 namespace {
@@ -21,20 +20,6 @@ Rows rows_side_by_side(const P& p) {
   const Spatial& s = p.spatial;
   if (rows.length == 1 && s.before[2] + s.after[2] == 0) rows.channels_last = true;
   return rows;
-}
-
-// `count` times `width` neighbouring elements.
-template <class T>
-void copy_chunks(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t count, int64_t width) {
-  const auto copy = [&](auto fixed) {
-    const size_t bytes = (fixed ? int64_t(fixed) : width) * sizeof(T);
-    for (int64_t i = 0; i < count; ++i) std::memcpy(to + i * to_step, from + i * from_step, bytes);
-  };
-  if (width == 1) return copy(std::integral_constant<int, 1>{});
-  if (width == 4) return copy(std::integral_constant<int, 4>{});
-  if (width == 8) return copy(std::integral_constant<int, 8>{});
-  if (width == 16) return copy(std::integral_constant<int, 16>{});
-  copy(std::integral_constant<int, 0>{});
 }
 
 // Where the shortcut has the elements of x.
@@ -135,23 +120,15 @@ void forward(const BatchNormRelu& p) {
 // Adds the sums of the channels to norm: a tile's, or a row's piece's, one after another.
 template <class T>
 void add_sums(const BatchNormReluBackward& p, const Rows& rows, ChannelNorm<accumulator_t<T>>& norm) {
-  const int64_t width = rows.channels_last ? rows.channels : 1, period = period_of(rows);
+  const int64_t width = rows.channels_last ? rows.channels : 1;
   const Tiles tiles(rows, p.spatial, in_runs(p), std::max(kGrain, 32 * width));
   std::vector<double> sums(2 * width * (rows.channels_last ? tiles.count() : rows.lines() * tiles.pieces()));
   for_each_task(tiles.count(), tiles.elements(), [&](int64_t index) {
     const Tile tile = tiles[index];
-    const auto add = [&](double* to) {
-      loops<T>().relu_sums(as<T>(p.grad) + tiles.padded_offset(tile), as<T>(p.x) + tiles.offset(tile), norm.numbers(),
-                           tiles.walk(tile), to);
-    };
-    if (!rows.channels_last) return add(&sums[2 * (tile.line * tiles.pieces() + tiles.piece(tile))]);
-    thread_local std::vector<double> columns;
-    columns.assign(2 * period, 0);
-    add(columns.data());
-    for (int i = 0; i < 2; ++i) {
-      fold_columns(&columns[i * period], period, width);
-      std::copy_n(&columns[i * period], width, &sums[(2 * index + i) * width]);
-    }
+    const T *g = as<T>(p.grad) + tiles.padded_offset(tile), *x = as<T>(p.x) + tiles.offset(tile);
+    const Walk walk = tiles.walk(tile);
+    if (rows.channels_last) return add_relu_sums(g, x, norm, walk, width, &sums[2 * width * index]);
+    loops<T>().relu_sums(g, x, norm.numbers(), walk, &sums[2 * (tile.line * tiles.pieces() + tiles.piece(tile))]);
   });
   const double* from = sums.data();
   if (rows.channels_last) {
@@ -169,14 +146,19 @@ void add_sums(const BatchNormReluBackward& p, const Rows& rows, ChannelNorm<accu
 
 template <class T>
 void backward(const BatchNormReluBackward& p) {
-  using A = accumulator_t<T>;
   const Rows rows = rows_side_by_side(p);
-  const T* from = as<T>(p.grad_shortcut);
-  ChannelNorm<A> norm(p.norm, rows, as<A>(p.state));
+  ChannelNorm<accumulator_t<T>> norm(p.norm, rows, as<accumulator_t<T>>(p.state));
   const bool over_batch = p.norm.kind == NormKind::kBatch;
   if (p.dweight || p.dbias || (p.dx && over_batch)) add_sums<T>(p, rows, norm);
   norm.finish(over_batch, p.dweight, p.dbias);
-  if (!p.dx) return;
+  if (p.dx) set_dx<T>(p, rows, norm);
+}
+
+}  // namespace
+
+template <class T>
+void set_dx(const BatchNormReluBackward& p, const Rows& rows, const ChannelNorm<accumulator_t<T>>& norm) {
+  const T* from = as<T>(p.grad_shortcut);
   const Shortcut shortcut(p, rows);
   const Tiles tiles(rows, p.spatial, in_runs(p), kCached);
   for_each_task(tiles.count(), tiles.elements(), [&](int64_t index) {
@@ -193,8 +175,7 @@ void backward(const BatchNormReluBackward& p) {
                             as<T>(p.dx) + offset, tiles.walk(tile));
   });
 }
-
-}  // namespace
+template void set_dx<float>(const BatchNormReluBackward&, const Rows&, const ChannelNorm<float>&);
 
 void batch_norm_relu(const BatchNormRelu& p) {
   with_type(p.dtype, [&](auto type) { forward<decltype(type)>(p); });

@@ -9,12 +9,14 @@
 
 namespace drsn::cpu {
 
-#define DRSN_DECLARE(simd)                 \
-  namespace simd {                         \
-  template <class T>                       \
-  const Loops<T>& table();                 \
-  void multiply(const Product<float>& p);  \
-  void multiply(const Product<double>& p); \
+#define DRSN_DECLARE(simd)                                                   \
+  namespace simd {                                                           \
+  template <class T>                                                         \
+  const Loops<T>& table();                                                   \
+  void multiply(const Product<float>& p);                                    \
+  void multiply(const Product<double>& p);                                   \
+  void convolve(const Taps& taps, const float* bias, float* out, int64_t n); \
+  void correlate(const Taps& taps, const float* g, int64_t n, double* sums); \
   }
 DRSN_DECLARE(simd_default)
 DRSN_DECLARE(simd_avx2)
@@ -54,13 +56,15 @@ void finish_streams() {
 
 const char* simd_level() { return kLevels[level()]; }
 
+#if defined(__x86_64__)
+#define DRSN_CALL(call) return level() == 2 ? simd_avx512::call : level() == 1 ? simd_avx2::call : simd_default::call
+#else
+#define DRSN_CALL(call) return simd_default::call
+#endif
+
 template <class T>
 const Loops<T>& loops() {
-#if defined(__x86_64__)
-  if (level() == 2) return simd_avx512::table<T>();
-  if (level() == 1) return simd_avx2::table<T>();
-#endif
-  return simd_default::table<T>();
+  DRSN_CALL(table<T>());
 }
 template const Loops<float>& loops();
 template const Loops<double>& loops();
@@ -69,13 +73,13 @@ template const Loops<BFloat16>& loops();
 
 template <class A>
 void multiply(const Product<A>& p) {
-#if defined(__x86_64__)
-  if (level() == 2) return simd_avx512::multiply(p);
-  if (level() == 1) return simd_avx2::multiply(p);
-#endif
-  simd_default::multiply(p);
+  DRSN_CALL(multiply(p));
 }
 template void multiply(const Product<float>& p);
 template void multiply(const Product<double>& p);
+
+void convolve(const Taps& taps, const float* bias, float* out, int64_t n) { DRSN_CALL(convolve(taps, bias, out, n)); }
+
+void correlate(const Taps& taps, const float* g, int64_t n, double* sums) { DRSN_CALL(correlate(taps, g, n, sums)); }
 
 }  // namespace drsn::cpu

@@ -152,6 +152,24 @@ struct Product {
 template <class A>
 void multiply(const Product<A>& p);
 
+// A convolution along one axis, of positions that lie in groups of 4, 8 or 16 numbers, one for each channel: a vector
+// holds whole groups, or a group whole vectors. Weights and biases are given for 16 numbers, whose channel of the
+// result is their place in the group.
+struct Taps {
+  int64_t count, channels, group;
+  const float* in[3];     // where each tap finds the channels of position 0
+  const float* weight;    // (count, channels, 16)
+  const int32_t* places;  // (channels, 16): where the channel is that a number of the result meets, in a vector
+};
+
+// out = bias + sum over the taps t and their channels i of in[t][i] * weight[t][i], for n elements of out; of `in` it
+// reads up to the next multiple of 16.
+void convolve(const Taps& taps, const float* bias, float* out, int64_t n);
+
+// Adds in[t][i] * g to sums[t * group + i] of 3 taps, and g to sums[3 * group], each a sum of 16 numbers. What `in` and
+// g have up to the next multiple of 16 past n enters too.
+void correlate(const Taps& taps, const float* g, int64_t n, double* sums);
+
 template <class T>
 const Loops<T>& loops();
 

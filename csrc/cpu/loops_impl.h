@@ -271,6 +271,7 @@ void combine_lines(const T* g, ConstPlanes mask, const accumulator_t<T>* share, 
 }
 
 #include "batch_norm_loops.h"
+#include "convolution_loops.h"
 #include "row_loops.h"
 
 template <class T>
@@ -317,6 +318,14 @@ void multiply_all(const Product<A>& p) {
 
 void multiply(const Product<float>& p) { multiply_all(p); }
 void multiply(const Product<double>& p) { multiply_all(p); }
+
+void convolve(const Taps& taps, const float* bias, float* out, int64_t n) {
+  taps.group < kLanes<float> ? convolve_groups<false>(taps, bias, out, n) : convolve_groups<true>(taps, bias, out, n);
+}
+
+void correlate(const Taps& taps, const float* g, int64_t n, double* sums) {
+  taps.group < kLanes<float> ? correlate_groups<false>(taps, g, n, sums) : correlate_groups<true>(taps, g, n, sums);
+}
 
 template <class T>
 const Loops<T>& table() {

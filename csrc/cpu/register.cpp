@@ -1,7 +1,7 @@
 // Registers the CPU backend with PyTorch's dispatcher.
 #include <memory>
 
-#include "../batch_norm_operators.h"
+#include "../batch_norm_conv_operators.h"
 #include "../gated_operators.h"
 #include "backend.h"
 #include "loops.h"
@@ -43,6 +43,12 @@ struct Cpu {
   static void batch_norm_relu_backward(const drsn::BatchNormReluBackward& p, const Tensor&) {
     drsn::cpu::batch_norm_relu_backward(p);
   }
+  static void batch_norm_relu_conv(const drsn::BatchNormReluConv& p, const Tensor&) {
+    drsn::cpu::batch_norm_relu_conv(p);
+  }
+  static void batch_norm_relu_conv_backward(const drsn::BatchNormReluConvBackward& p, const Tensor&) {
+    drsn::cpu::batch_norm_relu_conv_backward(p);
+  }
 };
 
 std::string cpu_simd() { return drsn::cpu::simd_level(); }
@@ -53,6 +59,7 @@ STABLE_TORCH_LIBRARY_IMPL(DRSN_NAMESPACE, CPU, m) {
   drsn::Operators<Cpu>::add_to(m);
   drsn::GatedOperators<Cpu>::add_to(m);
   drsn::BatchNormOperators<Cpu>::add_to(m);
+  drsn::BatchNormConvOperators<Cpu>::add_to(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(DRSN_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("cpu_simd", TORCH_BOX(&cpu_simd)); }

@@ -187,6 +187,27 @@ DRSN_INLINE vector_t<double> negate(uint8_t bits, vector_t<double> v) {
   return (vector_t<double>)((C)v ^ (unpack<C>(bits) & INT64_MIN));
 }
 
+// multiply_add: a * b + c, in one rounding where the processor has it. repeat: *p everywhere. permute: element from[i]
+// of v at i.
+#if defined(DRSN_SIMD_AVX2)
+DRSN_INLINE vector_t<float> repeat(const float* p) { return (vector_t<float>)_mm256_broadcast_ss(p); }
+DRSN_INLINE vector_t<float> multiply_add(vector_t<float> a, vector_t<float> b, vector_t<float> c) {
+  return (vector_t<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+DRSN_INLINE vector_t<float> permute(vector_t<float> v, const int32_t* from) {
+  const __m256i places = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return (vector_t<float>)_mm256_permutevar8x32_ps((__m256)v, places);
+}
+#else
+DRSN_INLINE vector_t<float> repeat(const float* p) { return vector_t<float>{} + *p; }
+DRSN_INLINE vector_t<float> multiply_add(vector_t<float> a, vector_t<float> b, vector_t<float> c) { return a * b + c; }
+DRSN_INLINE vector_t<float> permute(vector_t<float> v, const int32_t* from) {
+  vector_t<float> out;
+  for (int i = 0; i < 8; ++i) out[i] = v[from[i]];
+  return out;
+}
+#endif
+
 template <class T>
 DRSN_INLINE compare_t<T> sign_bit() {
   return compare_t<T>{} + (sizeof(accumulator_t<T>) == 4 ? INT32_MIN : INT64_MIN);

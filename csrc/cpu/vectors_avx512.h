@@ -75,6 +75,10 @@ DRSN_INLINE __m512d keep(uint8_t bits, __m512d v) { return _mm512_maskz_mov_pd(b
 DRSN_INLINE __m512 negate(uint16_t bits, __m512 v) { return _mm512_mask_xor_ps(v, bits, v, _mm512_set1_ps(-0.0f)); }
 DRSN_INLINE __m512d negate(uint8_t bits, __m512d v) { return _mm512_mask_xor_pd(v, bits, v, _mm512_set1_pd(-0.0)); }
 
+DRSN_INLINE __m512 multiply_add(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+DRSN_INLINE __m512 repeat(const float* p) { return _mm512_set1_ps(*p); }
+DRSN_INLINE __m512 permute(__m512 v, const int32_t* from) { return _mm512_permutexvar_ps(_mm512_loadu_si512(from), v); }
+
 template <class T>
 DRSN_INLINE vector_t<T> magnitude_of(vector_t<T> x) {
   if constexpr (kLanes<T> == 8)

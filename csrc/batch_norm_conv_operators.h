@@ -1,0 +1,144 @@
+// The host side of the operators that normalise, apply ReLU and convolve few channels. The CPU alone has them.
+#pragma once
+
+#include "batch_norm_operators.h"
+
+namespace drsn {
+
+template <class Backend>
+struct BatchNormConvOperators {
+  using Common = BatchNormOperators<Backend>;
+  using Outputs = typename Common::Outputs;
+  using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+  // x and conv_weight, checked and laid out, and what follows from them.
+  struct Inputs {
+    Tensor x, conv_weight;
+    UnitShapes shapes;
+    Rows rows;
+    NarrowConvolution conv;
+
+    Inputs(const Tensor& given, const Tensor& weight, int64_t stride)
+        : x(channels_last_of(given, stride)), conv_weight(weight), shapes(x, stride) {
+      constexpr int64_t kMost = 16;
+      rows = rows_with_elements("x", x, true);
+      conv.out_channels = weight.dim() > 0 ? weight.size(0) : 0;
+      if (conv.out_channels < 1 || conv.out_channels > kMost || rows.channels > kMost)
+        refuse("conv_weight", words(weight), "1 to 16 channels of x and as many of the result");
+      conv_weight = checked("conv_weight", weight, {conv.out_channels, rows.channels, 3}, ScalarType::Float, x);
+      conv.weight = static_cast<const float*>(data(conv_weight));
+      conv.before = stride > 1 ? shapes.spatial.before[2] : 1;
+      conv.out_length = shapes.shortcut[2];
+    }
+
+    Shape shape() const { return {rows.samples, conv.out_channels, conv.out_length}; }
+
+    template <class P>
+    void describe(P& p, int64_t stride) const {
+      p.dtype = DType::kFloat;
+      p.x = data(x);
+      p.rows = rows;
+      p.stride = stride;
+      p.spatial = {{1, 1, rows.length}, {}, {}};
+      p.conv = conv;
+    }
+
+    static Tensor channels_last_of(const Tensor& x, int64_t stride) {
+      if (x.scalar_type() != ScalarType::Float || x.dim() != 3) refuse("x", words(x), "float32 of shape (N, C, L)");
+      if (stride != 1 && stride != 2) refuse("stride", std::to_string(stride), "1 or 2");
+      return laid_out(x, true);
+    }
+  };
+
+  static Outputs run(const Inputs& in, const NormTensors& norm, const Optional& conv_bias, int64_t stride,
+                     int64_t shortcut_channels) {
+    BatchNormReluConv p{};
+    in.describe(p, stride);
+    const int64_t channels = in.rows.channels;
+    const Tensor shortcut = Common::empty_shortcut(in.shapes, in.x, shortcut_channels, true);
+    const Optional bias = checked("conv_bias", conv_bias, {in.conv.out_channels}, ScalarType::Float, in.x);
+    const Tensor y = empty(in.shape(), ScalarType::Float, in.x, true);
+    const Tensor state = empty({2, channels}, ScalarType::Float, in.x);
+    p.norm = norm.norm;
+    p.state = state.mutable_data_ptr();
+    p.shortcut = pointer_or_null(shortcut);
+    p.shortcut_channels = shortcut_channels;
+    p.conv_bias = static_cast<const float*>(data(bias));
+    p.out = static_cast<float*>(y.mutable_data_ptr());
+    Backend::batch_norm_relu_conv(p, in.x);
+    return {y, shortcut, state};
+  }
+
+  static Outputs batch_norm_relu_conv(Tensor x, Optional weight, Optional bias, Optional running_mean,
+                                      Optional running_var, int64_t kind, double eps, Tensor conv_weight,
+                                      Optional conv_bias, int64_t stride, int64_t shortcut_channels) {
+    const Inputs in(x, conv_weight, stride);
+    NormTensors norm = Common::norm_of(in.x, kind, eps, weight, bias);
+    norm.read_running(running_mean, running_var, in.x);
+    return run(in, norm, conv_bias, stride, shortcut_channels);
+  }
+
+  static Outputs batch_norm_relu_conv_(Tensor x, Optional weight, Optional bias, Optional running_mean,
+                                       Optional running_var, Optional batches, double momentum, int64_t kind,
+                                       double eps, Tensor conv_weight, Optional conv_bias, int64_t stride,
+                                       int64_t shortcut_channels) {
+    const Inputs in(x, conv_weight, stride);
+    NormTensors norm = Common::norm_of(in.x, kind, eps, weight, bias);
+    norm.write_running(running_mean, running_var, batches, momentum, in.x);
+    const Access updated = norm.updates() ? Access::kWrites : Access::kReads;
+    check_overlap({{"x", x, Access::kReads},
+                   {kOnlyNorm.weight, weight, Access::kReads},
+                   {kOnlyNorm.bias, bias, Access::kReads},
+                   {kOnlyNorm.mean, running_mean, updated},
+                   {kOnlyNorm.var, running_var, updated},
+                   {kOnlyNorm.batches, batches, updated},
+                   {"conv_weight", conv_weight, Access::kReads},
+                   {"conv_bias", conv_bias, Access::kReads}});
+    Outputs outputs = run(in, norm, conv_bias, stride, shortcut_channels);
+    norm.finish();
+    return outputs;
+  }
+
+  static Gradients batch_norm_relu_conv_backward(Tensor grad, Optional grad_shortcut, Tensor x, Optional weight,
+                                                 Optional bias, int64_t kind, Tensor state, Tensor conv_weight,
+                                                 int64_t stride, bool need_x, bool need_parameters, bool need_conv) {
+    Inputs in(x, conv_weight, stride);
+    const NormTensors norm = Common::norm_of(in.x, kind, 0, weight, bias);
+    const int64_t channels = in.rows.channels;
+    BatchNormReluConvBackward p{};
+    in.describe(p, stride);
+    grad = checked("grad", grad, in.shape(), ScalarType::Float, in.x, true);
+    grad_shortcut = Common::checked_shortcut(grad_shortcut, in.shapes, in.x, true);
+    state = checked("state", state, {2, channels}, ScalarType::Float, in.x);
+    const auto one = [&](bool wanted, const Shape& shape) {
+      return empty(wanted ? shape : Shape{0}, ScalarType::Float, in.x);
+    };
+    const bool wanted = need_x || need_parameters;
+    const Tensor dx = empty(wanted ? shape_of(x) : Shape{0}, ScalarType::Float, in.x, wanted);
+    const Tensor dweight = one(need_parameters && weight, {channels}), dbias = one(need_parameters && bias, {channels});
+    const Tensor dconv_weight = one(need_conv, shape_of(conv_weight)),
+                 dconv_bias = one(need_conv, {in.conv.out_channels});
+    p.grad_shortcut = data(grad_shortcut);
+    p.shortcut_channels = grad_shortcut ? grad_shortcut->size(1) : 0;
+    p.norm = norm.norm;
+    p.state = data(state);
+    p.grad = p.dx = pointer_or_null(dx);
+    p.dweight = pointer_or_null(dweight);
+    p.dbias = pointer_or_null(dbias);
+    p.grad_conv = static_cast<const float*>(data(grad));
+    p.need_x = need_x;
+    p.dconv_weight = static_cast<float*>(pointer_or_null(dconv_weight));
+    p.dconv_bias = static_cast<float*>(pointer_or_null(dconv_bias));
+    Backend::batch_norm_relu_conv_backward(p, in.x);
+    return {need_x ? dx : one(false, {}), dweight, dbias, dconv_weight, dconv_bias};
+  }
+
+  template <class Library>
+  static void add_to(Library& m) {
+    m.impl("batch_norm_relu_conv", TORCH_BOX(&batch_norm_relu_conv));
+    m.impl("batch_norm_relu_conv_", TORCH_BOX(&batch_norm_relu_conv_));
+    m.impl("batch_norm_relu_conv_backward", TORCH_BOX(&batch_norm_relu_conv_backward));
+  }
+};
+
+}  // namespace drsn
