@@ -108,9 +108,11 @@ std::vector<int32_t> places_of(int64_t group) {
 template <class Weight>
 std::vector<float> spread(int64_t taps, int64_t in, int64_t out, int64_t group, const Weight& weight) {
   std::vector<float> all(taps * in * kUnit);
-  for (int64_t j = 0; j < int64_t(all.size()); ++j) {
-    const int64_t o = j % group;
-    if (o < out) all[j] = weight(j / kUnit / in, j / kUnit % in, o);
+  for (int64_t row = 0; row < taps * in; ++row) {
+    for (int64_t o = 0; o < out; ++o) {
+      const float w = weight(row / in, row % in, o);
+      for (int64_t j = o; j < kUnit; j += group) all[row * kUnit + j] = w;
+    }
   }
   return all;
 }
