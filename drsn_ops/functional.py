@@ -29,7 +29,7 @@ from .ops.checks import (
     is_sharded,
 )
 from .ops.masks import is_channels_last
-from .ops.plain_gate import plain_batch_norm, plain_gate
+from .ops.plain_gate import narrow_convolution, plain_batch_norm, plain_gate
 from .reference import NUMBERS, REAL, STATISTICS, Statistic, accumulator
 
 _WIDE = {dtype: accumulator(dtype) for dtype in REAL}
@@ -459,3 +459,24 @@ def pre_activation(
         if norm is not None and _operators(x).fuses(x, *norm[:2]):
             return batch_norm_autograd.batch_norm_relu(x, norm, stride, shortcut_channels)
     return None
+
+
+def activated_convolution(
+    x: Tensor,
+    batch_norm: nn.Module,
+    conv: nn.Module,
+    stride: int = 1,
+    shortcut_channels: int | None = None,
+) -> tuple[Tensor, Tensor | None] | None:
+    """What ``conv`` makes of `pre_activation`, as a new tensor, and the shortcut, by one operator.
+
+    x, with one spatial axis, has the strides of channels_last. None in all where more than one operator has to be
+    called; nothing has been written then.
+    """
+    narrow = narrow_convolution(conv, x, stride)
+    if narrow is None or x.numel() == 0:
+        return None
+    norm = plain_batch_norm(batch_norm, x)
+    if norm is None or not autograd.fuses(x, *norm[:2], *narrow):
+        return None
+    return batch_norm_autograd.batch_norm_relu(x, norm, stride, shortcut_channels, narrow)

@@ -102,10 +102,11 @@ def is_strided(x: Tensor) -> bool:
     """True if x has one spatial axis and the strides of channels_last, as a convolution of two axes tells them."""
     if type(x) not in PLAIN_TENSORS or x.dim() != 3:
         return False
+    _, channels, length = x.shape
     # a trace of torch.jit is for inputs of any strides
-    if x.shape[1] == 1 if torch.compiler.is_compiling() else torch._C._is_tracing():
+    if channels == 1 if torch.compiler.is_compiling() else torch._C._is_tracing():
         return False
-    return x.shape[2] > 1 and x.stride(1) == 1 and x.stride(2) == x.shape[1]
+    return length > 1 and x.stride(1) == 1 and x.stride(2) == channels
 
 
 def _of_image(first: int, last: int | Iterable[int]) -> tuple[int, ...]:
@@ -139,7 +140,12 @@ def apply(layer: nn.Module, x: Tensor) -> Tensor:
 def leaves_unseen(conv: nn.Module, x: Tensor, *others: Tensor) -> bool:
     """True if nobody but the caller sees what ``conv`` makes of x, and kernels may overwrite it."""
     plain = type(x) in PLAIN_TENSORS and plain_convolution(conv, x)
-    return plain and fuses(x, *others) and not torch.compiler.is_compiling() and not _in_mode()
+    return plain and fuses(x, *others) and is_unwatched()
+
+
+def is_unwatched() -> bool:
+    """True if nobody but the caller sees what an operator of this package returns: no compiler, no mode."""
+    return not torch.compiler.is_compiling() and not _in_mode()
 
 
 def _in_mode() -> bool:
@@ -186,6 +192,18 @@ def pre_activation(
     y = apply(batch_norm, x)
     # `apply` may return a view, and PyTorch's backward through a view that was overwritten copies
     return pad_same(F.relu(y, inplace=unseen(y, batch_norm) and not is_strided(x)), stride), None
+
+
+def activated_convolution(
+    batch_norm: nn.Module, conv: nn.Module, x: Tensor, stride: int = 1, shortcut_channels: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """What ``conv`` makes of the `pre_activation` of x, and the shortcut that comes with it."""
+    if is_strided(x):
+        made = functional.activated_convolution(x, batch_norm, conv, stride, shortcut_channels)
+        if made is not None:
+            return made
+    y, shortcut = pre_activation(batch_norm, x, stride, shortcut_channels)
+    return apply(conv, y), shortcut
 
 
 def through(layers: Iterable[nn.Module], x: Tensor) -> Tensor:

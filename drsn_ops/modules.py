@@ -18,11 +18,13 @@ from .layers import (
     BATCH_NORMS,
     CONVOLUTIONS,
     Layers,  # noqa: F401  pickles of networks name it here
+    activated_convolution,
     along_channels,
     apply,
     as_image,
     conv3,
     is_strided,
+    is_unwatched,
     leaves_unseen,
     pre_activation,
     require_channels,
@@ -312,23 +314,26 @@ class RSBU(nn.Module):
 
     def branch(self, x: Tensor) -> Tensor:
         """``h``, of the shape of y: what the shrinkage takes."""
-        y, _ = self._before_conv2(x, None)
-        return apply(self.conv2, y)
+        y, _ = self._first_half(x, None)
+        return activated_convolution(self.bn2, self.conv2, y)[0]
 
-    def _before_conv2(self, x: Tensor, shortcut_channels: int | None) -> tuple[Tensor, Tensor | None]:
-        """What the last convolution takes, and the shortcut if the first operator is to make and has made it too."""
+    def _first_half(self, x: Tensor, shortcut_channels: int | None) -> tuple[Tensor, Tensor | None]:
+        """x after the first convolution, and the shortcut if the operator is to make and has made it too."""
         require_input(x, self.in_channels, self.dim)
-        y, shortcut = pre_activation(self.bn1, x, self.stride, shortcut_channels)
-        y, _ = pre_activation(self.bn2, apply(self.conv1, y))
-        return y, shortcut
+        return activated_convolution(self.bn1, self.conv1, x, self.stride, shortcut_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         if (type(self).branch, type(self).shortcut) != _PARTS or {"branch", "shortcut"} & vars(self).keys():
             return self._add(self.branch(x), self.shortcut(x))
-        y, shortcut = self._before_conv2(x, self.out_channels)
+        y, shortcut = self._first_half(x, self.out_channels)
         if shortcut is None:
             shortcut = self.shortcut(x)
-        if not (self.shrink is None or is_bare(self.shrink)) or not leaves_unseen(self.conv2, y, shortcut):
+        bare = self.shrink is None or is_bare(self.shrink)
+        made = functional.activated_convolution(y, self.bn2, self.conv2) if is_strided(y) else None
+        if made is not None:
+            return self._add(made[0], shortcut, inplace=bare and is_unwatched())
+        y, _ = pre_activation(self.bn2, y)
+        if not bare or not leaves_unseen(self.conv2, y, shortcut):
             return self._add(apply(self.conv2, y), shortcut)
         # The sum overwrites the convolution's result, which may be no view: autograd would copy it.
         strided = is_strided(y)

@@ -52,12 +52,21 @@ def batch_norm_shrink_(z, residual, *rest):
     return found
 
 
-def batch_norm_relu_(x, *rest):
-    norm, geometry = Norm(*rest[:8]), rest[8:]
-    found = forward["batch_norm_relu"](x, *norm.functional, *geometry)
-    if norm.kind == BATCH:
-        update_from_state(norm, found[2], x.numel() // x.shape[1])
-    return found
+def updating(name):
+    """The operator of this name that updates running statistics."""
+
+    def function(x, *rest):
+        norm, rest = Norm(*rest[:8]), rest[8:]
+        found = forward[name](x, *norm.functional, *rest)
+        if norm.kind == BATCH:
+            update_from_state(norm, found[2], x.numel() // x.shape[1])
+        return found
+
+    return function
+
+
+batch_norm_relu_ = updating("batch_norm_relu")
+batch_norm_relu_conv_ = updating("batch_norm_relu_conv")
 
 
 def leaves(*tensors):
@@ -123,16 +132,22 @@ def batch_norm_shrink_backward(grad, z, weight, bias, input_norm, mean, state, i
 
 
 def batch_norm_relu_backward(
-    grad, grad_shortcut, x, weight, bias, norm, state, stride, need_x, need_parameters
-):
+    grad, grad_shortcut, x, weight, bias, norm, state, stride, *needs, conv=()
+):  # needs: of x, of BatchNorm's parameters, of the convolution's
     channels = None if grad_shortcut is None else grad_shortcut.shape[1]
     context = SimpleNamespace(
-        saved_tensors=(*leaves(x, weight, bias), state),
+        saved_tensors=(*leaves(x, weight, bias), state, *leaves(*conv)),
         options=(norm, 1e-5, stride, channels),
-        needs_input_grad=(need_x, need_parameters, need_parameters),
     )
-    dx, *found = batch_norm_autograd.BatchNormRelu.gradients(context, grad, grad_shortcut)
+    need_x, need_norm, *need_conv = needs
+    wanted = need_x, need_norm, need_norm, *need_conv * len(conv)
+    dx, *found = batch_norm_autograd.BatchNormRelu.gradients(context, wanted, grad, grad_shortcut)
     return dx, *(t if t is None else t.to(state.dtype) for t in found)
+
+
+def batch_norm_relu_conv_backward(grad, grad_shortcut, x, weight, bias, norm, state, conv_weight, *rest):
+    conv = conv_weight, conv_weight.new_zeros(conv_weight.shape[0])
+    return batch_norm_relu_backward(grad, grad_shortcut, x, weight, bias, norm, state, *rest, conv=conv)
 
 
 def plain(operator, *arguments):

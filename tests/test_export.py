@@ -154,6 +154,20 @@ def test_batch_norm_relu(device, dtype, train, layout):
             check(ops.batch_norm_relu.default, x, *norm.functional, stride, channels)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_batch_norm_relu_conv(channels, train, layout):
+    x = lay_out(make_features((4, channels, 14)).float(), layout)
+    batch_norm, conv = randomise(nn.BatchNorm1d(channels)), nn.Conv1d(channels, 3, 3)
+    norm = plain_batch_norm(batch_norm.train(train).requires_grad_(False), x)
+    weight, bias = conv.requires_grad_(False).parameters()
+    for stride, shortcut_channels in ((1, 0), (1, 8), (2, 5)):
+        for given in (bias, None):
+            arguments = *norm.functional, weight, given, stride, shortcut_channels
+            check(ops.batch_norm_relu_conv.default, x, *arguments)
+
+
 def test_statistics_that_are_not_there(device):
     """Running statistics that are None are 0 and 1."""
     x, _ = make_inputs(torch.float64, "contiguous", device)

@@ -289,12 +289,17 @@ def test_features_of_a_network_may_be_strided():
     assert torch.equal(y.flatten(1), y.contiguous().view(len(y), -1))
 
 
+def wide_unit(thresholds="channel-wise"):
+    """Of so many channels that PyTorch convolves."""
+    return RSBU(20, 24, stride=2, thresholds=thresholds)
+
+
 @pytest.mark.parametrize("thresholds", ["channel-wise", None])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_unit_overwrites_what_its_convolution_returned_where_nobody_sees_it(
     thresholds, layout, monkeypatch
 ):
-    unit, x = RSBU(4, 6, stride=2, thresholds=thresholds), lay_out(torch.randn(2, 4, 9), layout)
+    unit, x = wide_unit(thresholds), lay_out(torch.randn(2, 20, 9), layout)
     made, convolve = [], torch.conv1d if layout == "contiguous" else torch.conv2d
 
     def convolution(*args):
@@ -327,7 +332,7 @@ class Kept(TorchFunctionMode):
 @pytest.mark.parametrize("thresholds", ["channel-wise", None])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_unit_overwrites_nothing_that_a_mode_keeps(thresholds, layout):
-    unit, x = RSBU(4, 6, stride=2, thresholds=thresholds), lay_out(torch.randn(2, 4, 9), layout)
+    unit, x = wide_unit(thresholds), lay_out(torch.randn(2, 20, 9), layout)
     with Kept() as mode:
         unit(x)
         unit.bn2.momentum = torch.tensor(0.1)  # so that it is called
@@ -337,7 +342,7 @@ def test_a_unit_overwrites_nothing_that_a_mode_keeps(thresholds, layout):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_selective_checkpoints_keep_convolutions(layout):
-    unit, x = RSBU(4, 6, stride=2), lay_out(torch.randn(2, 4, 9), layout).requires_grad_()
+    unit, x = wide_unit(), lay_out(torch.randn(2, 20, 9), layout).requires_grad_()
     keep = partial(create_selective_checkpoint_contexts, [torch.ops.aten.convolution.default])
     (expected,) = torch.autograd.grad(unit(x).square().sum(), x)
     (found,) = torch.autograd.grad(

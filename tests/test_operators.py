@@ -39,6 +39,7 @@ def right_calls():
         x, None, *norm.functional, *gate.functional, False
     )
     _, shortcut, relu_state = ops.batch_norm_relu(x, *norm.functional, 2, 5)
+    conv = torch.randn(4, 3, 3), torch.randn(4)
     after_gate = (gate.kind, gate.eps, False)
     return {
         "soft_threshold": [(x, tau, 0.0), (z, complex_tau, 0.0)],
@@ -71,6 +72,25 @@ def right_calls():
         "batch_norm_relu_backward": [
             (grad, F.pad(grad, (0, 0, 1, 1)), x, *norm[:2], norm.kind, relu_state, 1, True, True),
             (F.pad(grad, (0, 1)), shortcut, x, *norm[:2], RUNNING, relu_state, 2, True, True),
+        ],
+        "batch_norm_relu_conv": [(x, *norm.functional, *conv, 2, 5)],
+        "batch_norm_relu_conv_": [(x, *norm, *conv, 2, 5)],
+        "batch_norm_relu_conv_backward": [
+            (torch.randn(2, 4, 20), F.pad(grad, (0, 0, 1, 1)), x, *norm[:2], norm.kind, relu_state)
+            + (conv[0], 1, True, True, True),
+            (
+                torch.randn(2, 4, 10),
+                shortcut,
+                x,
+                *norm[:2],
+                RUNNING,
+                relu_state,
+                conv[0],
+                2,
+                True,
+                True,
+                True,
+            ),
         ],
     }
 

@@ -18,7 +18,7 @@ from .autograd import scope
 from .gate import RUNNING, batch_norm_formula, gate_formula, running_statistics
 from .library import OPS
 from .masks import Layout, Planes, is_channels_last, widened
-from .spatial import pad_same, shortcut_of
+from .spatial import convolution, pad_same, shortcut_of
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _TABLE: dict[OpOverload, Callable[..., Any]] = {}
@@ -177,6 +177,15 @@ def _batch_norm_relu(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 
     y = laid_out(pad_same(normal.relu(), stride))
     shortcut = laid_out(shortcut_of(x, stride, shortcut_channels)) if shortcut_channels else x.new_empty([0])
+    return y, shortcut, statistics
+
+
+@_decomposes("batch_norm_relu_conv")
+def _batch_norm_relu_conv(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *norm, weight, bias, stride, shortcut_channels = rest
+    y, shortcut, statistics = _batch_norm_relu(x, *norm, stride, shortcut_channels)
+    results = convolution(y, stride, weight, bias), shortcut
+    y, shortcut = (Layout(t.shape, x.dtype, t.dim() > 1).lay_out(t) for t in results)
     return y, shortcut, statistics
 
 

@@ -217,16 +217,21 @@ def _(a: Any) -> tuple[Tensor, ...]:
 
 
 def _batch_norm_relu_like(a: Any) -> tuple[Tensor, ...]:
+    padded = [size + sum(same_padding([size], a.stride)) for size in a.x.shape[2:]]
+    channels_last = is_channels_last(a.x)
+    y = Layout([*a.x.shape[:2], *padded], a.x.dtype, channels_last).empty(a.x)
+    return y, *_shortcut_and_state_like(a, channels_last)
+
+
+def _shortcut_and_state_like(a: Any, channels_last: bool) -> tuple[Tensor, Tensor]:
     x = a.x
-    samples, channels, *sizes = x.shape
+    shape = [x.shape[0], a.shortcut_channels, *_strided(x.shape[2:], a.stride)]
+    shortcut = Layout(shape, x.dtype, channels_last).empty(x) if a.shortcut_channels else x.new_empty([0])
+    return shortcut, x.new_empty([2, x.shape[1]], dtype=accumulator(x.dtype))
 
-    def like(c: int, spatial: list[int]) -> Tensor:
-        return Layout([samples, c, *spatial], x.dtype, is_channels_last(x)).empty(x)
 
-    y = like(channels, [size + sum(same_padding([size], a.stride)) for size in sizes])
-    kept = [(size + a.stride - 1) // a.stride for size in sizes]
-    shortcut = like(a.shortcut_channels, kept) if a.shortcut_channels else x.new_empty([0])
-    return y, shortcut, x.new_empty([2, channels], dtype=accumulator(x.dtype))
+def _strided(sizes: Sequence[int], stride: int) -> list[int]:
+    return [(size + stride - 1) // stride for size in sizes]
 
 
 _register_by_names("batch_norm_relu")(_batch_norm_relu_like)
@@ -237,3 +242,20 @@ _register_by_names("batch_norm_relu_")(_batch_norm_relu_like)
 def _(a: Any) -> tuple[Tensor, ...]:
     dx = Layout.of(a.x).empty(a.x) if a.need_x else a.x.new_empty([0])
     return dx, *_gradients_like(a, ("weight", "bias"), a.need_parameters)
+
+
+def _batch_norm_relu_conv_like(a: Any) -> tuple[Tensor, ...]:
+    shape = [a.x.shape[0], a.conv_weight.shape[0], *_strided(a.x.shape[2:], a.stride)]
+    return Layout(shape, a.x.dtype, True).empty(a.x), *_shortcut_and_state_like(a, True)
+
+
+_register_by_names("batch_norm_relu_conv")(_batch_norm_relu_conv_like)
+_register_by_names("batch_norm_relu_conv_")(_batch_norm_relu_conv_like)
+
+
+@_register_by_names("batch_norm_relu_conv_backward")
+def _(a: Any) -> tuple[Tensor, ...]:
+    x, shape = a.x, a.conv_weight.shape if a.need_conv else [0]
+    dx = Layout(x.shape, x.dtype, True).empty(x) if a.need_x else x.new_empty([0])
+    of_norm = _gradients_like(a, ("weight", "bias"), a.need_parameters)
+    return dx, *of_norm, x.new_empty(shape), x.new_empty(shape[:1])

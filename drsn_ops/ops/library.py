@@ -52,6 +52,7 @@ def _build_id(library: Path) -> bytes:
 
 
 cuda_reason = _load()
+simd: str = OPS.cpu_simd()
 _warned = False
 
 
@@ -91,6 +92,6 @@ def build_info() -> dict[str, Any]:
     return {
         **_C.build_info(),
         "cuda_reason": cuda_reason,
-        "simd_in_use": OPS.cpu_simd(),
+        "simd_in_use": simd,
         "torch": torch.__version__,
     }

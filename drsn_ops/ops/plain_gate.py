@@ -20,11 +20,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..reference import accumulator
 from .gate import BATCH, LAYER, NONE, RMS, RUNNING, Gate, Norm
+from .library import simd
 
 _LAYERS = (nn.Linear, nn.ReLU, nn.Linear, nn.Sigmoid)
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 # Tracers replace a plain tensor by one of the last two.
 PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
+
+# Of each stride of a convolution of width 3: the paddings behind `spatial.pad_same`, and the most channels, in and out,
+# with which the operator that normalises and convolves is faster than PyTorch's convolution.
+_NARROW = {1: (((1,), "same"), 16), 2: (((0,),), 16)}
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
 
@@ -100,13 +105,50 @@ def _all_plain(tensors: tuple[Tensor | None, ...], device: torch.device) -> bool
 
 def plain_convolution(conv: nn.Module, x: Tensor) -> bool:
     """True if calling the module on x runs PyTorch's convolution, of plain tensors, with zeros around x."""
-    kind = type(conv)
+    made: Any = conv
+    return _convolves(conv) and _all_plain((x, made.weight, made.bias), x.device)
+
+
+def _convolves(conv: nn.Module) -> bool:
+    kind: Any = type(conv)
     if kind not in _CONVOLVES or kind._conv_forward is not _CONVOLVES[kind] or "_conv_forward" in vars(conv):
         return False
-    made: Any = conv
-    return (
-        made.padding_mode == "zeros" and is_plain(conv) and _all_plain((x, made.weight, made.bias), x.device)
-    )
+    return conv.padding_mode == "zeros" and is_plain(conv)
+
+
+def narrow_convolution(conv: nn.Module, x: Tensor, stride: int) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of a convolution of few channels, as the operator takes them that normalises before it.
+
+    x, with one spatial axis, is plain and has the strides of channels_last. None if PyTorch has to convolve: where its
+    convolution is as fast, on instruction sets without kernels, in an export, which may run elsewhere, in autocast.
+    """
+    if type(conv) is not nn.Conv1d or stride not in _NARROW or x.dtype is not torch.float32:
+        return None
+    paddings, most = _NARROW[stride]
+    parameters: Any = conv._parameters
+    try:
+        weight, bias = parameters["weight"], parameters["bias"]
+        out, channels, width = weight.shape
+    except (AttributeError, KeyError, ValueError):  # a parameter was replaced
+        return None
+    if (
+        out > most
+        or channels > most
+        or width != 3
+        or not x.is_cpu
+        or simd == "default"
+        or conv.stride != (stride,)
+        or conv.padding not in paddings
+        or conv.dilation != (1,)
+        or conv.groups != 1
+        or weight.dtype is not torch.float32
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_exporting()
+        or not _convolves(conv)
+        or not _all_plain((weight, bias), x.device)
+    ):
+        return None
+    return weight, bias
 
 
 def uses_batch(module: nn.Module) -> bool:

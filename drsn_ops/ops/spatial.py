@@ -27,6 +27,11 @@ def pad_same(x: Tensor, stride: int, width: int = 3) -> Tensor:
     return x if stride == 1 else F.pad(x, same_padding(x.shape[2:], stride, width))
 
 
+def convolution(x: Tensor, stride: int, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution of width 3 along one axis of what `pad_same` returned."""
+    return F.conv1d(x, weight, bias, stride, padding=1 if stride == 1 else 0)
+
+
 def shortcut_of(x: Tensor, stride: int, channels: int) -> Tensor:
     """Every stride-th position of x, d more channels of zeros around its own: d // 2 before, the others behind."""
     axes = x.dim() - 2
