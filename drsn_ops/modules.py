@@ -328,7 +328,8 @@ class RSBU(nn.Module):
         y, shortcut = self._first_half(x, self.out_channels)
         if shortcut is None:
             shortcut = self.shortcut(x)
-        bare = self.shrink is None or is_bare(self.shrink)
+        shrink = self.shrink
+        bare = shrink is None or is_bare(shrink)
         made = functional.activated_convolution(y, self.bn2, self.conv2) if is_strided(y) else None
         if made is not None:
             return self._add(made[0], shortcut, inplace=bare and is_unwatched())
@@ -345,13 +346,14 @@ class RSBU(nn.Module):
     def _add(self, h: Tensor, shortcut: Tensor, inplace: bool = False) -> Tensor:
         """The sum of h, which is shrunk, and the shortcut."""
         # Under autocast the convolution's result is narrower than x.
-        shortcut = shortcut.to(h.dtype)
-        if self.shrink is None:
+        shortcut, shrink = shortcut.to(h.dtype), self.shrink
+        if shrink is None:
             return h.add_(shortcut) if inplace else h + shortcut
         if inplace:
-            gate, statistic = self.shrink.fc, self.shrink.statistic
-            return functional.gated_shrink(h, gate, statistic=statistic, residual=shortcut, inplace=True)
-        y: Tensor = self.shrink(h, shortcut)
+            return functional.gated_shrink(
+                h, shrink.fc, statistic=shrink.statistic, residual=shortcut, inplace=True
+            )
+        y: Tensor = shrink(h, shortcut)
         return y
 
     def extra_repr(self) -> str:
