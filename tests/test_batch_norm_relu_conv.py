@@ -441,6 +441,16 @@ def test_second_derivatives(train, stride, channels):
     close(*found)
 
 
+def test_autocast_changes_no_second_derivative():
+    pair, x = make(4, 6), leaf(draw((3, 4, 11)))
+    tensors, found = [x, *pair.parameters()], []
+    for enabled in (False, True):
+        (y,) = operator(x, *pair)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(y.square().sum(), tensors, create_graph=True))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_batches_of_gradients():
     pair, x = make(4, 6, 2), leaf(draw((3, 4, 11)))
     made = operator(x, *pair, 6)
