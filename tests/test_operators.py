@@ -148,7 +148,7 @@ def fault(operator, arguments, position):
         named = re.match(r"(\w+)( \([^)]*\))?: (got|unsupported operation|drsn_ops asked)", str(error))
         memory = re.match("(out of memory|no tensor): drsn_ops asked", str(error))
         # where it says how large others have to be, one of them may be named
-        leads = position == 0 or names[position] in ("x", "w1", "w2")
+        leads = position == 0 or names[position] in ("x", "w1", "w2", "conv_weight")
         sizes_others = leads or not isinstance(arguments[position], Tensor)
         if memory or (named and named[1] in (names if sizes_others else [names[position]])):
             return None
