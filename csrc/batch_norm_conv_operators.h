@@ -1,7 +1,9 @@
-// The host side of the operators that normalise, apply ReLU and convolve few channels. The CPU alone has them.
+// The host side of the operators that normalise, apply ReLU and convolve few channels, and of a residual unit of them
+// in evaluation. The CPU alone has them.
 #pragma once
 
 #include "batch_norm_operators.h"
+#include "gated_operators.h"
 
 namespace drsn {
 
@@ -11,14 +13,15 @@ struct BatchNormConvOperators {
   using Outputs = typename Common::Outputs;
   using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-  // x and conv_weight, checked and laid out, and what follows from them.
+  // x and the convolution's parameters, checked and laid out, and what follows from them.
   struct Inputs {
     Tensor x, conv_weight;
+    Optional conv_bias;
     UnitShapes shapes;
     Rows rows;
     NarrowConvolution conv;
 
-    Inputs(const Tensor& given, const Tensor& weight, int64_t stride)
+    Inputs(const Tensor& given, const Tensor& weight, const Optional& bias, int64_t stride)
         : x(channels_last_of(given, stride)), conv_weight(weight), shapes(x, stride) {
       constexpr int64_t kMost = 16;
       rows = rows_with_elements("x", x, true);
@@ -26,6 +29,7 @@ struct BatchNormConvOperators {
       if (conv.out_channels < 1 || conv.out_channels > kMost || rows.channels > kMost)
         refuse("conv_weight", words(weight), "1 to 16 channels of x and as many of the result");
       conv_weight = checked("conv_weight", weight, {conv.out_channels, rows.channels, 3}, ScalarType::Float, x);
+      conv_bias = checked("conv_bias", bias, {conv.out_channels}, ScalarType::Float, x);
       conv.weight = static_cast<const float*>(data(conv_weight));
       conv.before = stride > 1 ? shapes.spatial.before[2] : 1;
       conv.out_length = shapes.shortcut[2];
@@ -50,20 +54,23 @@ struct BatchNormConvOperators {
     }
   };
 
-  static Outputs run(const Inputs& in, const NormTensors& norm, const Optional& conv_bias, int64_t stride,
-                     int64_t shortcut_channels) {
+  // All but y and the state.
+  static BatchNormReluConv forward(const Inputs& in, const NormTensors& norm, int64_t stride, const Tensor& shortcut) {
     BatchNormReluConv p{};
     in.describe(p, stride);
-    const int64_t channels = in.rows.channels;
-    const Tensor shortcut = Common::empty_shortcut(in.shapes, in.x, shortcut_channels, true);
-    const Optional bias = checked("conv_bias", conv_bias, {in.conv.out_channels}, ScalarType::Float, in.x);
-    const Tensor y = empty(in.shape(), ScalarType::Float, in.x, true);
-    const Tensor state = empty({2, channels}, ScalarType::Float, in.x);
     p.norm = norm.norm;
-    p.state = state.mutable_data_ptr();
+    p.conv_bias = static_cast<const float*>(data(in.conv_bias));
     p.shortcut = pointer_or_null(shortcut);
-    p.shortcut_channels = shortcut_channels;
-    p.conv_bias = static_cast<const float*>(data(bias));
+    p.shortcut_channels = shortcut.dim() > 1 ? shortcut.size(1) : 0;
+    return p;
+  }
+
+  static Outputs run(const Inputs& in, const NormTensors& norm, int64_t stride, int64_t shortcut_channels) {
+    const Tensor shortcut = Common::empty_shortcut(in.shapes, in.x, shortcut_channels, true);
+    const Tensor y = empty(in.shape(), ScalarType::Float, in.x, true);
+    const Tensor state = empty({2, in.rows.channels}, ScalarType::Float, in.x);
+    BatchNormReluConv p = forward(in, norm, stride, shortcut);
+    p.state = state.mutable_data_ptr();
     p.out = static_cast<float*>(y.mutable_data_ptr());
     Backend::batch_norm_relu_conv(p, in.x);
     return {y, shortcut, state};
@@ -72,17 +79,17 @@ struct BatchNormConvOperators {
   static Outputs batch_norm_relu_conv(Tensor x, Optional weight, Optional bias, Optional running_mean,
                                       Optional running_var, int64_t kind, double eps, Tensor conv_weight,
                                       Optional conv_bias, int64_t stride, int64_t shortcut_channels) {
-    const Inputs in(x, conv_weight, stride);
+    const Inputs in(x, conv_weight, conv_bias, stride);
     NormTensors norm = Common::norm_of(in.x, kind, eps, weight, bias);
     norm.read_running(running_mean, running_var, in.x);
-    return run(in, norm, conv_bias, stride, shortcut_channels);
+    return run(in, norm, stride, shortcut_channels);
   }
 
   static Outputs batch_norm_relu_conv_(Tensor x, Optional weight, Optional bias, Optional running_mean,
                                        Optional running_var, Optional batches, double momentum, int64_t kind,
                                        double eps, Tensor conv_weight, Optional conv_bias, int64_t stride,
                                        int64_t shortcut_channels) {
-    const Inputs in(x, conv_weight, stride);
+    const Inputs in(x, conv_weight, conv_bias, stride);
     NormTensors norm = Common::norm_of(in.x, kind, eps, weight, bias);
     norm.write_running(running_mean, running_var, batches, momentum, in.x);
     const Access updated = norm.updates() ? Access::kWrites : Access::kReads;
@@ -94,7 +101,7 @@ struct BatchNormConvOperators {
                    {kOnlyNorm.batches, batches, updated},
                    {"conv_weight", conv_weight, Access::kReads},
                    {"conv_bias", conv_bias, Access::kReads}});
-    Outputs outputs = run(in, norm, conv_bias, stride, shortcut_channels);
+    Outputs outputs = run(in, norm, stride, shortcut_channels);
     norm.finish();
     return outputs;
   }
@@ -102,7 +109,7 @@ struct BatchNormConvOperators {
   static Gradients batch_norm_relu_conv_backward(Tensor grad, Optional grad_shortcut, Tensor x, Optional weight,
                                                  Optional bias, int64_t kind, Tensor state, Tensor conv_weight,
                                                  int64_t stride, bool need_x, bool need_parameters, bool need_conv) {
-    Inputs in(x, conv_weight, stride);
+    const Inputs in(x, conv_weight, std::nullopt, stride);
     const NormTensors norm = Common::norm_of(in.x, kind, 0, weight, bias);
     const int64_t channels = in.rows.channels;
     BatchNormReluConvBackward p{};
@@ -133,11 +140,46 @@ struct BatchNormConvOperators {
     return {need_x ? dx : one(false, {}), dweight, dbias, dconv_weight, dconv_bias};
   }
 
+  static Tensor residual_unit(Tensor x, Optional weight1, Optional bias1, Optional mean1, Optional var1, double eps1,
+                              Tensor conv_weight1, Optional conv_bias1, Optional weight2, Optional bias2,
+                              Optional mean2, Optional var2, double eps2, Tensor conv_weight2, Optional conv_bias2,
+                              int64_t stride, Tensor w1, Optional b1, Optional norm_weight, Optional norm_bias,
+                              Tensor w2, Optional b2, Optional running_mean, Optional running_var, int64_t gate_norm,
+                              double eps, bool per_sample) {
+    const int64_t running = int64_t(NormKind::kRunning);
+    const Inputs first(x, conv_weight1, conv_bias1, stride);
+    const Tensor y = empty(first.shape(), ScalarType::Float, first.x, true);
+    const Inputs second(y, conv_weight2, conv_bias2, 1);
+    if (second.conv.out_channels != second.rows.channels)
+      refuse("conv_weight2", words(conv_weight2), "as many channels of the result as of conv_weight1's");
+    if (second.rows.line_length() > ResidualUnit::kMostOfSample)
+      refuse("x", words(x), "at most " + std::to_string(ResidualUnit::kMostOfSample) + " elements of a sample of y");
+    if (gate_norm == int64_t(NormKind::kBatch)) refuse("gate_norm", "that over the batch", "another");
+    NormTensors norm1 = Common::norm_of(first.x, running, eps1, weight1, bias1);
+    NormTensors norm2 = Common::norm_of(y, running, eps2, weight2, bias2);
+    norm1.read_running(mean1, var1, first.x);
+    norm2.read_running(mean2, var2, y);
+    GateTensors gate(y, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    gate.norm.read_running(running_mean, running_var, y);
+    const bool itself = stride == 1 && second.rows.channels == first.rows.channels;
+    const auto shortcut_of = [&](const Inputs& in, int64_t channels) {
+      return Common::empty_shortcut(in.shapes, in.x, channels, true);
+    };
+    const Tensor none = shortcut_of(second, 0), made = itself ? none : shortcut_of(first, second.rows.channels);
+    ResidualUnit p{forward(first, norm1, stride, made), forward(second, norm2, 1, none),
+                   GatedOperators<Backend>::template prepared<GatedShrink>("y", y, per_sample, true)};
+    p.second.out = static_cast<float*>(y.mutable_data_ptr());
+    const auto kept = GatedOperators<Backend>::fill_forward(p.shrink, y, gate, itself ? first.x : made, y);
+    Backend::residual_unit(p, y);
+    return y;
+  }
+
   template <class Library>
   static void add_to(Library& m) {
     m.impl("batch_norm_relu_conv", TORCH_BOX(&batch_norm_relu_conv));
     m.impl("batch_norm_relu_conv_", TORCH_BOX(&batch_norm_relu_conv_));
     m.impl("batch_norm_relu_conv_backward", TORCH_BOX(&batch_norm_relu_conv_backward));
+    m.impl("residual_unit", TORCH_BOX(&residual_unit));
   }
 };
 

@@ -263,4 +263,13 @@ struct BatchNormReluConvBackward : BatchNormReluBackward {
   float *dconv_weight, *dconv_bias;  // both or neither null
 };
 
+// Two of the former, of which the second takes what the first makes, and the shrinkage of the result with the shortcut:
+// norms are kRunning, states are null, no gradient is wanted. A sample of the result has at most kMostOfSample
+// elements.
+struct ResidualUnit {
+  static constexpr int64_t kMostOfSample = 32768;
+  BatchNormReluConv first, second;  // first.out and second.x are not used: what lies between is not stored
+  GatedShrink shrink;               // x and y are second.out; residual is first.x or first.shortcut
+};
+
 }  // namespace drsn

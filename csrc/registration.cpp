@@ -11,7 +11,8 @@
 //
 // batch_norm_relu pads y for a convolution of width 3 and this stride (1: not at all); shortcut is empty where
 // shortcut_channels is 0. The CPU alone has batch_norm_relu_conv: convolutions of width 3, stride 1 or 2 and up to 16
-// channels; y, shortcut and dx are in channels_last.
+// channels; y, shortcut and dx are in channels_last. residual_unit is two of them with running statistics, of which the
+// second keeps the channels, gated_shrink and the shortcut; at most 32,768 elements a sample of the result.
 #include "torch_api.h"
 
 STABLE_TORCH_LIBRARY(DRSN_NAMESPACE, m) {
@@ -97,6 +98,13 @@ STABLE_TORCH_LIBRARY(DRSN_NAMESPACE, m) {
       "batch_norm_relu_conv_backward(Tensor grad, Tensor? grad_shortcut, Tensor x, Tensor? weight, Tensor? bias, "
       "int norm, Tensor state, Tensor conv_weight, int stride, bool need_x, bool need_parameters, bool need_conv) -> "
       "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dconv_weight, Tensor dconv_bias)");
+
+  m.def(
+      "residual_unit(Tensor x, Tensor? weight1, Tensor? bias1, Tensor? mean1, Tensor? var1, float eps1, "
+      "Tensor conv_weight1, Tensor? conv_bias1, Tensor? weight2, Tensor? bias2, Tensor? mean2, Tensor? var2, "
+      "float eps2, Tensor conv_weight2, Tensor? conv_bias2, int stride, Tensor w1, Tensor? b1, Tensor? norm_weight, "
+      "Tensor? norm_bias, Tensor w2, Tensor? b2, Tensor? running_mean, Tensor? running_var, int gate_norm, float eps, "
+      "bool per_sample) -> Tensor");
 
   m.def("cpu_simd() -> str");
 }

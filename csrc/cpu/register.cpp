@@ -49,6 +49,7 @@ struct Cpu {
   static void batch_norm_relu_conv_backward(const drsn::BatchNormReluConvBackward& p, const Tensor&) {
     drsn::cpu::batch_norm_relu_conv_backward(p);
   }
+  static void residual_unit(const drsn::ResidualUnit& p, const Tensor&) { drsn::cpu::residual_unit(p); }
 };
 
 std::string cpu_simd() { return drsn::cpu::simd_level(); }

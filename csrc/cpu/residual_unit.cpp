@@ -1,0 +1,56 @@
+// A residual unit of few channels in evaluation: a thread takes some samples through both convolutions, the gate and
+// the sum with the shortcut while they are in its cache.
+#include "backend.h"
+#include "gate.h"
+#include "narrow_convolution.h"
+
+namespace drsn::cpu {
+namespace {
+
+std::vector<float> running_state(const BatchNormReluConv& p) {
+  std::vector<float> state(2 * p.rows.channels);
+  running_statistics(p.norm, p.rows.channels, state.data(), &state[p.rows.channels]);
+  return state;
+}
+
+// All pieces of a sample.
+template <class Run>
+void for_each_piece(const NarrowLayout& layout, int64_t sample, const Run& run) {
+  for (int64_t begin = 0; begin < layout.conv.out_length; begin += layout.piece_length)
+    run(Piece{sample, begin, std::min(begin + layout.piece_length, layout.conv.out_length)});
+}
+
+}  // namespace
+
+void residual_unit(const ResidualUnit& p) {
+  const std::vector<float> state1 = running_state(p.first), state2 = running_state(p.second);
+  const NarrowForward first(p.first, state1.data()), second(p.second, state2.data());
+  const NarrowLayout& layout = first.layout;
+  const int64_t channels = layout.conv.out_channels, size = layout.conv.out_length * channels;
+  const auto* x = as<float>(p.first.x);
+  auto *y = p.second.out, *shortcut = as<float>(p.first.shortcut);
+  const Lines lines = lines_of_samples(p.shrink.rows, p.shrink.gate);
+  const Segments none(nullptr, lines, kShrinkPlanes);
+  GateForward<float> gate(p.shrink);
+  two_passes(
+      lines, false,
+      [&](const Range& at, double* sums) {
+        NarrowForward::Worker before(first), behind(second);
+        std::vector<float> between(size);
+        for (int64_t n = at.line; n < at.line + at.count; ++n) {
+          const float* sample = x + n * layout.length * layout.channels;
+          for_each_piece(layout, n, [&](const Piece& piece) {
+            before.make(piece, sample, &between[piece.begin * channels]);
+            if (shortcut) copy_shortcut(layout, piece, sample, channels, shortcut + n * size + piece.begin * channels);
+          });
+          for_each_piece(second.layout, n, [&](const Piece& piece) {
+            behind.make(piece, between.data(), y + n * size + piece.begin * channels);
+          });
+        }
+        add_abs_sums(lines, at, y, sums);
+      },
+      [&](int64_t sample, int64_t count, const double* sums) { gate.run(sample, count, sums); },
+      [&](const Range& at) { shrink_lines(lines, at, y, gate.tau.data(), as<float>(p.shrink.residual), y, none); });
+}
+
+}  // namespace drsn::cpu
