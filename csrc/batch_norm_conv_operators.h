@@ -7,6 +7,22 @@
 
 namespace drsn {
 
+// The names of a convolution's arguments for error messages.
+struct ConvNames {
+  const char *weight, *bias;
+};
+inline constexpr ConvNames kOnlyConv{"conv_weight", "conv_bias"};
+
+// The same of a residual unit, and those of its normalisations.
+inline constexpr ConvNames kFirstConv{"conv_weight1 (conv1.weight)", "conv_bias1 (conv1.bias)"};
+inline constexpr ConvNames kSecondConv{"conv_weight2 (conv2.weight)", "conv_bias2 (conv2.bias)"};
+inline constexpr NormNames kFirstNorm{
+    "norm1", "weight1 (bn1.weight)", "bias1 (bn1.bias)", "mean1 (bn1.running_mean)", "var1 (bn1.running_var)", "",
+    "",      NormKind::kRunning};
+inline constexpr NormNames kSecondNorm{
+    "norm2", "weight2 (bn2.weight)", "bias2 (bn2.bias)", "mean2 (bn2.running_mean)", "var2 (bn2.running_var)", "",
+    "",      NormKind::kRunning};
+
 template <class Backend>
 struct BatchNormConvOperators {
   using Common = BatchNormOperators<Backend>;
@@ -21,15 +37,16 @@ struct BatchNormConvOperators {
     Rows rows;
     NarrowConvolution conv;
 
-    Inputs(const Tensor& given, const Tensor& weight, const Optional& bias, int64_t stride)
+    Inputs(const Tensor& given, const Tensor& weight, const Optional& bias, int64_t stride,
+           const ConvNames& names = kOnlyConv)
         : x(channels_last_of(given, stride)), conv_weight(weight), shapes(x, stride) {
       constexpr int64_t kMost = 16;
       rows = rows_with_elements("x", x, true);
       conv.out_channels = weight.dim() > 0 ? weight.size(0) : 0;
       if (conv.out_channels < 1 || conv.out_channels > kMost || rows.channels > kMost)
-        refuse("conv_weight", words(weight), "1 to 16 channels of x and as many of the result");
-      conv_weight = checked("conv_weight", weight, {conv.out_channels, rows.channels, 3}, ScalarType::Float, x);
-      conv_bias = checked("conv_bias", bias, {conv.out_channels}, ScalarType::Float, x);
+        refuse(names.weight, words(weight), "1 to 16 channels of x and as many of the result");
+      conv_weight = checked(names.weight, weight, {conv.out_channels, rows.channels, 3}, ScalarType::Float, x);
+      conv_bias = checked(names.bias, bias, {conv.out_channels}, ScalarType::Float, x);
       conv.weight = static_cast<const float*>(data(conv_weight));
       conv.before = stride > 1 ? shapes.spatial.before[2] : 1;
       conv.out_length = shapes.shortcut[2];
@@ -147,16 +164,16 @@ struct BatchNormConvOperators {
                               Tensor w2, Optional b2, Optional running_mean, Optional running_var, int64_t gate_norm,
                               double eps, bool per_sample) {
     const int64_t running = int64_t(NormKind::kRunning);
-    const Inputs first(x, conv_weight1, conv_bias1, stride);
+    const Inputs first(x, conv_weight1, conv_bias1, stride, kFirstConv);
     const Tensor y = empty(first.shape(), ScalarType::Float, first.x, true);
-    const Inputs second(y, conv_weight2, conv_bias2, 1);
+    const Inputs second(y, conv_weight2, conv_bias2, 1, kSecondConv);
     if (second.conv.out_channels != second.rows.channels)
-      refuse("conv_weight2", words(conv_weight2), "as many channels of the result as of conv_weight1's");
+      refuse(kSecondConv.weight, words(conv_weight2), "as many channels of the result as of conv_weight1's");
     if (second.rows.line_length() > ResidualUnit::kMostOfSample)
       refuse("x", words(x), "at most " + std::to_string(ResidualUnit::kMostOfSample) + " elements of a sample of y");
     if (gate_norm == int64_t(NormKind::kBatch)) refuse("gate_norm", "that over the batch", "another");
-    NormTensors norm1 = Common::norm_of(first.x, running, eps1, weight1, bias1);
-    NormTensors norm2 = Common::norm_of(y, running, eps2, weight2, bias2);
+    NormTensors norm1(kFirstNorm, running, eps1, weight1, bias1, first.rows.channels, x);
+    NormTensors norm2(kSecondNorm, running, eps2, weight2, bias2, second.rows.channels, y);
     norm1.read_running(mean1, var1, first.x);
     norm2.read_running(mean2, var2, y);
     GateTensors gate(y, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);

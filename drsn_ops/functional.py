@@ -480,3 +480,30 @@ def activated_convolution(
     if norm is None or not autograd.fuses(x, *norm[:2], *narrow):
         return None
     return batch_norm_autograd.batch_norm_relu(x, norm, stride, shortcut_channels, narrow)
+
+
+def evaluated_unit(
+    x: Tensor,
+    batch_norms: tuple[nn.Module, nn.Module],
+    convs: tuple[nn.Module, nn.Module],
+    stride: int,
+    gate: nn.Module,
+    statistic: Statistic,
+) -> Tensor | None:
+    """Both halves of a residual unit, the shrinkage and the shortcut by one operator, without a gradient.
+
+    x is as in `activated_convolution`; None where more operators have to be called, as where a normalisation is over
+    the batch or the samples are long.
+    """
+    narrow = narrow_convolution(convs[0], x, stride)
+    other = narrow and narrow_convolution(convs[1], x, 1)
+    if not narrow or not other or x.numel() == 0:
+        return None
+    norm1, norm2 = (plain_batch_norm(norm, x) for norm in batch_norms)
+    # the weight has the channels of the result on axis 1
+    plain = plain_gate(gate, other[0])
+    if norm1 is None or norm2 is None or plain is None:
+        return None
+    return batch_norm_autograd.residual_unit(
+        x, norm1, narrow, norm2, other, stride, plain, statistic == "sample"
+    )

@@ -322,9 +322,21 @@ class RSBU(nn.Module):
         require_input(x, self.in_channels, self.dim)
         return activated_convolution(self.bn1, self.conv1, x, self.stride, shortcut_channels)
 
+    def _evaluate(self, x: Tensor) -> Tensor | None:
+        """y, if one operator can make it."""
+        shrink = self.shrink
+        if shrink is None or not is_strided(x) or not is_bare(shrink):
+            return None
+        require_input(x, self.in_channels, self.dim)
+        norms, convs = (self.bn1, self.bn2), (self.conv1, self.conv2)
+        return functional.evaluated_unit(x, norms, convs, self.stride, shrink.fc, shrink.statistic)
+
     def forward(self, x: Tensor) -> Tensor:
         if (type(self).branch, type(self).shortcut) != _PARTS or {"branch", "shortcut"} & vars(self).keys():
             return self._add(self.branch(x), self.shortcut(x))
+        y = None if self.training else self._evaluate(x)
+        if y is not None:
+            return y
         y, shortcut = self._first_half(x, self.out_channels)
         if shortcut is None:
             shortcut = self.shortcut(x)

@@ -40,6 +40,9 @@ def right_calls():
     )
     _, shortcut, relu_state = ops.batch_norm_relu(x, *norm.functional, 2, 5)
     conv = torch.randn(4, 3, 3), torch.randn(4)
+    more_conv = torch.randn(4, 4, 3), torch.randn(4)
+    running, more_running = ([torch.rand(c) + 0.5 for _ in range(4)] for c in (3, 4))
+    more_gate = plain_gate(make_gate(4, 5, 4).float().eval().requires_grad_(False), more_conv[0])
     after_gate = (gate.kind, gate.eps, False)
     return {
         "soft_threshold": [(x, tau, 0.0), (z, complex_tau, 0.0)],
@@ -72,6 +75,9 @@ def right_calls():
         "batch_norm_relu_backward": [
             (grad, F.pad(grad, (0, 0, 1, 1)), x, *norm[:2], norm.kind, relu_state, 1, True, True),
             (F.pad(grad, (0, 1)), shortcut, x, *norm[:2], RUNNING, relu_state, 2, True, True),
+        ],
+        "residual_unit": [
+            (x, *running, 1e-5, *conv, *more_running, 1e-5, *more_conv, 2, *more_gate.functional, False)
         ],
         "batch_norm_relu_conv": [(x, *norm.functional, *conv, 2, 5)],
         "batch_norm_relu_conv_": [(x, *norm, *conv, 2, 5)],
@@ -148,7 +154,9 @@ def fault(operator, arguments, position):
         named = re.match(r"(\w+)( \([^)]*\))?: (got|unsupported operation|drsn_ops asked)", str(error))
         memory = re.match("(out of memory|no tensor): drsn_ops asked", str(error))
         # where it says how large others have to be, one of them may be named
-        leads = position == 0 or names[position] in ("x", "w1", "w2", "conv_weight")
+        leads = (
+            position == 0 or names[position] in ("x", "w1", "w2") or names[position].startswith("conv_weight")
+        )
         sizes_others = leads or not isinstance(arguments[position], Tensor)
         if memory or (named and named[1] in (names if sizes_others else [names[position]])):
             return None

@@ -189,6 +189,15 @@ def _batch_norm_relu_conv(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor
     return y, shortcut, statistics
 
 
+@_decomposes("residual_unit")
+def _residual_unit(x: Tensor, *rest: Any) -> Tensor:
+    norm1, conv1, norm2, conv2, (stride, *gate) = rest[:5], rest[5:7], rest[7:12], rest[12:14], rest[14:]
+    channels = conv2[0].shape[0]
+    h, shortcut, _ = _batch_norm_relu_conv(x, *norm1[:4], RUNNING, norm1[4], *conv1, stride, channels)
+    y, _, _ = _batch_norm_relu_conv(h, *norm2[:4], RUNNING, norm2[4], *conv2, 1, 0)
+    return _gated_shrink(y, shortcut, *gate)
+
+
 @_decomposes("batch_norm_shrink")
 def _batch_norm_shrink(
     z: Tensor, residual: Tensor | None, *rest: Any

@@ -253,6 +253,12 @@ _register_by_names("batch_norm_relu_conv")(_batch_norm_relu_conv_like)
 _register_by_names("batch_norm_relu_conv_")(_batch_norm_relu_conv_like)
 
 
+@_register_by_names("residual_unit")
+def _(a: Any) -> Tensor:
+    shape = [a.x.shape[0], a.conv_weight2.shape[0], *_strided(a.x.shape[2:], a.stride)]
+    return Layout(shape, a.x.dtype, True).empty(a.x)
+
+
 @_register_by_names("batch_norm_relu_conv_backward")
 def _(a: Any) -> tuple[Tensor, ...]:
     x, shape = a.x, a.conv_weight.shape if a.need_conv else [0]
