@@ -167,8 +167,8 @@ struct BatchNormConvOperators {
     const Inputs first(x, conv_weight1, conv_bias1, stride, kFirstConv);
     const Tensor y = empty(first.shape(), ScalarType::Float, first.x, true);
     const Inputs second(y, conv_weight2, conv_bias2, 1, kSecondConv);
-    if (second.conv.out_channels != second.rows.channels)
-      refuse(kSecondConv.weight, words(conv_weight2), "as many channels of the result as of conv_weight1's");
+    if (second.conv.out_channels != second.rows.channels || second.rows.channels < first.rows.channels)
+      refuse(kSecondConv.weight, words(conv_weight2), "as many channels as the first result, no fewer than x");
     if (second.rows.line_length() > ResidualUnit::kMostOfSample)
       refuse("x", words(x), "at most " + std::to_string(ResidualUnit::kMostOfSample) + " elements of a sample of y");
     if (gate_norm == int64_t(NormKind::kBatch)) refuse("gate_norm", "that over the batch", "another");

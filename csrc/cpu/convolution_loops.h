@@ -37,7 +37,8 @@ DRSN_INLINE void convolve_units(const Taps& taps, const float* bias, float* out,
   for (int u = 0; u < kUnits; ++u) {
     for (int v = 0; v < kVectors; ++v) {
       const int64_t from = u * kUnit + v * kStep;
-      if (from < count) store(out + at + from, sums[u][v], smaller(kStep, count - from));
+      const V sum = taps.relu ? positive_part<float>(sums[u][v]) : sums[u][v];
+      if (from < count) store(out + at + from, sum, smaller(kStep, count - from));
     }
   }
 }

@@ -160,10 +160,11 @@ struct Taps {
   const float* in[3];     // where each tap finds the channels of position 0
   const float* weight;    // (count, channels, 16)
   const int32_t* places;  // (channels, 16): where the channel is that a number of the result meets, in a vector
+  bool relu = false;      // of the result
 };
 
-// out = bias + sum over the taps t and their channels i of in[t][i] * weight[t][i], for n elements of out; of `in` it
-// reads up to the next multiple of 16.
+// out = bias + sum over the taps t and their channels i of in[t][i] * weight[t][i], or the ReLU of that, for n elements
+// of out; of `in` it reads up to the next multiple of 16.
 void convolve(const Taps& taps, const float* bias, float* out, int64_t n);
 
 // Adds in[t][i] * g to sums[t * group + i] of 3 taps, and g to sums[3 * group], each a sum of 16 numbers. What `in` and

@@ -178,27 +178,63 @@ class NarrowForward {
                    [&](int64_t, int64_t, int64_t o) { return p.conv_bias ? p.conv_bias[o] : 0; });
   }
 
+  // Makes the result what comes of it behind the BatchNorm and the ReLU of the next convolution.
+  void activate(const BatchNormReluConv& next, const float* state) {
+    const ChannelNorm<float> norm(next.norm, next.rows, state);
+    relu_ = true;
+    for (int64_t j = 0; j < kUnit; ++j) {
+      const int64_t o = j % layout.group;
+      if (o >= layout.conv.out_channels) continue;
+      for (size_t row = 0; row < weight_.size() / kUnit; ++row) weight_[row * kUnit + j] *= norm.scale[o];
+      bias_[j] = (bias_[j] - norm.center[o]) * norm.scale[o] + norm.bias[o];
+    }
+  }
+
   // What a thread needs to make pieces of the result.
   class Worker {
    public:
-    explicit Worker(const NarrowForward& forward) : forward_(forward), activation_(forward.layout, forward.rows_) {}
+    explicit Worker(const NarrowForward& forward)
+        : forward_(forward),
+          activation_(forward.layout, forward.rows_),
+          taps_{kTaps,        forward.layout.channels, forward.layout.group,
+                {},           forward.weight_.data(),  forward.places_.data(),
+                forward.relu_} {}
 
     // x has the sample's first position, out the piece's.
     void make(const Piece& piece, const float* x, float* out) {
-      const NarrowLayout& layout = forward_.layout;
-      const int64_t width = layout.conv.out_channels, n = piece.end - piece.begin;
-      Taps taps{kTaps, layout.channels, layout.group, {}, forward_.weight_.data(), forward_.places_.data()};
-      activation_.make(piece, x, forward_.norm_.numbers().affine);
-      activation_.point(taps);
-      if (width == layout.group) return convolve(taps, forward_.bias_.data(), out, n * width);
-      groups_.resize(n * layout.group);
-      convolve(taps, forward_.bias_.data(), groups_.data(), n * layout.group);
-      copy_chunks(groups_.data(), layout.group, out, width, n, width);
+      meet(piece, x);
+      write(piece, out);
+    }
+
+    // The same, in groups.
+    void make_groups(const Piece& piece, const float* x, float* groups) {
+      meet(piece, x);
+      convolve(taps_, forward_.bias_.data(), groups, (piece.end - piece.begin) * taps_.group);
+    }
+
+    // From an activated sample, whose positions lie in groups behind a position of zeros; with stride 1.
+    void make_from(Plane& activated, const Piece& piece, float* out) {
+      for (int64_t t = 0; t < kTaps; ++t) taps_.in[t] = activated.at(piece.begin + t);
+      write(piece, out);
     }
 
    private:
+    void meet(const Piece& piece, const float* x) {
+      activation_.make(piece, x, forward_.norm_.numbers().affine);
+      activation_.point(taps_);
+    }
+
+    void write(const Piece& piece, float* out) {
+      const int64_t width = forward_.layout.conv.out_channels, n = piece.end - piece.begin;
+      if (width == taps_.group) return convolve(taps_, forward_.bias_.data(), out, n * width);
+      groups_.resize(n * taps_.group);
+      convolve(taps_, forward_.bias_.data(), groups_.data(), n * taps_.group);
+      copy_chunks(groups_.data(), taps_.group, out, width, n, width);
+    }
+
     const NarrowForward& forward_;
     Activation activation_;
+    Taps taps_;
     std::vector<float> groups_;
   };
 
@@ -207,6 +243,7 @@ class NarrowForward {
   const ChannelNorm<float> norm_;
   const std::vector<int32_t> places_;
   std::vector<float> weight_, bias_;
+  bool relu_ = false;
 };
 
 // The shortcut of a piece: every stride-th position of a sample, its channels between channels of zeros.

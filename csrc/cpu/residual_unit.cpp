@@ -24,9 +24,11 @@ void for_each_piece(const NarrowLayout& layout, int64_t sample, const Run& run) 
 
 void residual_unit(const ResidualUnit& p) {
   const std::vector<float> state1 = running_state(p.first), state2 = running_state(p.second);
-  const NarrowForward first(p.first, state1.data()), second(p.second, state2.data());
-  const NarrowLayout& layout = first.layout;
-  const int64_t channels = layout.conv.out_channels, size = layout.conv.out_length * channels;
+  NarrowForward first(p.first, state1.data());
+  const NarrowForward second(p.second, state2.data());
+  first.activate(p.second, state2.data());
+  const NarrowLayout &layout = first.layout, &next = second.layout;
+  const int64_t channels = next.channels, length = next.length;
   const auto* x = as<float>(p.first.x);
   auto *y = p.second.out, *shortcut = as<float>(p.first.shortcut);
   const Lines lines = lines_of_samples(p.shrink.rows, p.shrink.gate);
@@ -36,15 +38,17 @@ void residual_unit(const ResidualUnit& p) {
       lines, false,
       [&](const Range& at, double* sums) {
         NarrowForward::Worker before(first), behind(second);
-        std::vector<float> between(size);
+        Plane between(next.group);
+        between.clear({-1, 1, length + 2, length});
         for (int64_t n = at.line; n < at.line + at.count; ++n) {
           const float* sample = x + n * layout.length * layout.channels;
+          const int64_t to = n * length;
           for_each_piece(layout, n, [&](const Piece& piece) {
-            before.make(piece, sample, &between[piece.begin * channels]);
-            if (shortcut) copy_shortcut(layout, piece, sample, channels, shortcut + n * size + piece.begin * channels);
+            before.make_groups(piece, sample, between.at(1 + piece.begin));
+            if (shortcut) copy_shortcut(layout, piece, sample, channels, shortcut + (to + piece.begin) * channels);
           });
-          for_each_piece(second.layout, n, [&](const Piece& piece) {
-            behind.make(piece, between.data(), y + n * size + piece.begin * channels);
+          for_each_piece(next, n, [&](const Piece& piece) {
+            behind.make_from(between, piece, y + (to + piece.begin) * channels);
           });
         }
         add_abs_sums(lines, at, y, sums);
