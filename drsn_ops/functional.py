@@ -29,7 +29,7 @@ from .ops.checks import (
     is_sharded,
 )
 from .ops.masks import is_channels_last
-from .ops.plain_gate import narrow_convolution, plain_batch_norm, plain_gate
+from .ops.plain_gate import plain_batch_norm, plain_gate
 from .reference import NUMBERS, REAL, STATISTICS, Statistic, accumulator
 
 _WIDE = {dtype: accumulator(dtype) for dtype in REAL}
@@ -459,51 +459,3 @@ def pre_activation(
         if norm is not None and _operators(x).fuses(x, *norm[:2]):
             return batch_norm_autograd.batch_norm_relu(x, norm, stride, shortcut_channels)
     return None
-
-
-def activated_convolution(
-    x: Tensor,
-    batch_norm: nn.Module,
-    conv: nn.Module,
-    stride: int = 1,
-    shortcut_channels: int | None = None,
-) -> tuple[Tensor, Tensor | None] | None:
-    """What ``conv`` makes of `pre_activation`, as a new tensor, and the shortcut, by one operator.
-
-    x, with one spatial axis, has the strides of channels_last. None in all where more than one operator has to be
-    called; nothing has been written then.
-    """
-    narrow = narrow_convolution(conv, x, stride)
-    if narrow is None or x.numel() == 0:
-        return None
-    norm = plain_batch_norm(batch_norm, x)
-    if norm is None or not autograd.fuses(x, *norm[:2], *narrow):
-        return None
-    return batch_norm_autograd.batch_norm_relu(x, norm, stride, shortcut_channels, narrow)
-
-
-def evaluated_unit(
-    x: Tensor,
-    batch_norms: tuple[nn.Module, nn.Module],
-    convs: tuple[nn.Module, nn.Module],
-    stride: int,
-    gate: nn.Module,
-    statistic: Statistic,
-) -> Tensor | None:
-    """Both halves of a residual unit, the shrinkage and the shortcut by one operator, without a gradient.
-
-    x is as in `activated_convolution`; None where more operators have to be called, as where a normalisation is over
-    the batch or the samples are long.
-    """
-    narrow = narrow_convolution(convs[0], x, stride)
-    other = narrow and narrow_convolution(convs[1], x, 1)
-    if not narrow or not other or x.numel() == 0:
-        return None
-    norm1, norm2 = (plain_batch_norm(norm, x) for norm in batch_norms)
-    # the weight has the channels of the result on axis 1
-    plain = plain_gate(gate, other[0])
-    if norm1 is None or norm2 is None or plain is None:
-        return None
-    return batch_norm_autograd.residual_unit(
-        x, norm1, narrow, norm2, other, stride, plain, statistic == "sample"
-    )

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from . import functional
-from .ops import spatial
+from .ops import residual_unit, spatial
 from .ops.autograd import fuses
 from .ops.plain_gate import PLAIN_TENSORS, is_plain, plain_convolution, watched
 from .reference import wrong_type
@@ -199,7 +199,7 @@ def activated_convolution(
 ) -> tuple[Tensor, Tensor | None]:
     """What ``conv`` makes of the `pre_activation` of x, and the shortcut that comes with it."""
     if is_strided(x):
-        made = functional.activated_convolution(x, batch_norm, conv, stride, shortcut_channels)
+        made = residual_unit.activated_convolution(x, batch_norm, conv, stride, shortcut_channels)
         if made is not None:
             return made
     y, shortcut = pre_activation(batch_norm, x, stride, shortcut_channels)

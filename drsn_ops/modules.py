@@ -31,6 +31,7 @@ from .layers import (
     require_input,
     returns_new,
 )
+from .ops import residual_unit
 from .ops.plain_gate import is_plain, watched
 from .ops.spatial import shortcut_of
 from .reference import STATISTICS, Statistic
@@ -329,7 +330,9 @@ class RSBU(nn.Module):
             return None
         require_input(x, self.in_channels, self.dim)
         norms, convs = (self.bn1, self.bn2), (self.conv1, self.conv2)
-        return functional.evaluated_unit(x, norms, convs, self.stride, shrink.fc, shrink.statistic)
+        return residual_unit.evaluated_unit(
+            x, norms, convs, self.stride, shrink.fc, shrink.statistic == "sample"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if (type(self).branch, type(self).shortcut) != _PARTS or {"branch", "shortcut"} & vars(self).keys():
@@ -342,7 +345,7 @@ class RSBU(nn.Module):
             shortcut = self.shortcut(x)
         shrink = self.shrink
         bare = shrink is None or is_bare(shrink)
-        made = functional.activated_convolution(y, self.bn2, self.conv2) if is_strided(y) else None
+        made = residual_unit.activated_convolution(y, self.bn2, self.conv2) if is_strided(y) else None
         if made is not None:
             return self._add(made[0], shortcut, inplace=bare and is_unwatched())
         y, _ = pre_activation(self.bn2, y)

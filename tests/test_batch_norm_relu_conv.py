@@ -12,9 +12,8 @@ from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch.library import opcheck
 
-from drsn_ops import functional
 from drsn_ops.layers import conv3, pad_same
-from drsn_ops.ops import library
+from drsn_ops.ops import library, residual_unit
 from drsn_ops.ops.batch_norm_autograd import batch_norm_relu
 from drsn_ops.ops.plain_gate import plain_batch_norm
 from drsn_ops.ops.spatial import shortcut_of
@@ -324,7 +323,7 @@ def test_compile(no_caches, stride, channels, momentum):
         return aot_eager(graph, inputs)
 
     def function(x, batch_norm, conv, channels):
-        made = functional.activated_convolution(x, batch_norm, conv, stride, channels)
+        made = residual_unit.activated_convolution(x, batch_norm, conv, stride, channels)
         return [t for t in made if t is not None]
 
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)

@@ -12,10 +12,10 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from drsn_ops import RSBU, functional
+from drsn_ops import RSBU
 from drsn_ops.layers import activated_convolution
 from drsn_ops.models import ConvolutionalUnit, drsn
-from drsn_ops.ops import library
+from drsn_ops.ops import library, residual_unit
 
 pytestmark = pytest.mark.skipif(library.simd == "default", reason="PyTorch convolves on this processor")
 
@@ -85,14 +85,14 @@ class Mode(TorchFunctionMode):
 def test_the_shrinkage_overwrites_what_the_operator_made(monkeypatch):
     """Where nobody else has seen it: no mode, and no hook of the shrinkage."""
     unit, x = unit_and_input()
-    made, seen, own = [], [], functional.activated_convolution
+    made, seen, own = [], [], residual_unit.activated_convolution
 
     def activated(*args):
         result = own(*args)
         made.append(result[0])
         return result
 
-    monkeypatch.setattr(functional, "activated_convolution", activated)
+    monkeypatch.setattr(residual_unit, "activated_convolution", activated)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             assert unit(x).data_ptr() == made[-1].data_ptr()
@@ -212,7 +212,10 @@ def test_checkpoint():
         x.grad = None
         y.square().sum().backward()
         found = [y, x.grad, *(p.grad for p in unit.parameters())]
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=False))
+        if reentrant:  # runs without a gradient first, by the operator that folds the second BatchNorm
+            torch.testing.assert_close(found, expected[: len(found)], rtol=1e-4, atol=1e-5)
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=False))
 
 
 def test_a_network_compiled_by_inductor(no_caches):

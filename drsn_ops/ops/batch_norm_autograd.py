@@ -15,8 +15,8 @@ from torch.autograd import Function
 from torch.library import register_autograd
 
 from ..reference import no_autocast
-from .autograd import BelowAutograd, aliases, fuses, gradients, is_compiling, transforming, wants_grad
-from .gate import BATCH, Gate, Norm, batch_norm_formula, count_up, update_from_state
+from .autograd import BelowAutograd, aliases, gradients, is_compiling, transforming, wants_grad
+from .gate import BATCH, Norm, batch_norm_formula, count_up, update_from_state
 from .library import OPS
 from .spatial import convolution, pad_same, shortcut_of
 
@@ -51,31 +51,6 @@ def batch_norm_relu(
             y, shortcut, _ = _run(operator, x, arguments, stride, shortcut_channels)
         count_up(norm)
     return y, shortcut
-
-
-def residual_unit(
-    x: Tensor,
-    norm1: Norm,
-    conv1: tuple[Tensor, Tensor | None],
-    norm2: Norm,
-    conv2: tuple[Tensor, Tensor | None],
-    stride: int,
-    gate: Gate,
-    per_sample: bool,
-) -> Tensor | None:
-    """A residual unit; None where it needs a gradient or statistics of the batch, or where samples are large."""
-    most = 32768  # ResidualUnit::kMostOfSample of csrc/params.h
-    parameters = *norm1[:2], *conv1, *norm2[:2], *conv2, *gate.parameters
-    if BATCH in (norm1.kind, norm2.kind, gate.kind) or x.shape[2] * conv2[0].shape[0] > most * stride:
-        return None
-    if wants_grad(x, *parameters) or not fuses(x, *parameters):
-        return None
-    y: Tensor = OPS.residual_unit.default(
-        *(x, *norm1[:4], norm1.eps, *conv1, *norm2[:4], norm2.eps, *conv2, stride),
-        *gate.functional,
-        per_sample,
-    )
-    return y
 
 
 def _run(
