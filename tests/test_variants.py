@@ -265,6 +265,14 @@ def test_compiles_without_a_graph_break(rule):
     assert call(features(5, 4, 7)).shape == (5, 4, 7)
 
 
+@pytest.mark.parametrize("rule", [functools.partial(rules.firm, ratio=3), Power()], ids=["partial", "module"])
+def test_rules_of_ones_own_compile_too(rule):
+    torch.compiler.reset()
+    module = make(rule, 4, norm="layer")
+    x = features(3, 4, 9)
+    close(torch.compile(module, fullgraph=True, backend="aot_eager")(x, x), module(x, x))
+
+
 @pytest.mark.parametrize("rule", OTHERS)
 def test_traced_and_exported(rule):
     module = make(rule, 4, norm="layer").eval()
