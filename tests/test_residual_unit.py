@@ -156,6 +156,19 @@ def test_other_units_take_several_operators():
     assert "residual_unit" not in names_of(unit.double(), x.double())
 
 
+@pytest.mark.parametrize(
+    "out, stride, length", [(8, 1, 4096), (5, 2, 13107), (5, 2, 13106), (16, 2, 4095), (16, 2, 4097)]
+)
+def test_the_longest_samples(out, stride, length):
+    """As long as the operator takes them, and longer by a position."""
+    unit, x = make(4, out, stride, length, samples=1)
+    fits = -(-length // stride) * out <= 32768
+    assert (names_of(unit, x) == ["residual_unit"]) == fits
+    with torch.no_grad():
+        y, expected = unit(x), plain(unit, x)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
 def test_a_long_sample_is_refused_by_the_operator():
     unit, x = make(4, 8, 1, 5000)
     with torch.no_grad(), pytest.raises(ValueError, match="x: got .* expected at most 32768 elements"):

@@ -41,7 +41,10 @@ def evaluated_unit(
     """Both halves of the unit, the shrinkage and the sum with the shortcut, without a gradient or batch statistics."""
     conv1 = narrow_convolution(convs[0], x, stride)
     conv2 = None if conv1 is None else narrow_convolution(convs[1], x, 1)
-    if conv1 is None or conv2 is None or x.numel() == 0 or x.shape[2] * conv2[0].shape[0] > _MOST * stride:
+    if conv1 is None or conv2 is None or x.numel() == 0:
+        return None
+    length = (x.shape[2] + stride - 1) // stride
+    if length * conv2[0].shape[0] > _MOST:
         return None
     norm1, norm2 = (plain_batch_norm(norm, x) for norm in batch_norms)
     plain = plain_gate(gate, conv2[0])  # of a tensor with the result's channels on axis 1
