@@ -320,6 +320,28 @@ def test_in_units_and_networks(rule):
     close(block(x), (by_hand(block.shrinkage, h, rule, "channel") + x).relu())
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rule", ["garrote", "asymmetric"])
+def test_in_the_paper_s_network(rule, training):
+    """On the CPU its units are strided, and of few channels: what is fused there is the paper's rule alone."""
+    network = models.drsn(blocks=3)
+    for unit in network.units:
+        unit.shrink = make(rule, unit.out_channels).float()
+    network.train(training)
+    x, inputs = features(4, 1, 64, dtype=torch.float32), []
+    for unit in network.units:
+        unit.register_forward_hook(lambda unit, given, y: inputs.append((unit, given[0], y)))
+    network(x)
+    assert len(inputs) == 3
+    for unit, given, y in inputs:
+        exact = copy.deepcopy(unit).double()
+        exact._forward_hooks.clear()
+        given = given.double()
+        h = exact.branch(given)
+        expected = by_hand(exact.shrink, h, rule, "channel") + exact.shortcut(given)
+        torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("rule", OTHERS)
 def test_converted_networks_have_it(rule):
     network = models.drsn(thresholds=None, blocks=3)
