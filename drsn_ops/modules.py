@@ -315,12 +315,12 @@ class RSBU(nn.Module):
 
     def branch(self, x: Tensor) -> Tensor:
         """``h``, of the shape of y: what the shrinkage takes."""
+        require_input(x, self.in_channels, self.dim)
         y, _ = self._first_half(x, None)
         return activated_convolution(self.bn2, self.conv2, y)[0]
 
     def _first_half(self, x: Tensor, shortcut_channels: int | None) -> tuple[Tensor, Tensor | None]:
         """x after the first convolution, and the shortcut if the operator is to make and has made it too."""
-        require_input(x, self.in_channels, self.dim)
         return activated_convolution(self.bn1, self.conv1, x, self.stride, shortcut_channels)
 
     def _evaluate(self, x: Tensor) -> Tensor | None:
@@ -328,15 +328,15 @@ class RSBU(nn.Module):
         shrink = self.shrink
         if shrink is None or not is_strided(x) or not is_bare(shrink):
             return None
-        require_input(x, self.in_channels, self.dim)
         norms, convs = (self.bn1, self.bn2), (self.conv1, self.conv2)
         return residual_unit.evaluated_unit(
-            x, norms, convs, self.stride, shrink.fc, shrink.statistic == "sample"
+            x, norms, convs, self.stride, self.out_channels, shrink.fc, shrink.statistic == "sample"
         )
 
     def forward(self, x: Tensor) -> Tensor:
         if (type(self).branch, type(self).shortcut) != _PARTS or {"branch", "shortcut"} & vars(self).keys():
             return self._add(self.branch(x), self.shortcut(x))
+        require_input(x, self.in_channels, self.dim)
         y = None if self.training else self._evaluate(x)
         if y is not None:
             return y

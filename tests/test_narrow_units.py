@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from drsn_ops import RSBU
 from drsn_ops.layers import activated_convolution
@@ -80,6 +81,16 @@ class Mode(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_floating_point_operations_are_counted(train):
+    """The counter hooks every module, and so they are called."""
+    unit, x = unit_and_input(thresholds=None)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(train):
+        y = unit.train(train)(x)
+    taps = sum(conv.weight.numel() for conv in (unit.conv1, unit.conv2))
+    assert counter.get_total_flops() == 2 * taps * y.shape[0] * y.shape[2]
 
 
 def test_the_shrinkage_overwrites_what_the_operator_made(monkeypatch):

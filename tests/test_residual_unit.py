@@ -169,6 +169,14 @@ def test_the_longest_samples(out, stride, length):
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_shortcut_of_other_channels_is_refused(grad):
+    unit, x = make()
+    unit.out_channels = 7
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="residual: got shape"):
+        unit(x)
+
+
 def test_a_long_sample_is_refused_by_the_operator():
     unit, x = make(4, 8, 1, 5000)
     with torch.no_grad(), pytest.raises(ValueError, match="x: got .* expected at most 32768 elements"):

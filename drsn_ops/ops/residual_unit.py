@@ -35,16 +35,20 @@ def evaluated_unit(
     batch_norms: tuple[nn.Module, nn.Module],
     convs: tuple[nn.Module, nn.Module],
     stride: int,
+    channels: int,
     gate: nn.Module,
     per_sample: bool,
 ) -> Tensor | None:
-    """Both halves of the unit, the shrinkage and the sum with the shortcut, without a gradient or batch statistics."""
+    """Both halves of the unit, the shrinkage and the sum with the shortcut, without a gradient or batch statistics.
+
+    ``channels`` are those of the shortcut, which has to fit.
+    """
     conv1 = narrow_convolution(convs[0], x, stride)
     conv2 = None if conv1 is None else narrow_convolution(convs[1], x, 1)
-    if conv1 is None or conv2 is None or x.numel() == 0:
+    if conv1 is None or conv2 is None or conv2[0].shape[0] != channels or x.numel() == 0:
         return None
     length = (x.shape[2] + stride - 1) // stride
-    if length * conv2[0].shape[0] > _MOST:
+    if length * channels > _MOST:
         return None
     norm1, norm2 = (plain_batch_norm(norm, x) for norm in batch_norms)
     plain = plain_gate(gate, conv2[0])  # of a tensor with the result's channels on axis 1
