@@ -22,5 +22,5 @@ run() {
     LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$out/package \
         .venv/bin/pytest -p no:cacheprovider "$@"
 }
-run tests/test_{soft_threshold,shrink,gated_shrink,batch_norm_shrink,batch_norm_relu,batch_norm_relu_conv,kernels,overlap,operators}.py
+run tests/test_{soft_threshold,shrink,gated_shrink,batch_norm_shrink,batch_norm_relu,batch_norm_relu_conv,residual_unit,kernels,overlap,operators}.py
 DRSN_OPS_EMULATOR=sanitized/emulator run tests/test_kernels.py --device emulated -k "not 100000 and not 1000003"

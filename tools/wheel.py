@@ -27,8 +27,8 @@ import symbols
 
 ROOT = Path(__file__).parents[1]
 OPERATOR_TESTS = (
-    "soft_threshold shrink gated_shrink batch_norm_shrink batch_norm_relu batch_norm_relu_conv library errors "
-    "properties modules packaging machinery transforms precision processes"
+    "soft_threshold shrink gated_shrink batch_norm_shrink batch_norm_relu batch_norm_relu_conv "
+    "residual_unit library errors properties modules packaging machinery transforms precision processes"
 ).split()
 # PyTorch brings them
 NOT_SHIPPED = ("libtorch*.so", "libc10*.so", "libcuda*")
