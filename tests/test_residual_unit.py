@@ -146,6 +146,15 @@ def test_a_gradient_takes_several_operators():
     torch.testing.assert_close(vmap(unit)(x[None])[0], y)
 
 
+def test_a_gradient_of_one_tensor_takes_several_operators():
+    unit, x = make()
+    unit.requires_grad_(False)
+    for parameter in unit.parameters():
+        parameter.requires_grad_()
+        assert "residual_unit" not in operators_of(unit, x) and unit(x).requires_grad
+        parameter.requires_grad_(False)
+
+
 def test_other_units_take_several_operators():
     for unit, x in (make(thresholds=None), make(4, 20), make(samples=2, length=20_000), make(channels=1)):
         assert "residual_unit" not in names_of(unit, x)

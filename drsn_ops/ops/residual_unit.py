@@ -44,8 +44,10 @@ def evaluated_unit(
     ``channels`` are those of the shortcut, which has to fit.
     """
     conv1 = narrow_convolution(convs[0], x, stride)
-    conv2 = None if conv1 is None else narrow_convolution(convs[1], x, 1)
-    if conv1 is None or conv2 is None or conv2[0].shape[0] != channels or x.numel() == 0:
+    if conv1 is None or wants_grad(x, *conv1):  # the others are not looked at where these say so
+        return None
+    conv2 = narrow_convolution(convs[1], x, 1)
+    if conv2 is None or conv2[0].shape[0] != channels or x.numel() == 0:
         return None
     length = (x.shape[2] + stride - 1) // stride
     if length * channels > _MOST:
@@ -54,8 +56,8 @@ def evaluated_unit(
     plain = plain_gate(gate, conv2[0])  # of a tensor with the result's channels on axis 1
     if norm1 is None or norm2 is None or plain is None or BATCH in (norm1.kind, norm2.kind, plain.kind):
         return None
-    parameters = *norm1[:2], *conv1, *norm2[:2], *conv2, *plain.parameters
-    if wants_grad(x, *parameters) or not fuses(x, *parameters):
+    others = *norm1[:2], *norm2[:2], *conv2, *plain.parameters
+    if wants_grad(*others) or not fuses(x, *conv1, *others):
         return None
     first, second = (*norm1[:4], norm1.eps, *conv1), (*norm2[:4], norm2.eps, *conv2)
     y: Tensor = OPS.residual_unit.default(x, *first, *second, stride, *plain.functional, per_sample)
