@@ -20,6 +20,7 @@ from .ops.checks import (
     check_batch,
     check_broadcasts,
     check_companion,
+    check_gate,
     check_module,
     check_residual,
     check_rows,
@@ -303,7 +304,7 @@ def gated_shrink(
         channels_last; x itself where ``inplace``.
 
     Raises:
-        TypeError: a gate that is no module, or a type of x or residual that is not listed.
+        TypeError: a gate that is no module, or a `Shrinkage`, or a type of x or residual that is not listed.
         ValueError: a shape, a device or ``statistic`` that does not fit, or a batch of one for a gate that normalises
             over the batch.
         RuntimeError: with ``inplace``, a tensor that shares memory with x.
@@ -322,7 +323,7 @@ def gated_shrink(
         alpha = gate(into_gate(abs_mean(x), weights))
         return shrink(x, alpha, statistic=statistic, residual=residual, inplace=inplace)
     check_rows(x)
-    check_module("gate", gate)
+    check_gate(gate)
     require_choice("statistic", statistic, STATISTICS)
     check_residual(residual, x)
     check_batch(gate, x, "x")
@@ -374,7 +375,8 @@ def batch_norm_shrink(
         A tensor of the shape and type of z (a residual of a wider type widens it), in its layout.
 
     Raises:
-        TypeError: a batch_norm or gate that is no module, or a type of z or residual that is not listed.
+        TypeError: a batch_norm or gate that is no module, a gate that is a `Shrinkage`, or a type of z or residual that
+            is not listed.
         ValueError: a shape, a device or ``statistic`` that does not fit, or a batch of one, or a single value a
             channel, for a normalisation over the batch.
 
@@ -387,7 +389,7 @@ def batch_norm_shrink(
         return gated_shrink(batch_norm(z), gate, statistic=statistic, residual=residual)
     check_rows(z, "z")
     check_module("batch_norm", batch_norm)
-    check_module("gate", gate)
+    check_gate(gate)
     require_choice("statistic", statistic, STATISTICS)
     check_residual(residual, z, "z")
     check_batch(gate, z, "z", batch_norm)

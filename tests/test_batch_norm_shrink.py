@@ -425,6 +425,7 @@ ERRORS = [
     ((Z.long(), NORM, GATE), {}, TypeError, r"z: got a tensor of torch\.int64, expected one of float16"),
     ((Z[0, 0], NORM, GATE), {}, ValueError, r"z: got shape \(3,\), expected \(N, C, \*spatial\)"),
     ((Z, 1.0, GATE), {}, TypeError, r"batch_norm: got float, expected a torch\.nn\.Module"),
+    ((Z, NORM, drsn_ops.Shrinkage(4)), {}, TypeError, r"gate: got Shrinkage, expected .* its fc"),
     ((Z, NORM, None), {}, TypeError, r"gate: got NoneType, expected a torch\.nn\.Module"),
     (
         (Z, NORM, GATE),

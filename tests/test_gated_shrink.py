@@ -942,6 +942,7 @@ ERRORS = [
     ((X.long(), GATE), {}, TypeError, r"x: got a tensor of torch\.int64, expected one of float16"),
     ((X[0, 0], GATE), {}, ValueError, r"x: got shape \(3,\), expected \(N, C, \*spatial\)"),
     ((X, X), {}, TypeError, r"gate: got Tensor, expected a torch\.nn\.Module"),
+    ((X, drsn_ops.Shrinkage(4)), {}, TypeError, r"gate: got Shrinkage, expected the gate in it, its fc"),
     ((X, GATE), {"statistic": "row"}, ValueError, r"statistic: got 'row', expected 'channel' or 'sample'"),
     ((X, GATE), {"residual": 1.0}, TypeError, r"residual: got float, expected a tensor"),
     ((X, GATE), {"residual": X.long()}, TypeError, r"residual: got a tensor of torch\.int64"),

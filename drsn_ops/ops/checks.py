@@ -97,6 +97,13 @@ def check_module(name: str, module: nn.Module) -> None:
         raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module")
 
 
+def check_gate(gate: nn.Module) -> None:
+    check_module("gate", gate)
+    # a `Shrinkage` would take the means, and return some of the right shape
+    if hasattr(type(gate), "use_reference"):
+        raise TypeError(f"gate: got {type(gate).__name__}, expected the gate in it, its fc")
+
+
 def check_alpha(alpha: object, n: int, c: int) -> None:
     """What a gate returned is a number a row or a sample."""
     if not isinstance(alpha, Tensor) or not is_per_row(alpha, n, c):
