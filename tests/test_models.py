@@ -325,6 +325,10 @@ ERRORS = [
     (lambda: drsn(blocks=0), r"blocks: got 0, expected an integer of at least 1"),
     (lambda: drsn(widths=4), r"widths: got 4, expected a sequence of integers, one a stage"),
     (lambda: convnet(widths=None), r"widths: got None, expected a sequence of integers, one a stage"),
+    (
+        lambda: drsn(widths=(8, 4, 16)),
+        r"widths: got \(8, 4, 16\), expected none that is less than the one before",
+    ),
     (lambda: drsn(widths=()), r"blocks: got 12, expected a multiple of the number of widths, 0"),
     (lambda: drsn(widths=(4, 0)), r"widths: got 0, expected an integer of at least 1"),
     (lambda: drsn(dim=0), r"dim: got 0, expected 1, 2 or 3"),

@@ -158,7 +158,7 @@ def drsn(
         dim: the number of spatial axes: 1, 2 or 3.
         thresholds: ``"channel-wise"`` (DRSN-CW), ``"channel-shared"`` (DRSN-CS), or None, the plain ResNet.
         blocks: residual units in all, as many in each stage: 12 in the paper, which also tries 6 and 9.
-        widths: channels of each stage. The first unit of a stage has stride 2.
+        widths: channels of each stage, at least those of the one before. The first unit of a stage has stride 2.
         reduction: of the gates, see `Shrinkage`.
         norm: of the gates, see `Shrinkage`. ``"layer"`` leaves nothing of a gate with one hidden feature, which a
             stage has where ``width // reduction`` is 0 or 1.
@@ -257,6 +257,8 @@ def _stages(
         raise ValueError(f"widths: got {widths!r}, expected a sequence of integers, one a stage")
     for width in widths:
         require_positive("widths", width)
+    if list(widths) != sorted(widths):
+        raise ValueError(f"widths: got {tuple(widths)}, expected none that is less than the one before")
     if not widths or blocks % len(widths):
         raise ValueError(f"blocks: got {blocks}, expected a multiple of the number of widths, {len(widths)}")
     network = ShrinkageNetwork(
