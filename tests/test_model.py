@@ -262,7 +262,7 @@ def bad_files(folder):
         "object.pt": "damaged, or not a model",
         "weights.pt": "not a model of this program",
         "foreign.pt": "not a model of this program",
-        "checkpoint.pt": "a checkpoint, expected a model, as model.pt",
+        "checkpoint.pt": "a checkpoint, expected a model, as the model.pt that train on recordings leaves",
         "newer.pt": "a model of drsn_ops.model 2, not of this version's drsn_ops.model 1",
         "network.pt": "not a model of this version: network: got 'vgg'",
         "arguments.pt": "not a model of this version: ",
@@ -276,5 +276,7 @@ def test_files_that_are_no_models(tmp_path):
             load_model(tmp_path / name)
         assert str(raised.value).startswith(f"{tmp_path / name}: {message}")
         assert "\n" not in str(raised.value)
-    with pytest.raises(InputError, match="a model, expected a checkpoint, as checkpoint.pt"):
+    with pytest.raises(
+        InputError, match="a model, expected a checkpoint, as the checkpoint.pt that train leaves"
+    ):
         read_checkpoint(tmp_path / "model.pt")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..arguments import InputError, first_line
+from ..arguments import InputError, counted, first_line
 from ..data.recordings import Reading, Windows, constant, require_channels
 from ..files import save_tensors
 from ..ops.library import build_info
@@ -113,7 +113,7 @@ class Model:
         """
         windows = self.reading.cut(values, rate)
         if windows.shape[1] != self.channels:
-            raise ValueError(f"x: has {windows.shape[1]} channels, expected {self.channels}")
+            raise ValueError(f"x: has {counted(windows.shape[1], 'channel')}, expected {self.channels}")
         return self._decide(self.probabilities(torch.from_numpy(windows)))
 
     def predict_files(

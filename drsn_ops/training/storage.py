@@ -11,10 +11,11 @@ from ..arguments import InputError
 
 
 class Kind(NamedTuple):
-    """A kind of file: what it is called, under which name it is usually found, and the format this version writes."""
+    """A kind of file: its noun, its usual name, the command that leaves it, and the format that this version writes."""
 
     noun: str
     usual: str
+    origin: str
     format: str
 
     @property
@@ -23,8 +24,8 @@ class Kind(NamedTuple):
         return self.format.split()[0]
 
 
-CHECKPOINT = Kind("checkpoint", "checkpoint.pt", "drsn_ops.train 2")
-MODEL = Kind("model", "model.pt", "drsn_ops.model 1")
+CHECKPOINT = Kind("checkpoint", "checkpoint.pt", "train", "drsn_ops.train 2")
+MODEL = Kind("model", "model.pt", "train on recordings", "drsn_ops.model 1")
 
 
 def read_saved(path: Path, kind: Kind) -> dict[str, Any]:
@@ -49,7 +50,9 @@ def read_saved(path: Path, kind: Kind) -> dict[str, Any]:
     family = found.split()[0] if isinstance(found, str) and found.strip() else None
     for other in (CHECKPOINT, MODEL):
         if family == other.family != kind.family:
-            raise InputError(f"{path}: a {other.noun}, expected a {kind.noun}, as {kind.usual}")
+            raise InputError(
+                f"{path}: a {other.noun}, expected a {kind.noun}, as the {kind.usual} that {kind.origin} leaves"
+            )
     if family != kind.family:
         raise InputError(f"{path}: not a {kind.noun} of this program")
     if found != kind.format:
