@@ -131,6 +131,14 @@ def test_geometries(length, stride, samples, extra, layout):
         check((samples, channels, length), out, stride, extra, layout)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels, out, piece", [(4, 3, 2048), (5, 8, 1024), (16, 16, 512)])
+def test_the_borders_of_pieces(channels, out, piece, stride):
+    for pieces, more in ((1, -1), (1, 0), (1, 1), (2, 1)):
+        pair = make(channels, out, stride)
+        compare(draw((1, channels, stride * pieces * piece + more), pair), pair, channels + 1)
+
+
 @pytest.mark.parametrize("momentum", [None, 0.0, 0.3, 1.0])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("tracks", [True, False])
