@@ -139,6 +139,13 @@ def test_the_borders_of_pieces(channels, out, piece, stride):
         compare(draw((1, channels, stride * pieces * piece + more), pair), pair, channels + 1)
 
 
+@pytest.mark.parametrize("channels, out, stride", [(4, 3, 1), (4, 4, 2), (7, 8, 1), (16, 11, 2)])
+def test_a_large_batch(channels, out, stride):
+    """Of dozens of tasks; steps of a quarter keep the many numbers of x away from the kink."""
+    pair = make(channels, out, stride)
+    compare(lay_out(draw((64, channels, 2500)).mul(4).round() / 4, "channels_last"), pair, channels)
+
+
 @pytest.mark.parametrize("momentum", [None, 0.0, 0.3, 1.0])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("tracks", [True, False])
