@@ -40,11 +40,11 @@ def wrong_type(name: str, value: object, allowed: str = "a tensor") -> TypeError
     return TypeError(f"{name}: got {full}, expected {allowed}{hint}")
 
 
-def require_number(name: str, value: object) -> None:
+def require_number(name: str, value: object, allowed: str = "a number or a tensor") -> None:
     """Raise TypeError unless ``value`` is a real number, Python's or numpy's."""
     # the common types first: the test for Real is slower
     if not isinstance(value, (float, int, torch.SymFloat, torch.SymInt, Real)) or isinstance(value, bool):
-        raise wrong_type(name, value, "a number or a tensor")
+        raise wrong_type(name, value, allowed)
 
 
 def varies(value: float) -> bool:

@@ -24,11 +24,16 @@ from .reference import NUMBERS, REAL, accumulator
 __all__ = ["firm", "garrote", "group_soft_threshold", "hard", "nonnegative", "slope", "smooth", "soft"]
 
 
+def _filled(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a tensor; one above the type's largest is infinite, as in a tensor that is cast."""
+    return reference.filled((), math.inf if value > torch.finfo(dtype).max else value, dtype, device)
+
+
 def _as_tensor(name: str, value: Tensor | float, x: Tensor, of: str = "x") -> Tensor:
     """A number, or a tensor that broadcasts to x, in the accumulator's type of x and on its device."""
     wide = accumulator(x.dtype)
     if not isinstance(value, Tensor):
-        return reference.filled((), value, wide, x.device)
+        return _filled(value, wide, x.device)
     if value.dim() == 0 and value.device != x.device:
         value = value.to(x.device)
     check_companion(name, value, x, of)
@@ -43,13 +48,23 @@ def _threshold(tau: Tensor | float, x: Tensor, of: str = "x") -> Tensor:
     return _as_tensor("tau", tau, x, of).clamp(min=0)
 
 
-def _require_within(name: str, value: object, within: bool, allowed: str) -> None:
-    if not within:
+def _require_between(name: str, value: float, low: float, high: float, allowed: str) -> None:
+    reference.require_number(name, value, allowed)
+    if not low < value < high:
         raise ValueError(f"{name}: got {value!r}, expected {allowed}")
 
 
 def _widened(x: Tensor) -> Tensor:
     return x if x.is_complex() else x.to(accumulator(x.dtype))
+
+
+def _magnitude(x: Tensor) -> Tensor:
+    """``|x|``. That of a denormal complex number is a constant: PyTorch's derivative of it is NaN."""
+    if not x.is_complex():
+        return x.abs()
+    magnitude = x.detach().abs()
+    denormal = magnitude < torch.finfo(magnitude.dtype).tiny
+    return torch.where(denormal, magnitude, torch.where(denormal, 0.0, x).abs())
 
 
 def _scaled(
@@ -69,10 +84,13 @@ def _scaled(
         size: ``|x|`` unless another that broadcasts to x is given.
     """
     wide = _widened(x)
-    size = wide.abs() if size is None else size
+    size = _magnitude(wide) if size is None else size
     band = size <= tau
-    # in the band neither number takes part, so that no gradient there is 0 times infinity
-    ratio = torch.where(band, 0.0, tau) / torch.where(band, 1.0, size)
+    # in the band and at infinity neither number takes part, so that no gradient there is 0 times infinity
+    apart = band | (size.isinf() & ~tau.isnan())
+    # a denormal's reciprocal, in the derivative, would be infinite
+    lift = torch.where(size < torch.finfo(size.dtype).tiny, 2.0**64, size.new_ones(()))
+    ratio = torch.where(apart, 0.0, tau * lift) / torch.where(apart, 1.0, size * lift)
     return (wide * torch.where(band, inside, outside(ratio))).to(x.dtype)
 
 
@@ -180,7 +198,7 @@ def firm(x: Tensor, tau: Tensor | float, *, ratio: float = 2.0) -> Tensor:
     if has_torch_function_variadic(x, tau):
         return handle_torch_function(firm, (x, tau), x, tau, ratio=ratio)
     check_x(x, NUMBERS)
-    _require_within("ratio", ratio, 1 < ratio < math.inf, "a finite number above 1")
+    _require_between("ratio", ratio, 1, math.inf, "a finite number above 1")
     steep = ratio / (ratio - 1)
     return _scaled(x, _threshold(tau, x), lambda q: torch.where(ratio * q <= 1, 1.0, steep * (1 - q)))
 
@@ -211,14 +229,16 @@ def smooth(x: Tensor, tau: Tensor | float, *, width: float = 0.03) -> Tensor:
     if has_torch_function_variadic(x, tau):
         return handle_torch_function(smooth, (x, tau), x, tau, width=width)
     check_x(x, NUMBERS)
-    _require_within("width", width, 0 < width < math.inf, "a finite number above 0")
+    _require_between("width", width, 0, math.inf, "a finite number above 0")
     wide = _widened(x)
-    size = wide.abs()
+    # even in x, so that a real x needs no magnitude, which has no third derivative at 0
+    half = (_magnitude(wide) if wide.is_complex() else wide) / 2
+    info = torch.finfo(half.dtype)
     # an infinite tau is the largest number, so that the ratio below is 1
-    tau = _threshold(tau, x).clamp(max=torch.finfo(size.dtype).max)
-    corner = size.new_full((), width)
+    tau = _threshold(tau, x).clamp(max=info.max)
+    corner = _filled(width / 2, half.dtype, x.device).clamp(min=info.tiny)
     # the difference of two square roots, without cancellation: -4 |x| tau over their sum
-    half_sum = torch.hypot(size - tau, corner) / 2 + torch.hypot(size + tau, corner) / 2
+    half_sum = torch.hypot(half - tau / 2, corner) + torch.hypot(half + tau / 2, corner)
     return (wide * (1 - tau / half_sum)).to(x.dtype)
 
 
@@ -250,7 +270,8 @@ def slope(x: Tensor, tau: Tensor | float, *, slope: Tensor | float = 0.1) -> Ten
     check_x(x, NUMBERS)
     if not isinstance(slope, Tensor):
         reference.require_number("slope", slope)
-        _require_within("slope", slope, 0 <= slope <= 1, "a number from 0 to 1")
+        if not 0 <= slope <= 1:
+            raise ValueError(f"slope: got {slope!r}, expected a number from 0 to 1")
     leak = _as_tensor("slope", slope, x)
     return _scaled(x, _threshold(tau, x), lambda ratio: 1 - (1 - leak) * ratio, inside=leak)
 
@@ -284,14 +305,27 @@ def nonnegative(x: Tensor, tau: Tensor | float) -> Tensor:
     return (_widened(x) - _threshold(tau, x)).relu().to(x.dtype)
 
 
+def _norms(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Euclidean norms along axes, of x over its largest magnitude, so that no square is infinite or lost."""
+    parts = torch.view_as_real(x) if x.is_complex() else x
+    axes = tuple(axis % x.dim() for axis in axes) + ((x.dim(),) if x.is_complex() else ())
+    if x.numel() == 0:
+        return parts.abs().sum(axes, keepdim=True)
+    # a constant: the norm does not depend on it
+    largest = parts.detach().abs().amax(axes, keepdim=True)
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    norms = torch.linalg.vector_norm(parts / scale, dim=axes, keepdim=True) * scale
+    return norms.squeeze(-1) if x.is_complex() else norms
+
+
 def group_soft_threshold(x: Tensor, tau: Tensor | float, dim: int | Sequence[int]) -> Tensor:
     r"""Soft thresholding of groups: ``y = x * max(1 - tau / norm, 0)``, ``norm`` that of x along ``dim``.
 
     A group keeps its direction, loses tau of its Euclidean norm, and is 0 where the norm is at most tau. It is the
     proximal operator of tau times the sum of the norms. A group of one is `soft_threshold`, and one of a real and an
     imaginary part is `soft_threshold` of complex numbers. Where the norm is at most tau, and so where all of a group is
-    0, the derivatives by x and by tau are 0. NaN anywhere in a group or its tau makes all of it NaN. In float32 a norm
-    below 1e-22 counts as 0, since the squares do. It is plain PyTorch, to any order of derivatives.
+    0, the derivatives by x and by tau are 0. NaN anywhere in a group or its tau makes all of it NaN. It is plain
+    PyTorch, to any order of derivatives.
 
     Args:
         x: float16, bfloat16, float32, float64, complex64 or complex128, of any shape with ``dim``. Arithmetic is in
@@ -320,9 +354,9 @@ def group_soft_threshold(x: Tensor, tau: Tensor | float, dim: int | Sequence[int
     if has_torch_function_variadic(x, tau):
         return handle_torch_function(group_soft_threshold, (x, tau), x, tau, dim)
     check_x(x, NUMBERS)
-    axes = (dim,) if isinstance(dim, int) else tuple(dim)
-    known = [axis % x.dim() for axis in axes if isinstance(axis, int) and -x.dim() <= axis < x.dim()]
+    axes = tuple(dim) if isinstance(dim, Sequence) else (dim,)
+    known = [axis % x.dim() for axis in axes if type(axis) is int and -x.dim() <= axis < x.dim()]
     if not axes or len(set(known)) < len(axes):
         raise ValueError(f"dim: got {dim!r}, expected different axes of x, of shape {tuple(x.shape)}")
-    norms = torch.linalg.vector_norm(_widened(x), dim=axes, keepdim=True)
+    norms = _norms(_widened(x), axes)
     return _scaled(x, _threshold(tau, norms, "the norms"), lambda ratio: 1 - ratio, size=norms)

@@ -103,6 +103,20 @@ def test_numbers_that_are_none_and_infinity(device):
     torch.testing.assert_close(group_soft_threshold(x, tau, 1), expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_squares_out_of_range(dtype, size, device):
+    x = (size * torch.tensor([[3.0, -4.0], [0.3, 0.4]])).to(device, dtype).requires_grad_()
+    tau = torch.full((2, 1), 2.5 * size, device=device, requires_grad=True)
+    y = group_soft_threshold(x, tau, 1)
+    expected = (size * torch.tensor([[1.5, -2.0], [0.0, 0.0]])).to(device, dtype)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=0)
+    y.real[:, 0].sum().backward()
+    by_x = torch.tensor([[0.5 + 2.5 * 9 / 125, -2.5 * 12 / 125], [0, 0]]).to(device, dtype)
+    torch.testing.assert_close(x.grad, by_x, rtol=1e-4, atol=0)
+    torch.testing.assert_close(tau.grad.cpu(), torch.tensor([[-0.6], [0.0]]), rtol=1e-4, atol=0)
+
+
 def test_a_negative_entry_acts_as_zero(device):
     x = torch.randn(3, 4, device=device)
     tau = torch.full((3, 1), -1.0, device=device, requires_grad=True)
@@ -149,6 +163,9 @@ X = torch.zeros(2, 3, 4)
             ValueError,
             r"dim: got \(1, -2\), expected different axes",
         ),
+        (lambda: group_soft_threshold(X, 1.0, None), ValueError, "dim: got None, expected different axes"),
+        (lambda: group_soft_threshold(X, 1.0, 1.0), ValueError, "dim: got 1.0, expected different axes"),
+        (lambda: group_soft_threshold(X, 1.0, True), ValueError, "dim: got True, expected different axes"),
         (lambda: group_soft_threshold(X, 1.0, ()), ValueError, r"dim: got \(\), expected different axes"),
         (lambda: group_soft_threshold(X[0, 0, 0], 1.0, 0), ValueError, "dim: got 0, expected different axes"),
     ],

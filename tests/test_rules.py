@@ -72,6 +72,28 @@ def test_values_of_the_smooth_rule(device):
     assert rules.smooth(torch.ones(1), 1.0).item() == pytest.approx(0.014888, abs=1e-6)
 
 
+def test_the_smooth_rule_s_derivatives_at_zero():
+    """They are those next to it; by the magnitude of x the third would be 0."""
+    x = torch.tensor([0.0, 1e-9], dtype=torch.float64, requires_grad=True)
+    y = rules.smooth(x, 0.1, width=0.2)
+    for _ in range(3):
+        (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    # 3 tau width^2 / (tau^2 + width^2)^(5/2)
+    torch.testing.assert_close(y, torch.full_like(y, 3 * 0.1 * 0.2**2 / 0.05**2.5))
+
+
+def test_large_and_small_numbers_of_the_smooth_rule(device):
+    x, tau = torch.tensor([2e38, 1e32, 3e38]), torch.tensor([2e38, math.inf, 1e38])
+    y = rules.smooth(x.to(device), tau.to(device))
+    torch.testing.assert_close(y.cpu(), torch.tensor([0.0, 0.0, 2e38]))
+    # widths that float32 does not have
+    zeros = torch.zeros(2, device=device, requires_grad=True)
+    for width in (1e-50, 1e50):
+        y = rules.smooth(zeros, 0.0, width=width)
+        y.sum().backward()
+        assert y.tolist() == [0, 0] and zeros.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("name", SLOPES)
 def test_derivatives_by_hand(name, device):
     x = torch.tensor([0.5, 1.0, 1.5, 2.0, 4.0], dtype=torch.float64, device=device)
@@ -200,6 +222,47 @@ def test_numbers_that_are_none_and_infinity(name, device):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_number_above_the_largest_is_infinite(name, device):
+    x = torch.tensor([1.0, -2.0, 3e38], device=device)
+    assert torch.equal(rule(name)(x, 1e300), rule(name)(x, math.inf))
+
+
+@pytest.mark.parametrize("name", ["hard", "garrote", "firm", "slope"])
+def test_the_derivatives_at_infinity_are_finite(name, device):
+    x = torch.tensor([math.inf, -math.inf], device=device, requires_grad=True)
+    tau = torch.ones(2, device=device, requires_grad=True)
+    rule(name)(x, tau).sum().backward()
+    assert x.grad.tolist() == [1, 1] and tau.grad.isfinite().all()
+    assert rule(name)(x, math.nan).isnan().all()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "smooth"])
+def test_derivatives_of_denormal_numbers(name, device):
+    """They are those of numbers in the same proportion; the smooth rule alone has a width of its own."""
+    for dtype, small in ((torch.float32, 2.0**-134), (torch.float64, 2.0**-1030)):
+        gradients = []
+        for size in (1.0, small):
+            x = torch.tensor([1.0, 3.0, -3.0], dtype=dtype, device=device).mul(size).requires_grad_()
+            tau = torch.tensor([1.0, 2.0, 2.0], dtype=dtype, device=device).mul(size).requires_grad_()
+            gradients.append(torch.autograd.grad(rule(name)(x, tau).sum(), (x, tau)))
+        for large, denormal in zip(*gradients, strict=True):
+            # as many bits as these denormals have
+            torch.testing.assert_close(denormal, large, rtol=2**-15, atol=0)
+
+
+@pytest.mark.parametrize("tau", [0.0, 1e-41, 1.0])
+@pytest.mark.parametrize("name", ODD)
+def test_denormal_complex_numbers_have_derivatives(name, tau, device):
+    z = torch.tensor([1e-40, 1e-40j, 0], dtype=torch.complex64, device=device, requires_grad=True)
+    threshold = torch.full((3,), tau, device=device, requires_grad=True)
+    y = rule(name)(z, threshold)
+    torch.view_as_real(y).sum().backward()
+    assert torch.view_as_real(z.grad).isfinite().all() and threshold.grad.isfinite().all()
+    if tau == 0:
+        assert torch.equal(y, z)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_negative_entry_acts_as_zero(name, device):
     x = torch.tensor([-1.0, -0.2, 0.0, 0.3, 2.0], device=device, requires_grad=True)
     tau = torch.full((5,), -0.5, device=device, requires_grad=True)
@@ -311,6 +374,14 @@ def test_errors(name, call, kind, message):
 def test_bad_options(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("given", ["2", None, True, torch.tensor(2.0)], ids=repr)
+def test_options_that_are_no_numbers(given):
+    with pytest.raises(TypeError, match=r"ratio: got .*, expected a finite number above 1"):
+        rules.firm(X3, 1.0, ratio=given)
+    with pytest.raises(TypeError, match=r"width: got .*, expected a finite number above 0"):
+        rules.smooth(X3, 1.0, width=given)
 
 
 def test_nonnegative_takes_no_complex_numbers():
