@@ -81,6 +81,32 @@ def test_dropout_is_off_and_modes_stay():
     assert drawn == [False] and network.dropout.training and not network.units[0].bn1.training
 
 
+class TwoHeads(nn.Module):
+    """A network of which a call uses the first half alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.BatchNorm1d(1).double(), nn.BatchNorm1d(1).double()
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def test_a_batch_norm_that_sees_nothing_keeps_its_statistics():
+    network = TwoHeads()
+    network.unused.load_state_dict(
+        {
+            "running_mean": torch.tensor([7.0]),
+            "running_var": torch.tensor([5.0]),
+            "num_batches_tracked": torch.tensor(9),
+        },
+        strict=False,
+    )
+    adapt_batch_norm(network, signals())
+    buffers = [buffer.item() for buffer in network.unused.buffers()]
+    assert buffers == [7, 5, 9] and network.used.num_batches_tracked == 1
+
+
 def test_a_network_that_raises_keeps_its_statistics():
     network = trained()
     state = {k: v.clone() for k, v in network.state_dict().items()}

@@ -34,7 +34,8 @@ def adapt_batch_norm(network: Network, x: Tensor, *, batch_size: int | None = No
         TypeError: ``network`` is no module, or ``x`` no tensor.
         ValueError: a network without running statistics, an x of fewer than two signals, or a ``batch_size`` below 2.
 
-    If the network raises, its statistics are what they were.
+    If the network raises, its statistics are what they were; so are those of a BatchNorm that it does not call.
+    ``num_batches_tracked`` counts the batches of x.
 
     >>> network = drsn_ops.models.drsn(blocks=3)
     >>> logits = drsn_ops.adapt_batch_norm(network, torch.randn(32, 1, 256)).eval()(torch.randn(2, 1, 256))
@@ -68,6 +69,9 @@ def adapt_batch_norm(network: Network, x: Tensor, *, batch_size: int | None = No
         with torch.no_grad():
             for batch in x.tensor_split(batches):
                 network(batch)
+        for norm, buffers in zip(norms, before, strict=True):
+            if norm.num_batches_tracked == 0:  # nothing of x went through it
+                norm.load_state_dict(buffers, strict=False)
     except BaseException:
         for norm, buffers in zip(norms, before, strict=True):
             norm.load_state_dict(buffers, strict=False)
