@@ -77,6 +77,12 @@ def test_a_pickle_from_before_these_options():
     assert torch.equal(old(x), network(x))
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_dropout_that_is_no_number(name):
+    with pytest.raises(TypeError, match="dropout: got str, expected a number from 0 to less than 1"):
+        NETWORKS[name](dropout="0.5")
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -149,6 +149,13 @@ def test_the_paper_s_rule_as_a_function_is_the_fused_one():
     assert is_bare(module) and not any(is_bare(make(rule, 3)) for rule in OTHERS)
 
 
+def test_a_batch_of_one_that_the_second_gate_alone_would_normalise():
+    module = Shrinkage(4, rule="asymmetric")
+    module.fc.eval()
+    with pytest.raises(ValueError, match="x: got a batch of 1, expected at least 2 samples"):
+        module(torch.zeros(1, 4, 8))
+
+
 def test_errors():
     x = torch.zeros(2, 4, 8)
     for call, message in [

@@ -13,6 +13,7 @@ from ..arguments import require_choice, require_positive
 from ..layers import BATCH_NORMS, CONVOLUTIONS, apply, conv3, lay_out, pad_same, pre_activation, require_input
 from ..modules import RSBU, Thresholds
 from ..ops import spatial
+from ..reference import require_number
 from ..variants.gates import Norm
 from .initialisation import as_tflearn, weighted_layers
 
@@ -85,6 +86,7 @@ class ShrinkageNetwork(nn.Module):
         require_positive("num_classes", num_classes)
         require_choice("dim", dim, tuple(CONVOLUTIONS))
         require_positive("stem_width", stem_width)
+        require_number("dropout", dropout, "a number from 0 to less than 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: got {dropout!r}, expected a number from 0 to less than 1")
         self.in_channels = in_channels

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.fx.node import has_side_effect
 
@@ -95,6 +95,11 @@ def _added(y: Tensor, residual: Tensor | None) -> Tensor:
     return y if residual is None else y + residual
 
 
+def _gates(shrinkage: Any) -> tuple[nn.Module, ...]:
+    """The gate, and that of the negative values where there is one."""
+    return (shrinkage.fc, shrinkage.fc_negative) if shrinkage.rule == "asymmetric" else (shrinkage.fc,)
+
+
 def thresholds_of(shrinkage: Any, x: Tensor) -> Thresholds:
     """The gates' outputs for x, with its channels on axis 1, and the thresholds that they make."""
     formulas: Any = reference if shrinkage.use_reference else functional
@@ -105,11 +110,8 @@ def thresholds_of(shrinkage: Any, x: Tensor) -> Thresholds:
     multiplied = statistics[0]
     if shrinkage.statistic == "sample":
         multiplied = multiplied.mean(1, keepdim=True) if means else multiplied.amax(1, keepdim=True)
-    alpha = _checked_alpha(call_gate(shrinkage.fc, x, *statistics), x)
-    negative = None
-    if shrinkage.rule == "asymmetric":
-        negative = _checked_alpha(call_gate(shrinkage.fc_negative, x, *statistics), x) * multiplied
-    return Thresholds(alpha, alpha * multiplied, negative)
+    alpha, *more = (_checked_alpha(call_gate(gate, x, *statistics), x) for gate in _gates(shrinkage))
+    return Thresholds(alpha, alpha * multiplied, more[0] * multiplied if more else None)
 
 
 def apply_rule(shrinkage: Any, x: Tensor, thresholds: Thresholds) -> Tensor:
@@ -150,5 +152,6 @@ def _shrunk(shrinkage: Any, x: Tensor, residual: Tensor | None) -> Tensor:
     if not isinstance(x, Proxy):
         check_rows(x)
         check_residual(residual, x)
-        check_gate_batch(shrinkage.fc, x, "x")
+        for gate in _gates(shrinkage):
+            check_gate_batch(gate, x, "x")
     return _added(apply_rule(shrinkage, x, thresholds_of(shrinkage, x)), residual)
