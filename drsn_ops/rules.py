@@ -86,11 +86,9 @@ def _scaled(
     wide = _widened(x)
     size = _magnitude(wide) if size is None else size
     band = size <= tau
-    # in the band and at infinity neither number takes part, so that no gradient there is 0 times infinity
-    apart = band | (size.isinf() & ~tau.isnan())
-    # a denormal's reciprocal, in the derivative, would be infinite
-    lift = torch.where(size < torch.finfo(size.dtype).tiny, 2.0**64, size.new_ones(()))
-    ratio = torch.where(apart, 0.0, tau * lift) / torch.where(apart, 1.0, size * lift)
+    # no derivative is 0 times infinity: tau takes no part in the band, nor does a size that is infinite or denormal
+    info = torch.finfo(size.dtype)
+    ratio = torch.where(band, 0.0, tau) / size.clamp(info.tiny, info.max)
     return (wide * torch.where(band, inside, outside(ratio))).to(x.dtype)
 
 
@@ -141,8 +139,8 @@ def hard(x: Tensor, tau: Tensor | float) -> Tensor:
     if has_torch_function_variadic(x, tau):
         return handle_torch_function(hard, (x, tau), x, tau)
     check_x(x, NUMBERS)
-    # the product carries a NaN of tau, and its gradient of 0
-    return _scaled(x, _threshold(tau, x), lambda ratio: 1 + 0 * ratio)
+    # the ratio carries a NaN of tau, and a gradient of 0
+    return _scaled(x, _threshold(tau, x), lambda ratio: torch.where(ratio.isnan(), ratio, 1.0))
 
 
 def garrote(x: Tensor, tau: Tensor | float) -> Tensor:

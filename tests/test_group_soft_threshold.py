@@ -103,7 +103,7 @@ def test_numbers_that_are_none_and_infinity(device):
     torch.testing.assert_close(group_soft_threshold(x, tau, 1), expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30])
+@pytest.mark.parametrize("size", [1e-30, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 def test_squares_out_of_range(dtype, size, device):
     x = (size * torch.tensor([[3.0, -4.0], [0.3, 0.4]])).to(device, dtype).requires_grad_()
