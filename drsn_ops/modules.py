@@ -104,7 +104,8 @@ class Shrinkage(nn.Module):
         tau   = alpha * abs_mean(x)         the abs-mean of each channel, or of each sample
         y     = sign(x) * max(|x| - tau, 0) + residual
 
-    Since alpha lies between 0 and 1, a threshold is never negative and never above the mean magnitude.
+    Since alpha lies between 0 and 1, a threshold is never negative and never above the mean magnitude, or, with
+    ``pooling="max"``, the largest.
 
     Args:
         channels: C.
