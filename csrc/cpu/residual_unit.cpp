@@ -34,6 +34,7 @@ void residual_unit(const ResidualUnit& p) {
   const Lines lines = lines_of_samples(p.shrink.rows, p.shrink.gate);
   const Segments none(nullptr, lines, kShrinkPlanes);
   GateForward<float> gate(p.shrink);
+  static_assert(ResidualUnit::kMostOfSample <= kGrain, "a sample that two threads share would be convolved by both");
   two_passes(
       lines, false,
       [&](const Range& at, double* sums) {
