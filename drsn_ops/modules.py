@@ -42,6 +42,7 @@ from .variants.shrinkage import (
     Pooling,
     Rule,
     RuleFunction,
+    gates_of,
     require_rule,
     varied_shrink,
 )
@@ -212,8 +213,8 @@ class Shrinkage(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the gates' weights anew, and set learned slopes back; a rule that is a module stays as it is."""
-        for gate in (self.fc, self.fc_negative) if self.rule == "asymmetric" else (self.fc,):
-            for layer in gate:
+        for gate in gates_of(self):
+            for layer in gate.children():
                 reset: Any = getattr(layer, "reset_parameters", None)
                 if reset is not None:
                     reset()

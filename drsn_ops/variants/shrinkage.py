@@ -95,7 +95,7 @@ def _added(y: Tensor, residual: Tensor | None) -> Tensor:
     return y if residual is None else y + residual
 
 
-def _gates(shrinkage: Any) -> tuple[nn.Module, ...]:
+def gates_of(shrinkage: Any) -> tuple[nn.Module, ...]:
     """The gate, and that of the negative values where there is one."""
     return (shrinkage.fc, shrinkage.fc_negative) if shrinkage.rule == "asymmetric" else (shrinkage.fc,)
 
@@ -110,7 +110,7 @@ def thresholds_of(shrinkage: Any, x: Tensor) -> Thresholds:
     multiplied = statistics[0]
     if shrinkage.statistic == "sample":
         multiplied = multiplied.mean(1, keepdim=True) if means else multiplied.amax(1, keepdim=True)
-    alpha, *more = (_checked_alpha(call_gate(gate, x, *statistics), x) for gate in _gates(shrinkage))
+    alpha, *more = (_checked_alpha(call_gate(gate, x, *statistics), x) for gate in gates_of(shrinkage))
     return Thresholds(alpha, alpha * multiplied, more[0] * multiplied if more else None)
 
 
@@ -152,6 +152,6 @@ def _shrunk(shrinkage: Any, x: Tensor, residual: Tensor | None) -> Tensor:
     if not isinstance(x, Proxy):
         check_rows(x)
         check_residual(residual, x)
-        for gate in _gates(shrinkage):
+        for gate in gates_of(shrinkage):
             check_gate_batch(gate, x, "x")
     return _added(apply_rule(shrinkage, x, thresholds_of(shrinkage, x)), residual)
