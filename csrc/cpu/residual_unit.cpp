@@ -31,7 +31,8 @@ void residual_unit(const ResidualUnit& p) {
   const int64_t channels = next.channels, length = next.length;
   const auto* x = as<float>(p.first.x);
   auto *y = p.second.out, *shortcut = as<float>(p.first.shortcut);
-  const Lines lines = lines_of_samples(p.shrink.rows, p.shrink.gate);
+  Lines lines = lines_of_samples(p.shrink.rows, p.shrink.gate);
+  lines.cached /= 2;  // the cache holds x as well as y
   const Segments none(nullptr, lines, kShrinkPlanes);
   GateForward<float> gate(p.shrink);
   static_assert(ResidualUnit::kMostOfSample <= kGrain, "a sample that two threads share would be convolved by both");
