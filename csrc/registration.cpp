@@ -86,9 +86,8 @@ STABLE_TORCH_LIBRARY(DRSN_NAMESPACE, m) {
       "Tensor state, int stride, bool need_x, bool need_parameters) -> (Tensor dx, Tensor dweight, Tensor dbias)");
 
   m.def(
-      "batch_norm_relu_conv(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, int "
-      "norm, "
-      "float eps, Tensor conv_weight, Tensor? conv_bias, int stride, int shortcut_channels) -> "
+      "batch_norm_relu_conv(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
+      "int norm, float eps, Tensor conv_weight, Tensor? conv_bias, int stride, int shortcut_channels) -> "
       "(Tensor y, Tensor shortcut, Tensor state)");
   m.def(
       "batch_norm_relu_conv_(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
