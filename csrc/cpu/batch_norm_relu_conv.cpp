@@ -24,82 +24,129 @@ void batch_norm_relu_conv(const BatchNormReluConv& p) {
   });
 }
 
-void batch_norm_relu_conv_backward(const BatchNormReluConvBackward& p) {
-  const Rows& rows = p.rows;
-  const NarrowConvolution& conv = p.conv;
-  const NarrowLayout layout(p);
-  const int64_t channels = layout.channels, width = conv.out_channels, group = layout.group, stride = layout.stride;
-  const auto *x = as<float>(p.x), *grad = p.grad_conv;
-  auto* dx = as<float>(p.dx);
-  ChannelNorm<float> norm(p.norm, rows, as<float>(p.state));
-  const std::vector<int32_t> places = places_of(group);
-  const std::vector<float> none(kUnit);
-  // Of each phase of the positions of x, the taps that meet them, from the last to the first.
-  std::vector<std::vector<float>> turned;
-  for (int64_t phase = 0; phase < stride; ++phase) {
-    const int64_t count = (kTaps - 1 - phase) / stride + 1;
-    turned.push_back(spread(count, width, channels, group, [&](int64_t t, int64_t o, int64_t i) {
-      return conv.weight[(o * channels + i) * kTaps + phase + stride * (count - 1 - t)];
-    }));
-  }
-  const int64_t norm_sums = 2 * channels, conv_sums = (kTaps * group + 1) * kUnit;
-  std::vector<double> sums(layout.tasks() * (norm_sums + conv_sums));
-  for_each_part(layout.tasks(), kTask * kWork, [&](int64_t begin, int64_t end) {
-    Activation activation(layout, rows);
-    Plane gradient(group);
-    std::vector<float> groups;
-    for (int64_t task = begin; task < end; ++task) {
-      double* task_sums = &sums[task * (norm_sums + conv_sums)];
-      layout.for_each_piece(task, [&](const Piece& piece) {
-        const int64_t n = piece.end - piece.begin, at = piece.sample * layout.length * channels;
-        gradient.fill(layout.around(piece), grad + piece.sample * conv.out_length * width, 0, width);
-        if (p.dconv_weight) {
-          Taps taps{kTaps, channels, group, {}, nullptr, places.data()};
-          activation.make(piece, x + at, norm.numbers().affine);
-          activation.point(taps);
-          correlate(taps, gradient.at(1), n * group, task_sums + norm_sums);
-        }
-        if (!dx) return;
-        for (int64_t phase = 0; phase < stride; ++phase) {
-          const Positions made = layout.made(piece, phase);
-          const int64_t first = made.begin(), count = made.end() - first;
-          if (count == 0) continue;
-          Taps taps{(kTaps - 1 - phase) / stride + 1, width, group, {}, turned[phase].data(), places.data()};
-          for (int64_t t = 0; t < taps.count; ++t) taps.in[t] = gradient.at(first + t + (phase > 0));
-          float* to = dx + at + made[first] * channels;
-          if (stride == 1 && channels == group) {
-            convolve(taps, none.data(), to, count * group);
-          } else {
-            groups.resize(count * group);
-            convolve(taps, none.data(), groups.data(), count * group);
-            copy_chunks(groups.data(), group, to, stride * channels, count, channels);
-          }
-        }
-        const Positions own = layout.made(piece, 0);
-        const int64_t from = std::max<int64_t>(0, own.first), to = std::min(layout.length, own[own.count]);
-        const int64_t elements = (to - from) * channels;
-        add_relu_sums(dx + at + from * channels, x + at + from * channels, norm, walk_of(rows, elements), channels,
-                      task_sums);
-      });
+namespace {
+
+// The backward direction: the gradient of the activation, and sums for those of the parameters.
+class NarrowBackward {
+ public:
+  const NarrowLayout layout;
+  const int64_t norm_sums, conv_sums;  // of a task: BatchNorm's, then those of `correlate`
+  ChannelNorm<float> norm;
+
+  explicit NarrowBackward(const BatchNormReluConvBackward& p)
+      : layout(p),
+        norm_sums(2 * layout.channels),
+        conv_sums((kTaps * layout.group + 1) * kUnit),
+        norm(p.norm, p.rows, as<float>(p.state)),
+        p_(p),
+        places_(places_of(layout.group)) {
+    for (int64_t phase = 0; phase < layout.stride; ++phase) {
+      const int64_t count = taps_of(phase);
+      turned_.push_back(
+          spread(count, p.conv.out_channels, layout.channels, layout.group, [&](int64_t t, int64_t o, int64_t i) {
+            return p.conv.weight[(o * layout.channels + i) * kTaps + phase + layout.stride * (count - 1 - t)];
+          }));
     }
-  });
-  std::vector<double> all(norm_sums + conv_sums);
-  for (size_t i = 0; i < sums.size(); ++i) all[i % all.size()] += sums[i];
-  std::copy_n(all.data(), channels, norm.sums.data());
-  std::copy_n(all.data() + channels, channels, norm.centered_sums.data());
-  norm.finish(p.norm.kind == NormKind::kBatch, p.dweight, p.dbias);
-  const auto of_channel = [&](int64_t row, int64_t o) {
-    double sum = 0;
-    for (int64_t j = o; j < kUnit; j += group) sum += all[norm_sums + row * kUnit + j];
-    return float(sum);
+  }
+
+  // What a thread needs to go through pieces.
+  class Worker {
+   public:
+    explicit Worker(const NarrowBackward& backward)
+        : b_(backward), activation_(b_.layout, b_.p_.rows), gradient_(b_.layout.group) {}
+
+    void add(const Piece& piece, double* sums) {
+      const NarrowLayout& layout = b_.layout;
+      const int64_t width = layout.conv.out_channels;
+      gradient_.fill(layout.around(piece), b_.p_.grad_conv + piece.sample * layout.conv.out_length * width, 0, width);
+      if (b_.p_.dconv_weight) {
+        Taps taps = taps_for(kTaps, layout.channels, nullptr);
+        activation_.make(piece, as<float>(b_.p_.x) + start_of(piece), b_.norm.numbers().affine);
+        activation_.point(taps);
+        correlate(taps, gradient_.at(1), (piece.end - piece.begin) * layout.group, sums + b_.norm_sums);
+      }
+      if (!b_.p_.dx) return;
+      for (int64_t phase = 0; phase < layout.stride; ++phase) make_gradient(piece, phase);
+      const Positions own = layout.made(piece, 0);
+      const int64_t from = std::max<int64_t>(0, own.first) * layout.channels,
+                    to = std::min(layout.length, own[own.count]) * layout.channels;
+      add_relu_sums(as<float>(b_.p_.dx) + start_of(piece) + from, as<float>(b_.p_.x) + start_of(piece) + from, b_.norm,
+                    walk_of(b_.p_.rows, to - from), layout.channels, sums);
+    }
+
+   private:
+    Taps taps_for(int64_t count, int64_t channels, const float* weight) const {
+      return {count, channels, b_.layout.group, {}, weight, b_.places_.data()};
+    }
+
+    int64_t start_of(const Piece& piece) const { return piece.sample * b_.layout.length * b_.layout.channels; }
+
+    // The gradient of every stride-th position that the piece makes, from the phase-th on.
+    void make_gradient(const Piece& piece, int64_t phase) {
+      const NarrowLayout& layout = b_.layout;
+      const Positions made = layout.made(piece, phase);
+      const int64_t first = made.begin(), count = made.end() - first;
+      if (count == 0) return;
+      static constexpr float kNone[kUnit] = {};
+      Taps taps = taps_for(b_.taps_of(phase), layout.conv.out_channels, b_.turned_[phase].data());
+      for (int64_t t = 0; t < taps.count; ++t) taps.in[t] = gradient_.at(first + t + (phase > 0));
+      float* to = as<float>(b_.p_.dx) + start_of(piece) + made[first] * layout.channels;
+      if (layout.stride == 1 && layout.channels == layout.group) return convolve(taps, kNone, to, count * layout.group);
+      groups_.resize(count * layout.group);
+      convolve(taps, kNone, groups_.data(), count * layout.group);
+      copy_chunks(groups_.data(), layout.group, to, layout.stride * layout.channels, count, layout.channels);
+    }
+
+    const NarrowBackward& b_;
+    Activation activation_;
+    Plane gradient_;
+    std::vector<float> groups_;
   };
-  for (int64_t o = 0; o < width && p.dconv_weight; ++o) {
-    for (int64_t i = 0; i < channels; ++i) {
-      for (int64_t t = 0; t < kTaps; ++t) p.dconv_weight[(o * channels + i) * kTaps + t] = of_channel(t * group + i, o);
+
+  // From the sums of all pieces to the gradients.
+  void finish(const double* sums) {
+    const int64_t channels = layout.channels;
+    std::copy_n(sums, channels, norm.sums.data());
+    std::copy_n(sums + channels, channels, norm.centered_sums.data());
+    norm.finish(p_.norm.kind == NormKind::kBatch, p_.dweight, p_.dbias);
+    const auto of_channel = [&](int64_t row, int64_t o) {
+      double sum = 0;
+      for (int64_t j = o; j < kUnit; j += layout.group) sum += sums[norm_sums + row * kUnit + j];
+      return float(sum);
+    };
+    for (int64_t o = 0; o < layout.conv.out_channels && p_.dconv_weight; ++o) {
+      for (int64_t i = 0; i < channels; ++i) {
+        for (int64_t t = 0; t < kTaps; ++t)
+          p_.dconv_weight[(o * channels + i) * kTaps + t] = of_channel(t * layout.group + i, o);
+      }
+      p_.dconv_bias[o] = of_channel(kTaps * layout.group, o);
     }
-    p.dconv_bias[o] = of_channel(kTaps * group, o);
+    if (p_.need_x) set_dx<float>(p_, p_.rows, norm);
   }
-  if (p.need_x) set_dx<float>(p, rows, norm);
+
+ private:
+  // How many taps meet every stride-th position from the phase-th on.
+  int64_t taps_of(int64_t phase) const { return (kTaps - 1 - phase) / layout.stride + 1; }
+
+  const BatchNormReluConvBackward& p_;
+  const std::vector<int32_t> places_;
+  std::vector<std::vector<float>> turned_;  // the weights of those taps, from the last to the first
+};
+
+}  // namespace
+
+void batch_norm_relu_conv_backward(const BatchNormReluConvBackward& p) {
+  NarrowBackward backward(p);
+  const NarrowLayout& layout = backward.layout;
+  const int64_t size = backward.norm_sums + backward.conv_sums;
+  std::vector<double> sums(layout.tasks() * size), all(size);
+  for_each_part(layout.tasks(), kTask * kWork, [&](int64_t begin, int64_t end) {
+    NarrowBackward::Worker worker(backward);
+    for (int64_t task = begin; task < end; ++task)
+      layout.for_each_piece(task, [&](const Piece& piece) { worker.add(piece, &sums[task * size]); });
+  });
+  for (size_t i = 0; i < sums.size(); ++i) all[i % size] += sums[i];
+  backward.finish(all.data());
 }
 
 }  // namespace drsn::cpu
