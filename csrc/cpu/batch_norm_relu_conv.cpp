@@ -14,7 +14,7 @@ void batch_norm_relu_conv(const BatchNormReluConv& p) {
   for_each_part(layout.tasks(), kTask * kWork, [&](int64_t begin, int64_t end) {
     NarrowForward::Worker worker(forward);
     for (int64_t task = begin; task < end; ++task) {
-      layout.for_each_piece(task, [&](const Piece& piece) {
+      layout.for_each_piece_of_task(task, [&](const Piece& piece) {
         const float* sample = x + piece.sample * layout.length * layout.channels;
         const int64_t at = piece.sample * p.conv.out_length + piece.begin;
         worker.make(piece, sample, p.out + at * p.conv.out_channels);
@@ -143,7 +143,7 @@ void batch_norm_relu_conv_backward(const BatchNormReluConvBackward& p) {
   for_each_part(layout.tasks(), kTask * kWork, [&](int64_t begin, int64_t end) {
     NarrowBackward::Worker worker(backward);
     for (int64_t task = begin; task < end; ++task)
-      layout.for_each_piece(task, [&](const Piece& piece) { worker.add(piece, &sums[task * size]); });
+      layout.for_each_piece_of_task(task, [&](const Piece& piece) { worker.add(piece, &sums[task * size]); });
   });
   for (size_t i = 0; i < sums.size(); ++i) all[i % size] += sums[i];
   backward.finish(all.data());

@@ -72,11 +72,12 @@ struct NarrowLayout {
   int64_t tasks() const { return ceil_div(pieces, pieces_of_task); }
 
   template <class Run>
-  void for_each_piece(int64_t task, const Run& run) const {
-    for (int64_t i = task * pieces_of_task; i < std::min(pieces, (task + 1) * pieces_of_task); ++i) {
-      const int64_t begin = i % pieces_of_sample * piece_length;
-      run(Piece{i / pieces_of_sample, begin, std::min(begin + piece_length, conv.out_length)});
-    }
+  void for_each_piece_of_task(int64_t task, const Run& run) const {
+    for_each_piece(task * pieces_of_task, std::min(pieces, (task + 1) * pieces_of_task), run);
+  }
+  template <class Run>
+  void for_each_piece_of_sample(int64_t sample, const Run& run) const {
+    for_each_piece(sample * pieces_of_sample, (sample + 1) * pieces_of_sample, run);
   }
 
   // Every stride-th position that a piece meets, from the phase-th on.
@@ -92,6 +93,15 @@ struct NarrowLayout {
   // Of the result those whose gradients they need.
   Positions around(const Piece& piece) const {
     return {piece.begin - 1, 1, piece.end - piece.begin + 2, conv.out_length};
+  }
+
+ private:
+  template <class Run>
+  void for_each_piece(int64_t first, int64_t end, const Run& run) const {
+    for (int64_t i = first; i < end; ++i) {
+      const int64_t begin = i % pieces_of_sample * piece_length;
+      run(Piece{i / pieces_of_sample, begin, std::min(begin + piece_length, conv.out_length)});
+    }
   }
 };
 
@@ -179,8 +189,8 @@ class NarrowForward {
   }
 
   // Makes the result what comes of it behind the BatchNorm and the ReLU of the next convolution.
-  void activate(const BatchNormReluConv& next, const float* state) {
-    const ChannelNorm<float> norm(next.norm, next.rows, state);
+  void activate(const NarrowForward& next) {
+    const ChannelNorm<float>& norm = next.norm_;
     relu_ = true;
     for (int64_t j = 0; j < kUnit; ++j) {
       const int64_t o = j % layout.group;

@@ -13,20 +13,13 @@ std::vector<float> running_state(const BatchNormReluConv& p) {
   return state;
 }
 
-// All pieces of a sample.
-template <class Run>
-void for_each_piece(const NarrowLayout& layout, int64_t sample, const Run& run) {
-  for (int64_t begin = 0; begin < layout.conv.out_length; begin += layout.piece_length)
-    run(Piece{sample, begin, std::min(begin + layout.piece_length, layout.conv.out_length)});
-}
-
 }  // namespace
 
 void residual_unit(const ResidualUnit& p) {
   const std::vector<float> state1 = running_state(p.first), state2 = running_state(p.second);
   NarrowForward first(p.first, state1.data());
   const NarrowForward second(p.second, state2.data());
-  first.activate(p.second, state2.data());
+  first.activate(second);
   const NarrowLayout &layout = first.layout, &next = second.layout;
   const int64_t channels = next.channels, length = next.length;
   const auto* x = as<float>(p.first.x);
@@ -45,13 +38,12 @@ void residual_unit(const ResidualUnit& p) {
         for (int64_t n = at.line; n < at.line + at.count; ++n) {
           const float* sample = x + n * layout.length * layout.channels;
           const int64_t to = n * length;
-          for_each_piece(layout, n, [&](const Piece& piece) {
+          layout.for_each_piece_of_sample(n, [&](const Piece& piece) {
             before.make_groups(piece, sample, between.at(1 + piece.begin));
             if (shortcut) copy_shortcut(layout, piece, sample, channels, shortcut + (to + piece.begin) * channels);
           });
-          for_each_piece(next, n, [&](const Piece& piece) {
-            behind.make_from(between, piece, y + (to + piece.begin) * channels);
-          });
+          next.for_each_piece_of_sample(
+              n, [&](const Piece& piece) { behind.make_from(between, piece, y + (to + piece.begin) * channels); });
         }
         add_abs_sums(lines, at, y, sums);
       },
