@@ -2,6 +2,7 @@
 
 The paper adds white Gaussian, Laplacian and pink noise of -5 to 5 dB to each raw signal, once, before the training
 (Zhao et al., DOI 10.1109/TII.2019.2943898, section IV). The programs for images, published with it, add uniform noise.
+Impulsive noise is none of theirs.
 
 Noise is drawn in float32 on the generator's device, the CPU where none is given, and then moved: one seed gives one
 noise on every device.
@@ -20,10 +21,13 @@ from torch import Tensor
 from .arguments import require_choice
 from .reference import accumulator, wrong_type
 
-__all__ = ["KINDS", "Kind", "add_noise", "gaussian", "laplacian", "pink", "snr", "uniform"]
+__all__ = ["KINDS", "Kind", "add_noise", "gaussian", "impulsive", "laplacian", "pink", "snr", "uniform"]
 
-Kind = Literal["gaussian", "laplacian", "pink", "uniform"]
+Kind = Literal["gaussian", "laplacian", "pink", "uniform", "impulsive"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+# of `impulsive`: the share of the points that have an impulse, and that of the power which is in impulses
+_IMPULSE_RATE, _IMPULSE_POWER = 0.01, 0.5
 
 _FLOATING = "a tensor of a real floating-point type"
 
@@ -109,7 +113,37 @@ def uniform(
     return torch.rand(shape, generator=generator, **_source(generator)).to(device)
 
 
-_DRAW: dict[str, Callable[..., Tensor]] = dict(zip(KINDS, (gaussian, laplacian, pink, uniform), strict=True))
+def impulsive(
+    shape: Sequence[int], *, generator: torch.Generator | None = None, device: Device = None
+) -> Tensor:
+    """White Bernoulli-Gaussian noise, float32: mean 0 and expected power 1, half of it in rare impulses.
+
+    Each point is ``w + b * g``: a background ``w`` of N(0, 1/2) and, where ``b`` is 1, which it is with probability
+    0.01, an impulse ``g`` of N(0, 50), all independent. Impulses thus have half of the power, and a point with one has
+    101 times the variance of a point without. The kurtosis is 77.25; that of N(0, 1) is 3. How many impulses fall
+    into a row is random, and so the power of a short row varies much.
+
+    Args:
+        shape: of the noise.
+        generator: the source of random numbers; None is PyTorch's default CPU generator.
+        device: of the noise; None leaves it on the generator's device.
+
+    Source of the model: M. Ghosh, Analysis of the effect of impulse noise on multicarrier and single carrier QAM
+    systems, IEEE Trans. Commun. 44, 1996, 145-147. The two numbers are this package's: that both parts have equal
+    power is so in the contaminated normal distribution of J. W. Tukey (1960), where a tenth of the points has three
+    times the standard deviation; a hundredth is chosen for impulses that are rare and stand out, ten in 1024 points.
+    """
+    white = gaussian(shape, generator=generator)
+    struck = torch.rand(shape, generator=generator, **_source(generator)) < _IMPULSE_RATE
+    background = 1 - _IMPULSE_POWER
+    scales = math.sqrt(background + _IMPULSE_POWER / _IMPULSE_RATE), math.sqrt(background)
+    # a sum of independent Gaussians is one of the summed variances
+    return (white * torch.where(struck, *scales).to(white.dtype)).to(device)
+
+
+_DRAW: dict[str, Callable[..., Tensor]] = dict(
+    zip(KINDS, (gaussian, laplacian, pink, uniform, impulsive), strict=True)
+)
 
 
 def add_noise(
@@ -120,8 +154,8 @@ def add_noise(
     Args:
         x: signals of shape (N, ...), of any real floating-point dtype, on any device.
         snr: decibels: a number, or a tensor of shape (N,) with one for each sample.
-        kind: ``"gaussian"``, ``"laplacian"``, ``"pink"``, along the last axis, or ``"uniform"``, whose power includes
-            its mean of 1/2.
+        kind: ``"gaussian"``, ``"laplacian"``, ``"pink"``, along the last axis, ``"uniform"``, whose power includes
+            its mean of 1/2, or ``"impulsive"``.
         generator: the source of random numbers; None is PyTorch's default CPU generator.
 
     Returns:

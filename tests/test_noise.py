@@ -24,7 +24,14 @@ def signals(n=6, points=512, dtype=torch.float32):
 
 @pytest.mark.parametrize(
     "kind, mean, power, kurtosis",
-    [("gaussian", 0, 1, 3), ("laplacian", 0, 1, 6), ("pink", 0, 1, 3), ("uniform", 1 / 2, 1 / 3, 9 / 5)],
+    [
+        ("gaussian", 0, 1, 3),
+        ("laplacian", 0, 1, 6),
+        ("pink", 0, 1, 3),
+        ("uniform", 1 / 2, 1 / 3, 9 / 5),
+        # 3 (0.99 (1/2)^2 + 0.01 (1/2 + 50)^2)
+        ("impulsive", 0, 1, 77.25),
+    ],
 )
 def test_moments(kind, mean, power, kurtosis):
     values = DRAW[kind]((2000, 1, 1024), generator=generator())
@@ -46,7 +53,9 @@ def slope(kind, points=4096):
     return torch.linalg.lstsq(design, density[10:1001].log()[:, None]).solution[0].item()
 
 
-@pytest.mark.parametrize("kind, exponent", [("gaussian", 0), ("laplacian", 0), ("pink", -1), ("uniform", 0)])
+@pytest.mark.parametrize(
+    "kind, exponent", [("gaussian", 0), ("laplacian", 0), ("pink", -1), ("uniform", 0), ("impulsive", 0)]
+)
 def test_slope_of_the_spectrum(kind, exponent):
     assert slope(kind) == pytest.approx(exponent, abs=0.02)
 
@@ -63,6 +72,27 @@ def test_pink_rows_are_independent():
     values = noise.pink((2, 3, 4096), generator=generator()).flatten(0, 1).double()
     # a row of 1/f has few independent values: its lowest frequencies hold much of its power
     assert (torch.corrcoef(values) - torch.eye(6)).abs().max() < 0.5
+
+
+def test_rate_of_impulses():
+    """The share of points beyond a magnitude: few of the background's, most of the impulses'."""
+    values = noise.impulsive((1000, 1024), generator=generator()).abs()
+    for magnitude in (2.5, 5, 10, 20):
+        background, impulses = (math.erfc(magnitude / math.sqrt(2 * power)) for power in (0.5, 50.5))
+        expected = 0.99 * background + 0.01 * impulses
+        # within three standard deviations of a binomial count
+        deviation = 3 * math.sqrt(expected / values.numel())
+        assert (values > magnitude).double().mean().item() == pytest.approx(expected, abs=deviation)
+
+
+def test_impulses_are_independent():
+    """Of each other along a row and from row to row, and of their sign."""
+    values = noise.impulsive((1000, 1024), generator=generator())
+    struck = (values.abs() > 5).double() * values.sign()
+    for indicator in (struck, struck.abs()):
+        own = indicator - indicator.mean()
+        for first, second in ((own[:, 1:], own[:, :-1]), (own[1:], own[:-1])):
+            assert (first * second).mean().abs() < 0.005 * own.square().mean()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,7 +212,10 @@ def test_snr_without_noise_or_signal():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"kind": "white"}, "kind: got 'white', expected 'gaussian', 'laplacian', 'pink' or 'uniform'"),
+        (
+            {"kind": "white"},
+            "kind: got 'white', expected 'gaussian', 'laplacian', 'pink', 'uniform' or 'impulsive'",
+        ),
         ({"snr": math.nan}, "snr: got nan, expected finite decibels"),
         ({"snr": math.inf}, "snr: got inf, expected finite decibels"),
         ({"snr": torch.zeros(2)}, r"snr: got shape \(2,\), expected a number or \(6,\)"),
