@@ -266,6 +266,8 @@ class RSBU(nn.Module):
         thresholds: ``"channel-wise"``, ``"channel-shared"``, or None for the plain residual unit, which adds h.
         reduction: of the gate, see `Shrinkage`.
         norm: of the gate, see `Shrinkage`. The unit's own normalisations are always BatchNorm.
+        rule: of the shrinkage, see `Shrinkage`; ``"soft"`` alone without thresholds.
+        pooling: of the shrinkage, see `Shrinkage`; ``"avg"`` alone without thresholds.
 
     Shape: x is (N, in_channels, \\*spatial) with ``dim`` spatial axes; y has ``out_channels`` channels and
     ceil(n / stride) of the n positions of each axis.
@@ -286,6 +288,8 @@ class RSBU(nn.Module):
         thresholds: Thresholds | None = "channel-wise",
         reduction: int = 1,
         norm: Norm = "batch",
+        rule: Rule | RuleFunction = "soft",
+        pooling: Pooling = "avg",
     ) -> None:
         super().__init__()
         require_positive("in_channels", in_channels)
@@ -297,6 +301,9 @@ class RSBU(nn.Module):
             raise ValueError(
                 f"out_channels: got {out_channels}, expected at least in_channels, {in_channels}"
             )
+        for name, value, usual in (("rule", rule, "soft"), ("pooling", pooling, "avg")):
+            if thresholds is None and value not in (usual, rules.soft):
+                raise ValueError(f"{name}: got {value!r}, expected {usual!r} with thresholds=None")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.stride = stride
@@ -308,7 +315,9 @@ class RSBU(nn.Module):
         self.shrink = (
             None
             if thresholds is None
-            else Shrinkage(out_channels, thresholds, reduction=reduction, norm=norm)
+            else Shrinkage(
+                out_channels, thresholds, reduction=reduction, norm=norm, rule=rule, pooling=pooling
+            )
         )
 
     def shortcut(self, x: Tensor) -> Tensor:

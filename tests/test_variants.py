@@ -314,8 +314,7 @@ def test_narrow_types(dtype, device):
 
 @pytest.mark.parametrize("rule", ["garrote", "asymmetric"])
 def test_in_units_and_networks(rule):
-    unit = RSBU(3, 6, stride=2, norm="none").double()
-    unit.shrink = make(rule, 6, norm="none")
+    unit = randomise(RSBU(3, 6, stride=2, norm="none", rule=rule).double())
     x = features(4, 3, 9)
     h = unit.branch(x)
     close(unit(x), by_hand(unit.shrink, h, rule, "channel") + unit.shortcut(x))
@@ -331,10 +330,7 @@ def test_in_units_and_networks(rule):
 @pytest.mark.parametrize("rule", ["garrote", "asymmetric"])
 def test_in_the_paper_s_network(rule, training):
     """On the CPU its units are strided, and of few channels: what is fused there is the paper's rule alone."""
-    network = models.drsn(blocks=3)
-    for unit in network.units:
-        unit.shrink = make(rule, unit.out_channels).float()
-    network.train(training)
+    network = randomise(models.drsn(blocks=3, rule=rule)).train(training)
     x, inputs = features(4, 1, 64, dtype=torch.float32), []
     for unit in network.units:
         unit.register_forward_hook(lambda unit, given, y: inputs.append((unit, given[0], y)))
@@ -347,6 +343,78 @@ def test_in_the_paper_s_network(rule, training):
         h = exact.branch(given)
         expected = by_hand(exact.shrink, h, rule, "channel") + exact.shortcut(given)
         torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("thresholds", [CW, CS])
+def test_networks_have_the_rule_and_the_pooling(thresholds):
+    network = models.drsn(blocks=3, thresholds=thresholds, rule="learned-slope", pooling="max", norm="layer")
+    made = [unit.shrink for unit in network.units]
+    assert {(one.rule, one.pooling, one.norm, one.thresholds) for one in made} == {
+        ("learned-slope", "max", "layer", thresholds)
+    }
+    function = functools.partial(rules.firm, ratio=3)
+    assert all(unit.shrink.rule is function for unit in models.drsn(blocks=3, rule=function).units)
+    for fused in (models.drsn(blocks=3), models.drsn(blocks=3, rule=rules.soft, pooling="avg")):
+        assert all(is_bare(unit.shrink) for unit in fused.units)
+        operators = operators_of(fused.eval(), torch.randn(2, 1, 64))
+        assert operators == operators_of(models.drsn(blocks=3).eval(), torch.randn(2, 1, 64)) != []
+
+
+def test_networks_have_copies_of_a_rule_that_learns():
+    """Their numbers are its own, which the networks' first weights do not replace."""
+
+    class Rule(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.BatchNorm1d(4, eps=0.5), nn.Linear(3, 3, bias=False))
+
+        def forward(self, x, tau):
+            return x - tau
+
+    rule = Rule()
+    network = models.drsn(blocks=3, rule=rule)
+    own = [unit.shrink.rule for unit in network.units]
+    assert len({*own, rule}) == 4
+    for one in own:
+        assert torch.equal(one.layers[1].weight, rule.layers[1].weight) and one.layers[0].eps == 0.5
+    network(torch.randn(2, 1, 64))
+
+
+def test_first_weights_reach_both_gates():
+    torch.manual_seed(0)
+    network = models.drsn(widths=(64,), blocks=2, rule="asymmetric")
+    for unit in network.units:
+        for gate in (unit.shrink.fc, unit.shrink.fc_negative):
+            assert gate[1].eps == 1e-5 and gate[1].weight.std() < 0.01
+            for layer in (gate[0], gate[3]):
+                std = (1.3 * 2 / 64) ** 0.5
+                assert layer.weight.abs().max() <= 2 * std and not layer.bias.any()
+                assert abs(layer.weight.std() / (0.8796 * std) - 1) < 0.05
+
+
+def test_a_network_without_thresholds_takes_no_rule():
+    for options, message in [
+        ({"rule": "firm"}, "rule: got 'firm', expected 'soft' with thresholds=None"),
+        ({"pooling": "max"}, "pooling: got 'max', expected 'avg' with thresholds=None"),
+    ]:
+        for build in (models.drsn, functools.partial(RSBU, 4, 4)):
+            with pytest.raises(ValueError, match=message):
+                build(thresholds=None, **options)
+    for options, message in [({"rule": "no"}, "rule: got 'no'"), ({"pooling": "no"}, "pooling: got 'no'")]:
+        with pytest.raises(ValueError, match=message):
+            models.drsn(**options)
+    assert RSBU(4, 4, thresholds=None, rule=rules.soft).shrink is None
+
+
+def test_a_network_of_another_rule_in_pytorch_s_tools():
+    torch.compiler.reset()
+    network = models.drsn(blocks=3, rule="garrote", pooling="avg+max", norm="layer").eval()
+    x = torch.randn(3, 1, 64)
+    expected = network(x)
+    torch.testing.assert_close(torch.fx.symbolic_trace(network)(x), expected)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(network))(x), expected)
 
 
 @pytest.mark.parametrize("rule", OTHERS)

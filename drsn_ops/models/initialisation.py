@@ -36,17 +36,27 @@ def as_tflearn(network: nn.Module) -> None:
     bound = math.sqrt(3 / _fan_in(first))
     nn.init.uniform_(first, -bound, bound)
     _truncated_normal(last, 0.02)
+    rules = _modules_of_rules(network)
     for module in network.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and module not in rules:
             module.eps, module.momentum = 1e-5, 0.1
             nn.init.normal_(module.weight, 1.0, 0.002)
 
 
 def _draw_kernels(network: nn.Module, std: Callable[[int], float]) -> None:
     """Truncated normal kernels, with ``std`` a function of fan-in, and biases of 0."""
+    rules = _modules_of_rules(network)
     for layer in weighted_layers(network):
+        if layer in rules:
+            continue
         _truncated_normal(layer.weight, std(_fan_in(layer.weight)))
         nn.init.zeros_(layer.get_parameter("bias"))
+
+
+def _modules_of_rules(network: nn.Module) -> set[nn.Module]:
+    """The modules of threshold rules, which come with numbers of their own."""
+    rules = (getattr(module, "rule", None) for module in network.modules() if isinstance(module, Shrinkage))
+    return {module for rule in rules if isinstance(rule, nn.Module) for module in rule.modules()}
 
 
 def _truncated_normal(kernel: Tensor, std: float) -> None:

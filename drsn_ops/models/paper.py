@@ -2,8 +2,8 @@
 
 # Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
+import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..modules import RSBU, Thresholds
 from ..ops import spatial
 from ..reference import require_number
 from ..variants.gates import Norm
+from ..variants.shrinkage import Pooling, Rule, RuleFunction
 from .initialisation import as_tflearn, weighted_layers
 
 torch.fx.wrap("pad_same")
@@ -148,6 +149,8 @@ def drsn(
     widths: Sequence[int] = (4, 8, 16),
     reduction: int = 1,
     norm: Norm = "batch",
+    rule: Rule | RuleFunction = "soft",
+    pooling: Pooling = "avg",
     stem_width: int = 3,
     stem_stride: int = 2,
     dropout: float = 0.0,
@@ -164,6 +167,8 @@ def drsn(
         reduction: of the gates, see `Shrinkage`.
         norm: of the gates, see `Shrinkage`. ``"layer"`` leaves nothing of a gate with one hidden feature, which a
             stage has where ``width // reduction`` is 0 or 1.
+        rule: of the shrinkages, see `Shrinkage`; each gets a copy of its own of one that is a module.
+        pooling: of the shrinkages, see `Shrinkage`.
         stem_width: of the first convolution; 3 in the paper. 64 with a stride of 8 or 16 is the wide kernel of WDCNN,
             with which 1D-WDRSN begins.
         stem_stride: of the first convolution; 2 in the paper.
@@ -179,13 +184,26 @@ def drsn(
     Sources: Zhao et al., DOI 10.1109/TII.2019.2943898, table II; the wide kernel, Zhang et al., DOI 10.3390/s17020425,
     and, in a DRSN, Yang et al., DOI 10.1155/2020/8880960; dropout, Srivastava et al., JMLR 15, 2014, 1929-1958.
     """
+
+    def unit(*channels: int, **options: int) -> RSBU:
+        own = copy.deepcopy(rule) if isinstance(rule, nn.Module) else rule
+        return RSBU(
+            *channels,
+            **options,
+            thresholds=thresholds,
+            reduction=reduction,
+            norm=norm,
+            rule=own,
+            pooling=pooling,
+        )
+
     return _stages(
         in_channels,
         num_classes,
         dim=dim,
         blocks=blocks,
         widths=widths,
-        unit=partial(RSBU, thresholds=thresholds, reduction=reduction, norm=norm),
+        unit=unit,
         stem_width=stem_width,
         stem_stride=stem_stride,
         dropout=dropout,
