@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 import types
+import warnings
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from commands import assert_refused, contents
 
-from drsn_ops import noise
+from drsn_ops import Shrinkage, noise
 from drsn_ops.__main__ import main
 from drsn_ops.training import machine, recordings, train, verdict
 from drsn_ops.training.keeper import Keeper
@@ -442,13 +443,60 @@ def test_other_networks_take_the_windows():
         trained(flags[1], *flags, epochs=1)
     assert load_model("none/model.pt").arguments["thresholds"] is None
     shape = load_model("convnet/model.pt").arguments
-    assert shape == {"in_channels": 1, "num_classes": 2, "blocks": 3, "widths": [4, 8, 16]}
+    stem = {"stem_width": 3, "stem_stride": 2, "dropout": 0.0}
+    assert shape == {"in_channels": 1, "num_classes": 2, "blocks": 3, "widths": [4, 8, 16], **stem}
     settings = RecordingSettings("x", network="rsnet18", thresholds="channel-shared")
     assert settings.arguments(begun()[1].data.recordings) == {
         "in_channels": 1,
         "num_classes": 2,
         "thresholds": "channel-shared",
+        "norm": "batch",
+        "reduction": 1,
     }
+
+
+CHOSEN = {
+    **{"norm": "layer", "reduction": 2, "rule": "asymmetric", "pooling": "avg+max"},
+    **{"stem_width": 7, "stem_stride": 4, "dropout": 0.25},
+}
+
+
+def test_what_is_chosen_of_a_network_is_kept(folder, capsys):
+    """By the model, by the checkpoint, and in what is printed."""
+    flags = [word for name, value in CHOSEN.items() for word in ("--" + name.replace("_", "-"), value)]
+    trained("out", *flags)
+    words = (
+        "stem width 7, stem stride 4, norm layer, reduction 2, rule asymmetric, pooling avg+max, dropout 0.25"
+    )
+    assert f"drsn, thresholds channel-wise, {words}: " in capsys.readouterr().out
+    model = load_model("out/model.pt")
+    assert {name: model.arguments[name] for name in CHOSEN} == CHOSEN
+    network = model.network
+    assert (network.stem.kernel_size, network.stem.stride, network.dropout.p) == ((7,), (4,), 0.25)
+    made = [module for module in network.modules() if isinstance(module, Shrinkage)]
+    assert {(one.norm, one.reduction, one.rule, one.pooling) for one in made} == {
+        ("layer", 2, "asymmetric", "avg+max")
+    }
+    assert main(["predict", "out/model.pt", "rec", "--output", "predicted.csv"]) == 0
+    assert run("--resume", "out/checkpoint.pt", "--epochs", 3) == 0
+    assert load_model("out/model.pt").arguments == model.arguments
+
+
+def test_a_checkpoint_from_before_a_setting(folder):
+    trained("out", epochs=1)
+    saved = torch.load("out/checkpoint.pt")
+    for name in CHOSEN:
+        del saved["settings"][name]
+    torch.save(saved, "out/checkpoint.pt")
+    assert run("--resume", "out/checkpoint.pt", "--epochs", 2, "--norm", "batch") == 0
+
+
+def test_a_gate_that_does_not_learn_is_said_to_once(folder):
+    with pytest.warns(UserWarning, match="'hard' passes no gradient"):
+        trained("out", "--rule", "hard", epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model("out/model.pt")
 
 
 def test_moved_files_are_found_and_others_refused(folder, capsys):
@@ -509,6 +557,10 @@ REFUSED = [
         ["--network", "convnet", "--thresholds", "none"],
         "--thresholds none: expected none with --network convnet",
     ),
+    (["--network", "convnet", "--rule", "firm"], "--rule firm: expected none with --network convnet"),
+    (["--thresholds", "none", "--norm", "layer"], "--norm layer: expected none with --thresholds none"),
+    (["--data", "digits", "--rule", "firm"], "expected none with --data digits"),
+    (["--resume", "old/checkpoint.pt", "--rule", "firm"], "a checkpoint of --rule soft, not of --rule firm"),
     (["--patience", "2", "--validation-share", "0"], "--patience 2: expected a validation part"),
     (["--split", "given", "--test-share", "0.5"], "--test-share 0.5: expected none with --split given"),
     (["--blocks", "4"], "--blocks: got 4, expected a multiple of the number of widths, 3"),

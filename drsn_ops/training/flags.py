@@ -34,17 +34,15 @@ from ..data.places import named_part
 from ..data.recordings import Recordings
 from ..modules import THRESHOLDS
 from ..noise import KINDS
-from .networks import NETWORKS, arguments_of
+from .networks import NETWORKS, add_network_flags, without_effect
 from .plan import Precision
 from .recipes import BACKENDS, RECIPES, Settings
 from .recordings import ClassWeights, RecordingSettings, Schedule
 from .storage import CHECKPOINT
 
 NAMES = (*RECIPES, SIMULATED)
-MAX_WIDTH = 65_536
 # without effect on the simulated machine: it has no files, and each of its recordings is one window
 OF_FILES = (*FILE_FLAGS, "step", "split")
-NETWORK_FLAGS = ("blocks", "widths", "thresholds")
 INSTEAD = {
     "noise": "--snr and --noise-kind add noise to recordings",
     "backend": "recordings take the compiled operators",
@@ -127,13 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"({own('network')})",
     )
     recordings("--blocks", type=count(1, MAX_BLOCKS), help=f"units of drsn and convnet ({own('blocks')})")
-    recordings(
-        "--widths",
-        type=count(1, MAX_WIDTH),
-        nargs="+",
-        metavar="CHANNELS",
-        help=f"channels of each stage of drsn and convnet ({own('widths')})",
-    )
+    add_network_flags(recordings, own)
     recordings(
         "--schedule",
         choices=get_args(Schedule),
@@ -191,14 +183,14 @@ def settings_of(args: argparse.Namespace, saved: Mapping[str, Any] | None) -> Se
     kind = Settings if data in RECIPES else RecordingSettings
     require_effects(args, kind, data)
     given = {"data": data, **flags_of(args, kind)}
+    values = {**defaults_of(data), **(saved or {})}
     for name, value in given.items():
-        before = (saved or given).get(name)
+        before = values.get(name) if saved else value
         if value != before and not may_change(name, before, value):
             raise InputError(
                 f"{args.resume}: a checkpoint of {flagged(name, before)}, not of {flagged(name, value)}"
             )
-    values = {**(saved or defaults_of(data)), **given}
-    settings = kind(**values)
+    settings = kind(**{**values, **given})
     if isinstance(settings, Settings):
         require_image_effects(args, settings)
     else:
@@ -281,8 +273,7 @@ def require_image_effects(args: argparse.Namespace, settings: Settings) -> None:
 def require_recording_effects(args: argparse.Namespace, settings: RecordingSettings) -> None:
     """Raise InputError where a flag has no effect on recordings."""
     simulated = settings.data == SIMULATED
-    taken = arguments_of(settings.network)
-    useless = {name: f"none with --network {settings.network}" for name in NETWORK_FLAGS if name not in taken}
+    useless = without_effect(settings.network, settings.thresholds)
     if settings.snr is None:
         useless["noise_kind"] = "--snr with it"
     if settings.split == "given":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import models
 from ..arguments import InputError, as_flag, as_input_error, counted
 from ..data.fingerprint import fingerprint
 from ..data.flags import FLAGS, SIMULATED
@@ -21,8 +21,10 @@ from ..data.splits import PARTS, Recording, Split, Splitting
 from ..data.vibration import CLASSES, vibration
 from ..data.windows import Cutting, Normalise
 from ..noise import Kind, add_noise
+from ..variants.gates import Norm
+from ..variants.shrinkage import Pooling, Rule
 from .model import checksums
-from .networks import arguments_of, build
+from .networks import NETWORK_FLAGS, arguments_of, build
 from .plan import Plan, Precision, Samples, size
 
 SIMULATED_RATE = 12_800.0
@@ -53,6 +55,13 @@ class RecordingSettings:
     thresholds: str = "channel-wise"
     blocks: int = 6
     widths: tuple[int, ...] = (8, 16, 32)
+    stem_width: int = 3
+    stem_stride: int = 2
+    norm: Norm = "batch"
+    reduction: int = 1
+    rule: Rule = "soft"
+    pooling: Pooling = "avg"
+    dropout: float = 0.0
     epochs: int = 0
     batch_size: int = 0
     lr: float = 0.05
@@ -151,10 +160,10 @@ class RecordingSettings:
         wanted: dict[str, Any] = {
             "in_channels": found.train.x.shape[1],
             "num_classes": len(found.classes),
+            **{name: getattr(self, name) for name in NETWORK_FLAGS},
             "thresholds": None if self.thresholds == "none" else self.thresholds,
+            "widths": list(self.widths),
         }
-        if self.network in ("drsn", "convnet"):
-            wanted |= {"blocks": self.blocks, "widths": list(self.widths)}
         taken = arguments_of(self.network)
         return {name: value for name, value in wanted.items() if name in taken}
 
@@ -179,7 +188,7 @@ class RecordingSettings:
         weights = (
             balanced(found.train.labels, len(found.classes)) if self.class_weights == "balanced" else None
         )
-        thresholds = f", thresholds {self.thresholds}" if "thresholds" in arguments else ""
+        named = self.describe_network(arguments)
         return Plan(
             network,
             optimiser(network, self.lr),
@@ -187,8 +196,8 @@ class RecordingSettings:
             fingerprint=fingerprint(samples.values()),
             learning_rate=self.learning_rate,
             data=self.describe(found),
-            what=f"{self.network}{thresholds}: {size(network)}",
-            title=f"{self.name}: {self.network}{thresholds}, seed {self.seed}",
+            what=f"{named}: {size(network)}",
+            title=f"{self.name}: {named}, seed {self.seed}",
             how=self.describe_training(),
             weights=None if weights is None else weights.to(splits["train"].x),
             precision=self.amp,
@@ -196,6 +205,17 @@ class RecordingSettings:
             keeps_best=True,
             patience=self.patience,
         )
+
+    def describe_network(self, arguments: Mapping[str, Any]) -> str:
+        """The network by name, with its thresholds and what else is not as usual, but for its size."""
+        named = [
+            f", {name.replace('_', ' ')} {as_flag(getattr(self, name))}"
+            for name in NETWORK_FLAGS
+            if name in arguments
+            and (name == "thresholds" or getattr(self, name) != getattr(RecordingSettings, name))
+            and name not in ("blocks", "widths")
+        ]
+        return "".join([self.network, *named])
 
     def describe_training(self) -> str:
         """What else there is to say of the training."""
@@ -233,7 +253,7 @@ def parts_of(found: Recordings) -> dict[str, Windows]:
 
 def optimiser(network: nn.Module, lr: float) -> torch.optim.SGD:
     """Gradient descent with momentum 0.9."""
-    decay = 0.0 if isinstance(network, models.ShrinkageNetwork) else WEIGHT_DECAY
+    decay = 0.0 if hasattr(network, "penalty") else WEIGHT_DECAY
     return torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=decay)
 
 
