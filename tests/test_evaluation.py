@@ -74,7 +74,7 @@ def test_training_evaluates_batches_of_that_size(small_batches):
     settings = Settings("cifar10", "channel-wise", "drsn_ops", 1, 4, 0.1, 0.0, 0)
     run = Run(settings, Dataset(split, split, torch.full((3, 1, 1), 0.5)), torch.device("cpu"))
     run.network = Seen(run.network)
-    loss, accuracy = run.evaluate(split, lambda: None)
+    loss, accuracy = run.evaluate("test", lambda: None)
     assert run.network.sizes == [3, 3, 2]
     with torch.inference_mode():
         logits = run.network(split.images - 0.5)

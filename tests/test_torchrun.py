@@ -28,12 +28,13 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
 
-def images(*_, noise, seed):
+def images(*_, noise, seed, fresh_noise):
     """Two steps of 150 images: shares of 75, then of 36 and 35."""
     generator = torch.Generator().manual_seed(seed)
     x, labels = torch.rand(221, 1, 8, 8, generator=generator), torch.arange(221) % 10
-    split = Split((x + noise * torch.rand(x.shape, generator=generator)).double(), labels)
-    return Dataset(split, split, torch.zeros(1, 1, 1))
+    test = Split((x + noise * torch.rand(x.shape, generator=generator)).double(), labels)
+    train = Split(x.double(), labels) if fresh_noise else test
+    return Dataset(train, test, torch.zeros(1, 1, 1))
 
 
 def run(*flags):
@@ -100,9 +101,9 @@ def assert_same_run(folder, other):
 
 
 def test_two_processes_train_as_one_does(alone_in):
-    """Two processes go on from the checkpoint of one, and one goes on from theirs."""
-    assert run("--epochs", 3, "--output-dir", "whole") == 0
-    assert run("--epochs", 1, "--output-dir", "shared") == 0
+    """Two processes go on from the checkpoint of one, and one goes on from theirs; statistics are of whole batches."""
+    assert run("--epochs", 3, "--batch-statistics", "--output-dir", "whole") == 0
+    assert run("--epochs", 1, "--batch-statistics", "--output-dir", "shared") == 0
     with torchrun("--epochs", 2, "--resume", "shared/checkpoint.pt") as process:
         out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -140,11 +141,11 @@ def test_interrupt(alone_in):
 
 
 def test_a_process_that_fails_ends_the_others(alone_in):
-    """Process 1 fails in the second epoch. The first epoch, of a new run of two, is that of one process."""
-    with torchrun("--epochs", 1000, "--output-dir", "shared", FAILING="1") as process:
+    """Process 1 fails in the second epoch. The first, of a new run of two, is that of one process, with new noise."""
+    with torchrun("--epochs", 1000, "--fresh-noise", "--output-dir", "shared", FAILING="1") as process:
         _, err = process.communicate(timeout=300)
     assert process.returncode != 0 and "this process fails" in err
-    assert run("--epochs", 1, "--output-dir", "alone") == 0
+    assert run("--epochs", 1, "--fresh-noise", "--output-dir", "alone") == 0
     assert rows(alone_in / "shared") == [pytest.approx(row, rel=1e-7) for row in rows(alone_in / "alone")]
     assert_can_go_on(alone_in / "shared")
 

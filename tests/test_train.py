@@ -1,5 +1,6 @@
 """The training program: what it writes, that it repeats and resumes to the bit, and what it refuses."""
 
+import copy
 import csv
 import gzip
 import os
@@ -165,6 +166,39 @@ def test_a_run_on_files(data, write, train_images, test_images, folder, capsys):
 
 
 @pytest.mark.parametrize("data, write, train_images, test_images", FILES)
+def test_noise_that_is_drawn_anew(data, write, train_images, test_images, folder):
+    """That of the training images, in every step from the default generator; the test images keep theirs."""
+    write(folder, np.random.default_rng(0))
+    flags = ("--data", data, "--data-dir", str(folder), "--batch-size", "5", "--seed", "1")
+    once, anew = (train.prepare(train_args(*flags, *own), Processes())[0] for own in ((), ("--fresh-noise",)))
+    clean = load(data, folder, noise=0, seed=1)
+    assert torch.equal(anew.plan.splits["test"].x, once.plan.splits["test"].x)
+    level = RECIPES[data].noise
+    mean = clean.mean + level / 2 if data == "cifar10" else torch.zeros(1, 1, 1)
+    torch.testing.assert_close(anew.plan.mean, mean)
+    torch.testing.assert_close(anew.plan.mean, once.plan.mean, atol=level / 20, rtol=0)
+    seen, passed = [], []
+    anew.network.register_forward_pre_hook(lambda module, inputs: seen.append((module.training, inputs[0])))
+    for _ in range(2):
+        seen.clear()
+        random = torch.get_rng_state()
+        row = anew.epoch(lambda: None, lambda: None)
+        torch.set_rng_state(random)
+        expected = []
+        for batch in torch.randperm(train_images).split(5):
+            images = clean.train.images[batch]
+            images = images + level * torch.rand(images.shape)
+            expected.append((augment(images) if data == "cifar10" else images) - mean)
+        made = [x for training, x in seen if training]
+        for actual, images in zip(made, expected, strict=True):
+            torch.testing.assert_close(actual, images)
+        # the results of the training images are of the steps, not of a pass over clean ones
+        assert len(seen) == len(made) + 1 and list(row.results) == ["train", "test"]
+        passed.append(torch.cat(made))
+    assert not torch.equal(*passed)
+
+
+@pytest.mark.parametrize("data, write, train_images, test_images", FILES)
 def test_what_the_network_sees(data, write, train_images, test_images, folder):
     """Images with noise that is drawn once, less their mean; those of CIFAR-10 are augmented in training."""
     write(folder, np.random.default_rng(0))
@@ -197,6 +231,79 @@ def test_resume_takes_its_settings_from_the_checkpoint(folder):
     assert run("--epochs", 2, "--resume", "part/checkpoint.pt", "--output-dir", "other") == 0
     assert curve(folder / "other") == curve(folder / "whole")
     assert len(curve(folder / "part")) == 1
+
+
+def test_resume_with_what_is_drawn_and_measured_anew(folder, capsys):
+    """Noise, momentum and statistics of batches: bitwise as without a pause; without the flags it is another run."""
+    flags = ("--fresh-noise", "--batch-norm-momentum", 0.25, "--batch-statistics")
+    assert run("--epochs", 3, "--output-dir", "whole", *flags) == 0
+    out = capsys.readouterr().out
+    assert "noise 0.5 * U(0, 1), of the training images anew in every epoch\n" in out
+    assert "learning rate 0.001, BatchNorm momentum 0.25, batches of 100" in out
+    assert out.count("  test (batch statistics) loss ") == 3 and ", test (batch statistics) " in out
+    assert run("--epochs", 1, "--output-dir", "part", *flags) == 0
+    assert run("--epochs", 3, "--resume", "part/checkpoint.pt") == 0
+    assert curve(folder / "part") == curve(folder / "whole")
+    assert same(checkpoint("part/checkpoint.pt"), checkpoint("whole/checkpoint.pt"))
+    assert list(curve(folder / "whole")[0])[-2:] == [
+        "test_batch_statistics_loss",
+        "test_batch_statistics_accuracy",
+    ]
+
+
+def test_a_checkpoint_of_before_these_flags_goes_on(folder):
+    """It has none of their settings."""
+    assert run("--epochs", 2, "--output-dir", "whole") == 0
+    assert run("--epochs", 1, "--output-dir", "part") == 0
+    state = torch.load("part/checkpoint.pt", weights_only=True)
+    for name in ("fresh_noise", "batch_norm_momentum", "batch_statistics"):
+        del state["settings"][name]
+    torch.save(state, "part/checkpoint.pt")
+    assert run("--epochs", 2, "--resume", "part/checkpoint.pt") == 0
+    assert same(checkpoint("part/checkpoint.pt"), checkpoint("whole/checkpoint.pt"))
+
+
+@pytest.mark.parametrize("given, expected", [((), 0.01), (("--batch-norm-momentum", "0.5"), 0.5)])
+def test_the_momentum_of_every_batch_norm(given, expected):
+    job, *_ = train.prepare(train_args(*given), Processes())
+    norms = [m for m in job.network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert [norm.momentum for norm in norms] == [expected] * 4
+
+
+def test_the_statistics_of_each_batch(folder):
+    """Of as many test images as a training batch has, the last one joining a batch; what is trained stays the same."""
+    for name, flags in (("plain", ()), ("both", ("--batch-statistics",))):
+        assert run("--epochs", 2, "--batch-size", 39, "--output-dir", name, *flags) == 0
+    plain, both = (checkpoint(f"{name}/checkpoint.pt") for name in ("plain", "both"))
+    assert same(both["network"], plain["network"]) and same(both["optimiser"], plain["optimiser"])
+    measured = [{name: row[name] for name in row if "batch" not in name} for row in curve(folder / "both")]
+    assert measured == curve(folder / "plain")
+    job, *_ = train.prepare(train_args("--batch-statistics", "--batch-size", "15"), Processes())
+    job.train_epoch(lambda: None)
+    network = copy.deepcopy(job.network).train()
+    x, labels = job.plan.splits["test"]
+    kept = copy.deepcopy(job.network.state_dict())
+    logits = torch.cat([network(part) for part in (x[:15], x[15:30], x[30:])])
+    loss, accuracy = job.evaluate("test (batch statistics)", lambda: None)
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert accuracy == (logits.argmax(1) == labels).double().mean()
+    assert same(job.network.state_dict(), kept)
+    assert loss != pytest.approx(job.evaluate("test", lambda: None).loss, rel=1e-2)
+
+
+def test_a_last_sample_joins_a_batch():
+    assert [running.sizes_of(n, 4) for n in (1, 4, 5, 6, 9)] == [[1], [4], [5], [4, 2], [4, 5]]
+
+
+def test_one_test_image_has_no_statistics(monkeypatch, capsys):
+    def one(*args, **options):
+        data = few(*args, **options)
+        return data._replace(test=Split(*(t[:1] for t in data.test)))
+
+    monkeypatch.setattr(train, "load", one)
+    assert run("--batch-statistics") == 2
+    message = "--batch-statistics: digits has one test image, expected two or more\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 def test_interrupt(folder, monkeypatch, capsys):
@@ -529,6 +636,12 @@ BAD = [
         "--backend reference: expected none with --thresholds none, which shrinks nothing",
     ),
     (["--device", "hpu"], "--device hpu: cannot be used here"),
+    (["--fresh-noise", "--noise", "0"], "--fresh-noise: expected --noise above 0 with it"),
+    (["--batch-norm-momentum", "0"], "argument --batch-norm-momentum: must be a number from 1e-06 to 1"),
+    (
+        ["--resume", "old/checkpoint.pt", "--epochs", "2", "--fresh-noise"],
+        "a checkpoint of no --fresh-noise, not of --fresh-noise",
+    ),
     (["--data", "mnist"], "mnist needs the folder that holds its files: --data-dir"),
     (["--data", "mnist", "--data-dir", "nowhere"], "train-images-idx3-ubyte: no such file"),
     (["--data", "cifar10", "--data-dir", "nowhere"], "data_batch_1: no such file"),

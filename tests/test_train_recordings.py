@@ -185,7 +185,12 @@ def interrupted_at(wanted, *flags):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--class-weights", "none", "--schedule", "step"], ["--amp", "fp16"], ["--split", "time"]]
+    "flags",
+    [
+        ["--class-weights", "none", "--schedule", "step"],
+        ["--amp", "fp16", "--snr", "0", "--fresh-noise"],
+        ["--split", "time"],
+    ],
 )
 def test_an_interrupted_run_goes_on(folder, flags):
     """It has the model of its epochs; resumed, in its folder or another, it ends as one that was not interrupted."""
@@ -344,6 +349,29 @@ def test_noise_is_added_once_to_every_split(folder):
     assert torch.equal(job.plan.splits["validation"].x, noisy.validation.x)
     assert keeper.data.trained_on == clean.data.trained_on
     assert keeper.data.trained_on == (*checksums(found.train), *checksums(found.validation))
+
+
+def test_noise_that_is_drawn_anew(folder, capsys):
+    """That of the windows to train on, in every step from the default generator; the other parts keep theirs."""
+    flags = ("--snr", 3, "--noise-kind", "laplacian", "--seed", 1)
+    (_, once), (job, anew), (_, clean) = begun(*flags), begun(*flags, "--fresh-noise"), begun("--seed", 1)
+    before, found, without = (keeper.data.recordings for keeper in (once, anew, clean))
+    assert torch.equal(found.train.x, without.train.x)
+    assert torch.equal(found.validation.x, before.validation.x) and torch.equal(found.test.x, before.test.x)
+    seen = []
+    job.network.register_forward_pre_hook(lambda module, inputs: seen.append((module.training, inputs[0])))
+    passed = []
+    for _ in range(2):
+        seen.clear()
+        with torch.random.fork_rng():
+            expected = [
+                noise.add_noise(found.train.x[batch], 3, "laplacian") for batch in torch.randperm(44).split(8)
+            ]
+        job.epoch(lambda: None, lambda: None)
+        passed.append(torch.cat([x for training, x in seen if training]))
+        assert torch.equal(passed[-1], torch.cat(expected))
+    assert not torch.equal(*passed)
+    assert "laplacian noise at 3 dB, of the training windows anew in every epoch\n" in describe(job)
 
 
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
@@ -570,6 +598,9 @@ REFUSED = [
         "nowhere: no such file or folder; --data takes a path to recordings, or a name: digits, ",
     ),
     (["--data", "cwru"], "--data cwru needs the folder that holds its files: --data-dir DIR, or --data DIR"),
+    (["--fresh-noise"], "--fresh-noise: expected --snr with it"),
+    (["--batch-statistics"], "--batch-statistics: expected none with recordings"),
+    (["--batch-norm-momentum", "0.1"], "--batch-norm-momentum 0.1: expected none with recordings"),
     (["--data", "vibration", "--step", "5"], "--step 5: expected none with --data vibration"),
     (["--data", "vibration", "--num-signals", "23"], "--num-signals 23: expected at least 24"),
     (["--data", "digits", "--points", "64"], "--blocks 3: expected none with --data digits"),
@@ -639,10 +670,11 @@ def test_the_compiled_network_is_trained(monkeypatch):
             return self.module(x)
 
     monkeypatch.setattr(torch, "compile", Compiled)
-    trained("out", "--compile", epochs=2)
+    flags = ("--snr", 0, "--fresh-noise")
+    trained("out", "--compile", *flags, epochs=2)
     # twice six steps, after the machine is tried
     assert called[-12:] == [True] * 12 and len(called) <= 13
-    trained("plain", epochs=2)
+    trained("plain", *flags, epochs=2)
     assert_same("out", "plain")
 
 

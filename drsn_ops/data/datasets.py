@@ -1,7 +1,7 @@
 """The data sets that the published networks are trained on, with the noise of their programs.
 
 Each is read into memory once, as float32 images of (N, C, H, W) scaled to [0, 1]. Uniform noise is added once to every
-image of both splits, and does not change during the training.
+image of both splits, and does not change during the training, unless the training draws its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ SOURCES = {
 }
 
 
-def load(name: str, folder: str | Path | None, *, noise: float, seed: int) -> Dataset:
+def load(
+    name: str, folder: str | Path | None, *, noise: float, seed: int, fresh_noise: bool = False
+) -> Dataset:
     """Read a data set and add ``noise * U(0, 1)`` to every value of both splits.
 
     Args:
@@ -34,9 +36,11 @@ def load(name: str, folder: str | Path | None, *, noise: float, seed: int) -> Da
             scikit-learn and need none.
         noise: the width of the noise: 0.5 in the MNIST program, 0.1 in the CIFAR-10 program.
         seed: of the noise. The splits do not depend on it.
+        fresh_noise: leave the training images clean, for noise that the training draws; the test images have the same
+            noise either way.
 
     CIFAR-10's mean is that of the noisy training images, per channel: the feature-wise zero centring of its program,
-    which some copies of it have lost. It is 0 for the others.
+    which some copies of it have lost; with ``fresh_noise`` it is the expected one. It is 0 for the others.
 
     Raises:
         InputError: a missing or damaged file.
@@ -49,9 +53,13 @@ def load(name: str, folder: str | Path | None, *, noise: float, seed: int) -> Da
         train, test = (read_mnist if name == "mnist" else read_cifar10)(Path(folder))
     generator = torch.Generator().manual_seed(seed)
     for split in (train, test):
-        split.images.add_(uniform(split.images.shape, generator=generator), alpha=noise)
+        drawn = uniform(split.images.shape, generator=generator)
+        if split is test or not fresh_noise:
+            split.images.add_(drawn, alpha=noise)
     channels = train.images.shape[1]
     mean = train.images.mean((0, 2, 3)) if name == "cifar10" else train.images.new_zeros(channels)
+    if name == "cifar10" and fresh_noise:
+        mean += noise / 2
     return Dataset(train, test, mean[:, None, None])
 
 

@@ -92,6 +92,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", default=None, help="train through torch.compile")
     add("--seed", type=seed, help="of splits, noise, initialisation and order (default: 0)")
     add(
+        "--fresh-noise",
+        action="store_true",
+        default=None,
+        help="draw the noise of the training samples anew in every epoch; that of the others stays as it is (default: "
+        "all noise is drawn once)",
+    )
+    add(
         "--output-dir",
         type=Path,
         help="an empty or new folder (default: runs/DATA, numbered where it exists)",
@@ -116,6 +123,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=BACKENDS,
         help="compiled operators, or their plain PyTorch reference (default: drsn_ops)",
+    )
+    images(
+        "--batch-norm-momentum",
+        type=number(float, 1e-6, 1),
+        metavar="SHARE",
+        help="of each new batch in the running statistics of every BatchNorm, as PyTorch has it (default: that of the "
+        "program, 0.01 for digits and mnist, 0.1 for cifar10)",
+    )
+    images(
+        "--batch-statistics",
+        action="store_true",
+        default=None,
+        help="evaluate the test images also with the statistics of each batch of theirs, beside the running ones",
     )
     recordings = parser.add_argument_group("training on recordings").add_argument
     recordings(
@@ -266,6 +286,8 @@ def require_image_effects(args: argparse.Namespace, settings: Settings) -> None:
     """Raise InputError where a flag has no effect on images."""
     if settings.data == "digits" and settings.data_dir:
         refuse("data_dir", args.data_dir, "none with --data digits; --data mnist or cifar10 reads files")
+    if args.fresh_noise and not settings.noise:
+        refuse("fresh_noise", True, "--noise above 0 with it")
     if args.backend and settings.thresholds == "none":
         refuse("backend", args.backend, "none with --thresholds none, which shrinks nothing")
 
@@ -275,7 +297,7 @@ def require_recording_effects(args: argparse.Namespace, settings: RecordingSetti
     simulated = settings.data == SIMULATED
     useless = without_effect(settings.network, settings.thresholds)
     if settings.snr is None:
-        useless["noise_kind"] = "--snr with it"
+        useless |= dict.fromkeys(("noise_kind", "fresh_noise"), "--snr with it")
     if settings.split == "given":
         useless["test_share"] = "none with --split given"
     if simulated:

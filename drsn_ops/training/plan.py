@@ -40,6 +40,8 @@ class Plan:
         weights: of the classes in the loss, (classes,).
         precision: of the network in training, by autocast; None is that of its parameters.
         running: the results of ``"train"`` are means over the epoch's steps, not of a pass of their own.
+        batch_statistics: the splits that are evaluated with the statistics of each batch, of as many samples as a
+            training batch has, instead of the running ones.
         keeps_best: keep the weights of the epoch with the lowest validation loss, or of the last one where there is no
             split ``"validation"``.
         patience: epochs without a lower validation loss after which the run ends.
@@ -59,6 +61,7 @@ class Plan:
     weights: Tensor | None = None
     precision: Precision | None = None
     running: bool = False
+    batch_statistics: tuple[str, ...] = ()
     keeps_best: bool = False
     patience: int | None = None
 

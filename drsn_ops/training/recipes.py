@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import models
+from ..arguments import InputError
 from ..data.fingerprint import fingerprint
 from ..data.images import Dataset, augment
 from ..modules import Shrinkage
+from ..noise import uniform
 from .plan import Plan, Samples, size
 
 BACKENDS = ("drsn_ops", "reference")
+BY_BATCH = "test (batch statistics)"  # the split beside "test"
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -82,7 +86,10 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that determines what a run computes, and the folder of its data. A checkpoint holds them."""
+    """Everything that determines what a run computes, and the folder of its data. A checkpoint holds them.
+
+    A ``batch_norm_momentum`` of None is that of the program's network.
+    """
 
     data: str
     thresholds: str
@@ -93,6 +100,9 @@ class Settings:
     noise: float
     seed: int
     data_dir: str | None = None
+    fresh_noise: bool = False
+    batch_norm_momentum: float | None = None
+    batch_statistics: bool = False
 
     @property
     def name(self) -> str:
@@ -107,17 +117,40 @@ class Settings:
         for module in network.modules():
             if isinstance(module, Shrinkage):
                 module.use_reference = self.backend == "reference"
+            if isinstance(module, _BatchNorm) and self.batch_norm_momentum is not None:
+                module.momentum = self.batch_norm_momentum
+        splits = {"train": Samples(*data.train), "test": Samples(*data.test)}
+        if self.batch_statistics:
+            if len(data.test.labels) < 2:
+                raise InputError(f"--batch-statistics: {self.data} has one test image, expected two or more")
+            splits[BY_BATCH] = splits["test"]
         counts = f"{len(data.train.labels)} training and {len(data.test.labels)} test images"
+        anew = ", of the training images anew in every epoch" if self.fresh_noise else ""
+        given = self.batch_norm_momentum
+        momentum_in_words = "" if given is None else f", BatchNorm momentum {given:g}"
         return Plan(
             network,
             recipe.optimiser(network.parameters(), self.lr),
-            splits={"train": Samples(*data.train), "test": Samples(*data.test)},
+            splits=splits,
             fingerprint=found,
             learning_rate=lambda step, _: recipe.learning_rate(self.lr, step),
-            data=f"{self.data}: {counts}, noise {self.noise:g} * U(0, 1)",
+            data=f"{self.data}: {counts}, noise {self.noise:g} * U(0, 1){anew}",
             what=f"{recipe.network.__name__}: thresholds {self.thresholds}, {size(network)}, "
             f"operators of {self.backend}",
             title=f"{self.data}, thresholds {self.thresholds}, seed {self.seed}",
-            augment=augment if recipe.augment else None,
+            how=momentum_in_words,
+            augment=self.augmented if recipe.augment or self.fresh_noise else None,
             mean=data.mean,
+            # a pass of their own would see the training images clean
+            running=self.fresh_noise,
+            batch_statistics=(BY_BATCH,) if self.batch_statistics else (),
         )
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """Other images of a batch's: with noise, where that is drawn anew, then mirrored and cropped by the recipe.
+
+        Draws from PyTorch's default CPU generator, whose state a checkpoint keeps.
+        """
+        if self.fresh_noise:
+            images = images + self.noise * uniform(images.shape, device=images.device)
+        return augment(images) if RECIPES[self.data].augment else images

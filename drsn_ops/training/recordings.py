@@ -79,6 +79,7 @@ class RecordingSettings:
     validation_share: float = 0.2
     snr: float | None = None
     noise_kind: Kind = "gaussian"
+    fresh_noise: bool = False
     num_signals: int = 1440
     variable: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
@@ -146,14 +147,23 @@ class RecordingSettings:
         return Recordings(train, validation, test, CLASSES, files, reading, (), how)
 
     def noisy(self, found: Recordings) -> Recordings:
-        """The recordings with noise at the ratio of the settings, drawn once for each window."""
+        """The recordings with noise at the ratio of the settings, drawn once for each window.
+
+        With ``fresh_noise`` the windows to train on stay clean, for the noise of `renoised`; the other parts have the
+        same noise either way.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         noisy: dict[str, Any] = {}
         for part, windows in parts_of(found).items():
             require_power(windows, found.files)
             x = add_noise(windows.x, cast(float, self.snr), self.noise_kind, generator=generator)
-            noisy[part] = windows._replace(x=x)
+            if part != "train" or not self.fresh_noise:
+                noisy[part] = windows._replace(x=x)
         return found._replace(**noisy)
+
+    def renoised(self, x: Tensor) -> Tensor:
+        """A batch of windows with new noise, from PyTorch's default CPU generator, whose state a checkpoint keeps."""
+        return add_noise(x, cast(float, self.snr), self.noise_kind)
 
     def arguments(self, found: Recordings) -> dict[str, Any]:
         """The network's arguments, plain values."""
@@ -199,6 +209,7 @@ class RecordingSettings:
             what=f"{named}: {size(network)}",
             title=f"{self.name}: {named}, seed {self.seed}",
             how=self.describe_training(),
+            augment=self.renoised if self.fresh_noise else None,
             weights=None if weights is None else weights.to(splits["train"].x),
             precision=self.amp,
             running=True,
@@ -239,9 +250,10 @@ class RecordingSettings:
         rate = " at a rate that no file says (--sampling-rate)" if known is None else f" at {known:g} Hz"
         counts = ", ".join(f"{len(windows.labels)} {part}" for part, windows in parts_of(found).items())
         noise = "" if self.snr is None else f", {self.noise_kind} noise at {as_flag(self.snr)} dB"
+        anew = ", of the training windows anew in every epoch" if self.fresh_noise else ""
         return (
             f"{self.data}: {counted(len(found.files), 'recording')} of {len(found.classes)} classes, in windows of "
-            f"{self.points} points{rate}, split by {found.split}: {counts}{noise}"
+            f"{self.points} points{rate}, split by {found.split}: {counts}{noise}{anew}"
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,10 +16,11 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import models
 from .networks import evaluation_batch
-from .plan import Planner, Precision, Samples
+from .plan import Planner, Precision
 from .processes import Processes
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,7 +39,8 @@ class Row(NamedTuple):
     ``results`` has the loss and the accuracy of each split. The loss is the cross-entropy alone, with the plan's
     weights of the classes. Both are of the network in evaluation mode after the epoch, but for the training split
     where the plan says ``running``: there they are means over the epoch's steps, each of the network in training mode
-    before its step. ``seconds`` is the time of the whole epoch, with all evaluations.
+    before its step. In the splits that the plan's ``batch_statistics`` names, the network has the statistics of each
+    batch. ``seconds`` is the time of the whole epoch, with all evaluations.
     """
 
     epoch: int
@@ -47,8 +51,9 @@ class Row(NamedTuple):
 
     @staticmethod
     def names(splits: Iterable[str]) -> list[str]:
-        """The names of `values`."""
-        results = [f"{split}_{name}" for split in splits for name in Result._fields]
+        """The names of `values`, of letters and underscores."""
+        words = ("_".join(re.findall(r"\w+", split)) for split in splits)
+        results = [f"{split}_{name}" for split in words for name in Result._fields]
         return ["epoch", "step", "lr", *results, "seconds"]
 
     def values(self) -> list[float]:
@@ -86,6 +91,8 @@ class Run:
         self.plan = settings.plan(data, device)
         self.network = self.plan.network
         self.optimiser = self.plan.optimiser
+        # made before the BatchNorms of the network are shared by processes
+        self.twin = by_batch(self.network) if self.plan.batch_statistics else self.network
         # gradients of fp16 would underflow
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.plan.precision == "fp16")
         self.step = 0
@@ -206,33 +213,36 @@ class Run:
         loss, right = self.processes.total(sums).tolist()
         return Result(loss / float(self.weight(labels)), right / len(labels))
 
-    def evaluation_batches(self, split: Samples) -> list[tuple[Tensor, ...]]:
-        """The batches of a split that this process evaluates."""
-        size = evaluation_batch(self.network, split[0])
-        batches = list(zip(*(part.split(size) for part in split), strict=True))
+    def evaluation_batches(self, name: str) -> list[tuple[Tensor, ...]]:
+        """The batches of a split that this process evaluates, whole."""
+        split = self.plan.splits[name]
+        sizes: int | list[int] = evaluation_batch(self.network, split.x)
+        if name in self.plan.batch_statistics:
+            sizes = sizes_of(len(split.labels), self.settings.batch_size)
+        batches = list(zip(*(part.split(sizes) for part in split), strict=True))
         return batches[self.processes.rank :: self.processes.count]
 
     @property
-    def evaluated(self) -> dict[str, Samples]:
+    def evaluated(self) -> list[str]:
         """The splits that get a pass of their own after each epoch."""
-        left_out = ("train",) if self.plan.running else ()
-        return {name: split for name, split in self.plan.splits.items() if name not in left_out}
+        return [name for name in self.plan.splits if name != "train" or not self.plan.running]
 
     @property
     def batches_per_epoch(self) -> int:
         """Training steps plus evaluation batches of this process: the length of an epoch's progress bar."""
-        return self.steps_per_epoch + sum(map(len, map(self.evaluation_batches, self.evaluated.values())))
+        return self.steps_per_epoch + sum(map(len, map(self.evaluation_batches, self.evaluated)))
 
     @torch.inference_mode()
-    def evaluate(self, split: Samples, evaluated: Callable[[], object]) -> Result:
+    def evaluate(self, name: str, evaluated: Callable[[], object]) -> Result:
         """Mean cross-entropy and accuracy over a split; call ``evaluated`` after each batch of this process."""
-        self.network.eval()
+        network = self.twin if name in self.plan.batch_statistics else self.network
+        network.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for x, labels in self.evaluation_batches(split):
-            logits = self.network(self.centred(x))
+        for x, labels in self.evaluation_batches(name):
+            logits = network(self.centred(x))
             sums += summed(self.loss(logits, labels), logits, labels)
             evaluated()
-        return self.averaged(sums, split[1])
+        return self.averaged(sums, self.plan.splits[name].labels)
 
     def epoch(self, stepped: Callable[[], object], evaluated: Callable[[], object]) -> Row:
         """Train for one epoch, evaluate the splits, and append the row to the curve."""
@@ -240,12 +250,30 @@ class Run:
         running = self.train_epoch(stepped)
         lr = self.optimiser.param_groups[0]["lr"]
         results = {} if running is None else {"train": running}
-        results |= {name: self.evaluate(split, evaluated) for name, split in self.evaluated.items()}
+        results |= {name: self.evaluate(name, evaluated) for name in self.evaluated}
         row = Row(len(self.rows) + 1, self.step, lr, results, time.perf_counter() - start)
         self.rows.append(row)
         if self.plan.keeps_best and self.best_epoch == row.epoch:
             self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         return row
+
+
+def by_batch(network: nn.Module) -> nn.Module:
+    """The network, on the same parameters, with BatchNorms that take the statistics of each batch in evaluation too."""
+    twin = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
+    for norm in twin.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.track_running_stats = False
+            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    return twin
+
+
+def sizes_of(samples: int, batch_size: int) -> list[int]:
+    """The sizes of the batches of these samples; a last one, alone without a variance, joins the batch before it."""
+    whole, rest = divmod(samples, batch_size)
+    if rest == 1 and whole:
+        return [batch_size] * (whole - 1) + [batch_size + 1]
+    return [batch_size] * whole + [rest] * (rest > 0)
 
 
 def penalty(network: nn.Module) -> Tensor | float:

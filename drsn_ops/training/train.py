@@ -125,7 +125,13 @@ def begin(
     """A new run of these settings, and for recordings what keeps its model."""
     compiled = bool(args.compile)
     if isinstance(settings, Settings):
-        images = load(settings.data, settings.data_dir, noise=settings.noise, seed=settings.seed)
+        images = load(
+            settings.data,
+            settings.data_dir,
+            noise=settings.noise,
+            seed=settings.seed,
+            fresh_noise=settings.fresh_noise,
+        )
         return Run(settings, images, device, processes, compiled), None
     loaded = settings.load()
     require_effects_on(loaded.recordings, args, settings)
