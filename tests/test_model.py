@@ -54,7 +54,7 @@ def test_vote(probabilities, expected):
 
 
 def test_networks_take_their_own_arguments():
-    assert [*NETWORKS] == ["drsn", "convnet", "rsnet18", "rsnet34"]
+    assert [*NETWORKS] == ["drsn", "convnet", "rsnet18", "rsnet34", "wdcnn"]
     assert {"in_channels", "num_classes", "widths"} <= {*arguments_of("convnet")}
     with pytest.raises(
         ValueError, match="thresholds: got 'channel-wise', expected none with network 'convnet'"

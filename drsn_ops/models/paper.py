@@ -3,7 +3,7 @@
 # Annotations are evaluated: torch.fx keeps those of a forward that it traces, and pickles no strings.
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -134,9 +134,14 @@ class ShrinkageNetwork(nn.Module):
 
     def penalty(self) -> Tensor:
         """The L2 term of the loss, a scalar: ``l2`` times the sum of squares of the convolution and linear kernels."""
-        left_out = () if self.l2_classifier else tuple(self.classifier.modules())
-        kernels = [layer.weight.flatten() for layer in weighted_layers(self) if layer not in left_out]
-        return self.l2 * torch.cat(kernels).square().sum()
+        return l2_term(self, self.l2, [] if self.l2_classifier else self.classifier.modules())
+
+
+def l2_term(network: nn.Module, factor: float, left_out: Iterable[nn.Module]) -> Tensor:
+    """``factor`` times the sum of squares of the convolution and linear kernels but those of the layers left out."""
+    others = {*left_out}
+    kernels = [layer.weight.flatten() for layer in weighted_layers(network) if layer not in others]
+    return factor * torch.cat(kernels).square().sum()
 
 
 def drsn(

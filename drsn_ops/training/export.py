@@ -2,7 +2,8 @@
 
 ``onnx`` is the network in standard ONNX operators. ``pt2`` has the operators of drsn_ops, and loads after
 ``import drsn_ops``; ``pt2-plain`` is decomposed into PyTorch's own, and loads without. All take any number of windows
-of any length and return logits. What was written is loaded again and compared with the network before it is kept.
+of any length, or of the length that the network is made for, and return logits. What was written is loaded again and
+compared with the network before it is kept.
 """
 
 from __future__ import annotations
@@ -113,11 +114,16 @@ def example(model: Model) -> Tensor:
     return torch.randn(2, model.channels, model.reading.cutting.points)
 
 
+def takes_any_length(model: Model) -> bool:
+    """False for a network that is made for windows of one length."""
+    return "points" not in model.arguments
+
+
 def exported(model: Model, fused: bool) -> ExportedProgram:
-    """The network as a program, for any number of windows of any length, with drsn_ops' operators or decomposed."""
+    """The network as a program, for any number of windows, with drsn_ops' operators or decomposed."""
     # without gradients it makes no masks for a backward pass; a named length would allow even ones alone
     with torch.no_grad():
-        axes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+        axes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC} if takes_any_length(model) else {0: Dim.DYNAMIC}
         program = torch.export.export(model.network, (example(model),), dynamic_shapes=(axes,))
     return program if fused else program.run_decompositions(decompositions())
 
@@ -162,12 +168,12 @@ def load_pt2(content: bytes) -> Loaded:
 def largest_difference(model: Model, loaded: Loaded) -> float:
     """The largest difference from the network's logits on random windows, relative to the largest of them.
 
-    They are one window and several, of the model's length and of another.
+    They are one window and several, of the model's length and, where it takes one, of another.
     """
     points, differences = model.reading.cutting.points, []
     generator = torch.Generator().manual_seed(0)
     # shorter ones may be one point in the last layer, and programs of those take no other length
-    other = points + points // 2 + 1 if points >= 128 else points
+    other = points + points // 2 + 1 if points >= 128 and takes_any_length(model) else points
     for samples, length in ((1, points), (5, points), (3, other)):
         x = torch.randn(samples, model.channels, length, generator=generator)
         with torch.no_grad():

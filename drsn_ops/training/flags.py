@@ -141,8 +141,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recordings(
         "--network",
         choices=NETWORKS,
-        help="the paper's network, the ConvNet that it compares with, or RSNet-18 or 34 of the public PyTorch port "
-        f"({own('network')})",
+        help="the paper's network, the ConvNet that it compares with, RSNet-18 or 34 of the public PyTorch port, or "
+        f"WDCNN ({own('network')})",
     )
     recordings("--blocks", type=count(1, MAX_BLOCKS), help=f"units of drsn and convnet ({own('blocks')})")
     add_network_flags(recordings, own)

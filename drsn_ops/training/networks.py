@@ -21,7 +21,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "convnet": models.convnet,
     "rsnet18": models.rsnet18,
     "rsnet34": models.rsnet34,
+    "wdcnn": models.wdcnn,
 }
+# networks with an L2 term of their own
+REGULARISED = models.ShrinkageNetwork, models.WDCNN
 # settings of the gates and of what they do, without effect where nothing is shrunk
 GATE_FLAGS = ("norm", "reduction", "rule", "pooling")
 NETWORK_FLAGS = ("thresholds", "blocks", "widths", "stem_width", "stem_stride", *GATE_FLAGS, "dropout")

@@ -24,7 +24,7 @@ from ..noise import Kind, add_noise
 from ..variants.gates import Norm
 from ..variants.shrinkage import Pooling, Rule
 from .model import checksums
-from .networks import NETWORK_FLAGS, arguments_of, build
+from .networks import NETWORK_FLAGS, REGULARISED, arguments_of, build
 from .plan import Plan, Precision, Samples, size
 
 SIMULATED_RATE = 12_800.0
@@ -173,6 +173,7 @@ class RecordingSettings:
             **{name: getattr(self, name) for name in NETWORK_FLAGS},
             "thresholds": None if self.thresholds == "none" else self.thresholds,
             "widths": list(self.widths),
+            "points": self.points,
         }
         taken = arguments_of(self.network)
         return {name: value for name, value in wanted.items() if name in taken}
@@ -265,7 +266,7 @@ def parts_of(found: Recordings) -> dict[str, Windows]:
 
 def optimiser(network: nn.Module, lr: float) -> torch.optim.SGD:
     """Gradient descent with momentum 0.9."""
-    decay = 0.0 if hasattr(network, "penalty") else WEIGHT_DECAY
+    decay = 0.0 if isinstance(network, REGULARISED) else WEIGHT_DECAY
     return torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=decay)
 
 

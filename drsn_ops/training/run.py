@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import models
-from .networks import evaluation_batch
+from .networks import REGULARISED, evaluation_batch
 from .plan import Planner, Precision
 from .processes import Processes
 
@@ -278,7 +277,7 @@ def sizes_of(samples: int, batch_size: int) -> list[int]:
 
 def penalty(network: nn.Module) -> Tensor | float:
     """The network's own term of the loss, if it has one."""
-    return network.penalty() if isinstance(network, models.ShrinkageNetwork) else 0.0
+    return network.penalty() if isinstance(network, REGULARISED) else 0.0
 
 
 def summed(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
