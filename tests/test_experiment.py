@@ -26,7 +26,7 @@ from drsn_ops import noise
 from drsn_ops.__main__ import main
 from drsn_ops.data.vibration import CLASSES, vibration
 from drsn_ops.experiment import averages, cell, command, figures, report, schedule, signals
-from drsn_ops.experiment.settings import FULL, NETWORKS, SMALL, Cell, Result, settings_of
+from drsn_ops.experiment.settings import FULL, NETWORKS, OF_THE_PAPER, SMALL, Cell, Result, settings_of
 from drsn_ops.experiment.storage import read_features, read_settings, result_path
 from drsn_ops.machine import processor
 from drsn_ops.models import ConvolutionalUnit
@@ -524,13 +524,13 @@ def train(settings, trained):
 
 def test_noise_is_added_once_at_its_ratio(tiny, monkeypatch):
     seen = []
-    monkeypatch.setattr(cell, "fit", lambda network, optimiser, x, labels, settings: seen.append(x))
+    monkeypatch.setattr(cell, "fit", lambda network, optimiser, epochs, *_: seen.extend(epochs))
     for network in ("ConvNet", "ResNet"):
         train(tiny, Cell(network, "laplacian", -3.0, 1))
     data = signals.load(tiny, 1)
     decibels = noise.snr(data.x[data.train], seen[0])
     torch.testing.assert_close(decibels, torch.full_like(decibels, -3), rtol=0, atol=1e-4)
-    assert seen[0].equal(seen[1])
+    assert len(seen) == 2 * tiny.epochs and all(x.equal(seen[0]) for x in seen)
 
 
 def test_simulated_signals_are_normalised(tiny):
@@ -546,7 +546,7 @@ def test_the_networks_are_the_papers(tiny):
     units = {"ConvNet": ConvolutionalUnit, "ResNet": RSBU, "DRSN-CS": RSBU, "DRSN-CW": RSBU}
     thresholds = {"ConvNet": None, "ResNet": None, "DRSN-CS": "channel-shared", "DRSN-CW": "channel-wise"}
     parameters = {"ConvNet": 8416, "ResNet": 8416, "DRSN-CS": 10220, "DRSN-CW": 11552}
-    for name in NETWORKS:
+    for name in OF_THE_PAPER:
         network = cell.build(FULL, name, 1, 8)
         assert sum(p.numel() for p in network.parameters()) == parameters[name]
         assert len(network.units) == 12
@@ -646,7 +646,7 @@ def test_learning_rates_and_l2(tiny):
     optimiser = momentum(network.parameters(), tiny.lr)
     optimiser.register_step_pre_hook(lambda *_: rates.append(optimiser.param_groups[0]["lr"]))
     optimiser.register_step_pre_hook(lambda *_: gradients.append(network.units[0].conv1.weight.grad.clone()))
-    cell.fit(network, optimiser, x, labels, tiny)
+    cell.fit(network, optimiser, [x] * tiny.epochs, labels, tiny)
     # 33 signals are two steps of 16: a remainder of one is left out
     assert rates == pytest.approx([0.1] * 4 + [0.01] * 4 + [0.001] * 2)
     torch.testing.assert_close(gradients[0], 2e3 * before, rtol=1e-2, atol=1.0)
@@ -687,12 +687,12 @@ def test_table_of_known_results():
         "| pink, -5 dB | 60.00 ± 14.14 | 37.50 ± 17.68 |",
         "| pink, 5 dB | 80.00 ± 14.14 | 37.50 ± 17.68 |",
     ]
-    # seed by seed: 0.25 - 0.6 and 0.5 - 0.8
+    # seed by seed: 0.25 - 0.6 and 0.5 - 0.8, half a difference of 0.025 times Student's t of 12.7062
     after = lines[lines.index("| test, above ResNet | DRSN-CW |") :]
     assert after[2:] == [
-        "| all | -32.50 ± 3.54 |",
-        "| pink, -5 dB | -22.50 ± 3.54 |",
-        "| pink, 5 dB | -42.50 ± 3.54 |",
+        "| all | -32.50 [-64.27, -0.73] |",
+        "| pink, -5 dB | -22.50 [-54.27, +9.27] |",
+        "| pink, 5 dB | -42.50 [-74.27, -10.73] |",
     ]
     assert "Computed on: another; one machine." in lines
     # it goes under a heading of the README's
@@ -749,7 +749,7 @@ def test_one_seed_has_no_spread():
     assert not any("above ResNet |" in line for line in lines)
     text = "\n".join(lines)
     assert "They are of 1 seed" in text and "1 seeds" not in text and "±" not in text
-    assert averages.percent([-1e-9], "+") == "+0.00" and averages.percent([-0.1], "+") == "-10.00"
+    assert averages.points([-1e-9]) == "+0.00" and averages.points([-0.1]) == "-10.00"
 
 
 def figure_of(monkeypatch, plot, *args):
@@ -769,7 +769,10 @@ def band(axes):
 
 
 def test_curves_show_mean_and_spread(monkeypatch, tmp_path):
-    """Lines connect the means in the order of the ratios, bands are one standard deviation wide on each side."""
+    """Lines connect the means in the order of the ratios, with a band: of one standard deviation on each side above.
+
+    Below it is the interval of the mean: of two values, half their difference times Student's t of 12.7062.
+    """
     grid = replace(SMALL, networks=("ResNet", "DRSN-CW"), noise_kind=("pink",), snr=(5.0, -5.0), seeds=2)
     known = [
         made("ResNet", "pink", 5.0, 0, 0.7),
@@ -790,7 +793,7 @@ def test_curves_show_mean_and_spread(monkeypatch, tmp_path):
     assert upper.lines[2].get_ydata() == pytest.approx([20, 20])
     # seed by seed, above ResNet: 20 and 20, 10 and -10
     assert lower.lines[0].get_ydata() == pytest.approx([20, 0])
-    assert np.allclose(band(lower), [[-5, 20], [5, -(200**0.5)], [5, 200**0.5]])
+    assert np.allclose(band(lower), [[-5, 20], [5, -127.062], [5, 127.062]], rtol=1e-5)
     assert lower.lines[0].get_color() == upper.lines[1].get_color() != upper.lines[0].get_color()
     assert lower.get_ylabel() == "above ResNet / points"
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
@@ -964,7 +967,7 @@ BAD = [
     (
         ["--resume", "before"],
         "before/settings.json: an experiment in format 1 of drsn_ops; this version, "
-        f"{drsn_ops.__version__}, goes on with format 2 only",
+        f"{drsn_ops.__version__}, goes on with format 3 only",
     ),
     (
         ["--resume", "old", "--preset", "small"],

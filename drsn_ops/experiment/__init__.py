@@ -7,6 +7,6 @@ makes tables of them (`averages`) with a `caption`, `figures` draws them, `comma
 Source: Zhao et al., DOI 10.1109/TII.2019.2943898, section IV.
 """
 
-from .command import add_arguments, run
+from .command import add_arguments, conduct, run
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "conduct", "run"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
@@ -37,8 +38,35 @@ def spread(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def percent(values: Sequence[float], sign: str = "-") -> str:
-    """Mean and spread in percent; with a ``sign`` of "+", a mean that is not negative gets a plus."""
+def percent(values: Sequence[float]) -> str:
+    """Mean and spread in percent."""
     deviation = spread(values)
-    mean = round(100 * fmean(values), 2) + 0.0  # turns -0 into 0
-    return f"{mean:{sign}.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+    return f"{100 * fmean(values):.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+
+
+def half_width(values: Sequence[float], level: float = 0.95) -> float | None:
+    """Half of the width of `interval`."""
+    from scipy.stats import t
+
+    deviation = spread(values)
+    if deviation is None:
+        return None
+    return float(t.ppf((1 + level) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval of the mean, of values that are independent and normal; None for one value."""
+    half = half_width(values, level)
+    return None if half is None else (fmean(values) - half, fmean(values) + half)
+
+
+def points(values: Sequence[float]) -> str:
+    """The mean of differences in points of a percent, with its sign, and the interval of the mean."""
+    ends = interval(values)
+    mean = signed(fmean(values))
+    return mean if ends is None else f"{mean} [{', '.join(map(signed, ends))}]"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in points of a percent."""
+    return f"{round(100 * share, 2) + 0.0:+.2f}"  # + 0.0 turns -0 into 0

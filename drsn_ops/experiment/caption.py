@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from ..arguments import as_flag, counted
+from ..arguments import as_flag, counted, flagged
+from ..training.networks import GATE_FLAGS
 from .averages import gaining, of, over_seeds
-from .settings import FULL, PLAIN, Result, Settings
+from .settings import FULL, PLAIN, STAGES, Result, Settings
 
 NORMALISED = {
     "standard": "Before the noise, each {signal} is standardised in each channel: it is taken less its mean and "
@@ -20,6 +21,7 @@ NORMALISED = {
     "none": "Each {signal} keeps its mean and its power. Noise at a ratio grows with both: the level alone, of signal "
     "and noise together, may tell the class.",
 }
+CHOSEN = ("classes", "loads", *STAGES[1:], *GATE_FLAGS, "fresh_noise", "adapt_batch_norm")
 # how recordings are split where the seed has no part in it
 FIXED = {
     "time": "all test on the last part of each recording",
@@ -42,10 +44,29 @@ def caption(settings: Settings, results: Sequence[Result]) -> str:
     paragraphs = [
         f"{averaged(settings)} {own_of_a_seed(settings)} {resolution(settings, results)}",
         NORMALISED[settings.normalise].format(signal=noun_of(settings)),
+        *chosen(settings),
         beside_the_paper(settings) if like_the_papers(settings) else alone(settings),
         f"Computed on: {'; '.join(dict.fromkeys(result.origin for result in results))}.",
     ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def chosen(settings: Settings) -> list[str]:
+    """The choices that are not the paper's, as flags, and what they mean where the flag does not say it; or nothing."""
+    flags = [
+        flagged(name, value) for name in CHOSEN if (value := getattr(settings, name)) != getattr(FULL, name)
+    ]
+    if not flags:
+        return []
+    text = f"Not as in the paper: {', '.join(f'`{flag}`' for flag in flags)}."
+    if settings.fresh_noise:
+        text += " The noise of the training signals is drawn anew in every epoch; that of the test signals is not."
+    if settings.adapt_batch_norm:
+        text += (
+            " Before the test, the statistics of every BatchNorm are those of the test signals, all together and "
+            "without their labels (AdaBN); accuracies in training are from before."
+        )
+    return [text]
 
 
 def noun_of(settings: Settings) -> str:
@@ -76,8 +97,11 @@ def own_of_a_seed(settings: Settings) -> str:
         f"Each seed has its own first parameters, and {own}. Noise and split are the same for every network."
     )
     if gaining(settings.networks):
-        text += f" What a network is above {PLAIN} is taken seed by seed."
-    text += " Seeds have training signals in common, so that they are not independent of each other."
+        text += (
+            f" What a network is above {PLAIN} is taken seed by seed; given are the mean and, in brackets, its "
+            "interval of 95 % by Student's t."
+        )
+    text += " Seeds have signals in common, so that they are not independent: spreads and intervals are too narrow."
     return f"{text} Seconds are of the training alone."
 
 

@@ -1,4 +1,4 @@
-"""Trains one cell: a network on signals with noise that is added once, by the paper's recipe.
+"""Trains one cell: a network on signals with noise, by the paper's recipe: noise is added once unless asked otherwise.
 
 Stochastic gradient descent with momentum 0.9 on cross-entropy plus the network's L2 penalty. The learning rate is
 divided by 10 after two and after four fifths of the epochs. All random numbers come from the cell's own seeds, and on
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from .. import models
 from ..arguments import as_input_error
 from ..machine import settle_allocator
+from ..models.adaptation import adapt_batch_norm
 from ..noise import Kind, add_noise
 from ..training.networks import evaluation_batch
 from ..training.plan import parameters_of
@@ -29,11 +31,14 @@ from ..training.verdict import measures
 from .settings import NETWORKS, Cell, Result, Settings
 from .signals import load
 
+Trained = models.ShrinkageNetwork
 
-def build(settings: Settings, network: str, channels: int, classes: int) -> models.ShrinkageNetwork:
+
+def build(settings: Settings, network: str, channels: int, classes: int) -> Trained:
     """A network of this name for signals of so many channels, newly initialised."""
+    build, names = NETWORKS[network][:2]
     try:
-        return NETWORKS[network].build(channels, classes, blocks=settings.blocks)
+        return build(channels, classes, **{name: getattr(settings, name) for name in names})
     except ValueError as error:
         raise as_input_error(error) from error
 
@@ -56,22 +61,32 @@ def train_cell(
     data = load(settings, cell.seed)
     with one_thread(), repeatable():
         generator = torch.Generator().manual_seed(cell.noise_seed)
-        noisy = add_noise(data.x, cell.snr, cast(Kind, cell.noise_kind), generator=generator)
-        train, test = (
-            (noisy[split].to(device), data.labels[split].to(device)) for split in (data.train, data.test)
-        )
+        noised = partial(add_noise, snr=cell.snr, kind=cast(Kind, cell.noise_kind), generator=generator)
+        noisy = noised(data.x)
+        train, test = (noisy[split].to(device) for split in (data.train, data.test))
+        draw = (lambda: noised(data.x[data.train]).to(device)) if settings.fresh_noise else None
         torch.manual_seed(cell.seed)
         network = build(settings, cell.network, data.x.shape[1], len(data.classes)).to(device)
         # before the clock starts: PyTorch imports its compiler for a process's first optimiser, which takes seconds
         optimiser = momentum(network.parameters(), settings.lr)
         settle_allocator()
         start = time.perf_counter()
-        fit(network, optimiser, *train, settings)
+        fit(
+            network,
+            optimiser,
+            epochs_of(train, settings.epochs, draw),
+            data.labels[data.train].to(device),
+            settings,
+        )
         if device.type == "cuda":  # wait for the kernels that are still running
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
-        features = features_of(network, test[0])
-        guessed = [predict(network, seen) for seen in (features_of(network, train[0]), features)]
+        seen_classes = predict(network, features_of(network, train))
+        if settings.adapt_batch_norm:
+            # all at once: the windows of a recording lie side by side
+            adapt_batch_norm(network, test)
+        features = features_of(network, test)
+        guessed = seen_classes, predict(network, features)
     train_labels, test_labels = (data.labels[split] for split in (data.train, data.test))
     seen, tested = (
         measures(labels.numpy(), predicted.numpy(), data.classes)
@@ -95,18 +110,24 @@ def train_cell(
     return result, {"features": features.cpu(), "labels": test_labels}
 
 
+def epochs_of(x: Tensor, epochs: int, draw: Callable[[], Tensor] | None) -> Iterator[Tensor]:
+    """The training signals of each epoch: ``x``, and after the first what ``draw`` makes, if it is given."""
+    for epoch in range(epochs):
+        yield draw() if draw and epoch else x
+
+
 def fit(
-    network: models.ShrinkageNetwork,
+    network: Trained,
     optimiser: torch.optim.Optimizer,
-    x: Tensor,
+    epochs: Iterable[Tensor],
     labels: Tensor,
     settings: Settings,
 ) -> None:
-    """Train to the last epoch. The order of the signals comes from PyTorch's default CPU generator."""
+    """Train on the signals of each epoch. Their order comes from PyTorch's default CPU generator."""
     milestones = [math.ceil(settings.epochs * share / 5) for share in (2, 4)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=0.1)
     network.train()
-    for _ in range(settings.epochs):
+    for x in epochs:
         for batch in torch.randperm(len(labels), device="cpu").to(x.device).split(settings.batch_size):
             # BatchNorm cannot train on a remainder of one
             if len(batch) > 1:
@@ -117,7 +138,7 @@ def fit(
 
 
 @torch.inference_mode()
-def features_of(network: models.ShrinkageNetwork, x: Tensor) -> Tensor:
+def features_of(network: Trained, x: Tensor) -> Tensor:
     """The classifier's input for each signal, (N, channels), in evaluation mode."""
     network.eval()
     seen: list[Tensor] = []
@@ -129,7 +150,7 @@ def features_of(network: models.ShrinkageNetwork, x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(network: models.ShrinkageNetwork, features: Tensor) -> Tensor:
+def predict(network: Trained, features: Tensor) -> Tensor:
     """The class that the classifier assigns each signal to, (N,), on the CPU."""
     classes: Tensor = network.classifier(features).argmax(1)
     return classes.cpu()

@@ -21,6 +21,7 @@ from ..arguments import (
     counted,
     decibels,
     defaults,
+    flagged,
     learning_rate,
     to_go_on,
 )
@@ -37,6 +38,7 @@ from ..data.flags import (
 )
 from ..noise import KINDS
 from ..training.folders import claimed, new_folder
+from ..training.networks import GATE_FLAGS, add_network_flags
 from ..training.plan import parameters_of
 from ..training.processes import Processes, processes, usable_device
 from ..training.report import warn_of
@@ -44,7 +46,7 @@ from .caption import noun_of
 from .cell import build
 from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for
-from .settings import NETWORKS, PRESETS, Cell, Result, Settings, settings_of
+from .settings import NETWORKS, PRESETS, STAGES, Cell, Result, Settings, settings_of
 from .signals import Data, load
 from .storage import read_fingerprint, read_results, read_settings, result_path, save_settings
 
@@ -75,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=NETWORKS,
         metavar="NAME",
-        help=f"{', '.join(NETWORKS)} (default: all)",
+        help=f"{', '.join(NETWORKS)} ({preset('networks')})",
     )
     add(
         "--noise-kind",
@@ -97,9 +99,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"trainings of each network at each noise ({preset('seeds')})",
     )
     add("--blocks", type=count(1, MAX_BLOCKS), help=f"residual units of a network ({preset('blocks')})")
+    add_network_flags(add, preset)
     add("--epochs", type=count(), help=f"passes over the training signals ({preset('epochs')})")
     add("--batch-size", type=count(2), help=f"signals a step ({preset('batch_size')})")
     add("--lr", type=learning_rate, help=f"learning rate at the start ({preset('lr')})")
+    add(
+        "--fresh-noise",
+        action="store_true",
+        default=None,
+        help="draw the noise of the training signals anew in every epoch (default: once)",
+    )
+    add(
+        "--adapt-batch-norm",
+        action="store_true",
+        default=None,
+        help="AdaBN: before the test, take the statistics of BatchNorm from the test signals, without their labels",
+    )
     add("--device", default="cpu", help="where to train (default: cpu)")
     add(
         "--workers",
@@ -157,6 +172,11 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
     if saved and begun:
         require_same_data(args.resume, (begun, saved.data), (mark, settings.data))
     warn_of(data.passed_over, data.copies)
+    require_effects(args, settings)
+    if settings.adapt_batch_norm and len(data.test) < 2:
+        raise InputError(
+            f"--adapt-batch-norm: got {counted(len(data.test), 'test signal')}, expected at least 2"
+        )
     networks = {name: build(settings, name, data.x.shape[1], len(data.classes)) for name in settings.networks}
     if args.resume:
         folder = claims.enter_context(claimed(args.resume))
@@ -181,6 +201,19 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
         flush=True,
     )
     return settings, folder, left
+
+
+def require_effects(args: argparse.Namespace, settings: Settings) -> None:
+    """Raise InputError where a network's flag has no effect on any of the networks."""
+    taken = {name for network in settings.networks for name in NETWORKS[network].settings}
+    for name in (*STAGES, *GATE_FLAGS):
+        value = getattr(args, name)
+        if value is not None and name not in taken:
+            networks = as_flag(settings.networks)
+            shown = tuple(value) if isinstance(value, list) else value
+            raise InputError(
+                f"{flagged(name, shown)}: expected none with --networks {networks}, which have none"
+            )
 
 
 def described(settings: Settings, data: Data) -> str:
@@ -218,8 +251,11 @@ def train_cells(job: Job, cells: Sequence[Cell], workers: int) -> None:
         bar.close()
 
 
-def experiment(args: argparse.Namespace, processes: Processes, claims: ExitStack) -> int:
-    """Train this process's share of the cells; the leading process reports on all. Returns the exit status."""
+def conduct(args: argparse.Namespace, processes: Processes, claims: ExitStack) -> int:
+    """Train this process's share of the cells; the leading process reports on all.
+
+    The experiment's folder is locked until the ``claims`` are closed. Returns the exit status: 1 after a lost worker.
+    """
     device = usable_device(args.device)
     settings, folder, left = agree(lambda: prepare(args, claims))
     workers = args.workers or (torch.get_num_threads() if device.type == "cpu" else 1)
@@ -254,7 +290,7 @@ def progress(settings: Settings, folder: Path) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command. Returns its exit status: 1 if a worker was killed."""
+    """Run the command. Returns its exit status."""
     # needed at the end: missing ones are reported before the first cell
     import matplotlib  # noqa: F401
     import sklearn  # noqa: F401
@@ -262,4 +298,4 @@ def run(args: argparse.Namespace) -> int:
 
     # on the CPU, whatever the device: the processes exchange Python objects only
     with processes("cpu") as together, ExitStack() as claims:
-        return experiment(args, together, claims)
+        return conduct(args, together, claims)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..arguments import as_flag, counted
-from .averages import gaining, gains, of, over_seeds, spread
+from .averages import gaining, gains, half_width, of, over_seeds, spread
 from .settings import PLAIN, Cell, Result, Settings
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ Style = dict[str, Any]
 def plot_accuracy(settings: Settings, results: Sequence[Result], path: Path) -> None:
     """Plot test accuracies, and below them what they are above ResNet's: a column of panels for each kind of noise.
 
-    Against the ratios, or where there is one, side by side. Of several seeds the spread is shown: as a band or a bar.
+    Against the ratios, or where there is one, side by side. Of several seeds the accuracy's spread and the interval of
+    the mean difference are shown: as a band or a bar.
     """
     kinds, compared = settings.noise_kind, gaining(settings.networks)
     height = 2 if compared else 1
@@ -37,11 +38,13 @@ def plot_accuracy(settings: Settings, results: Sequence[Result], path: Path) -> 
     for column, kind in enumerate(kinds):
         own = [result for result in results if result.noise_kind == kind]
         upper, lower = panels[0, column], panels[-1, column]
-        draw(upper, look, settings, own, lambda name, part: over_seeds(of(name, part), "test_accuracy"))
+        draw(
+            upper, look, settings, own, lambda name, part: over_seeds(of(name, part), "test_accuracy"), spread
+        )
         share = 100 * fmean(result.test_majority for result in own)
         upper.axhline(share, color="grey", linestyle=":", label="always the largest class")
         if compared:
-            draw(lower, {name: look[name] for name in compared}, settings, own, gains)
+            draw(lower, {name: look[name] for name in compared}, settings, own, gains, half_width)
             lower.axhline(0, color="grey", linewidth=0.8)
         upper.set_title(f"{kind} noise")
         one = f"at {as_flag(settings.snr)} dB"
@@ -50,7 +53,8 @@ def plot_accuracy(settings: Settings, results: Sequence[Result], path: Path) -> 
     if compared:
         panels[1, 0].set_ylabel(f"above {PLAIN} / points")
     seeds = counted(settings.seeds, "seed")
-    figure.suptitle(f"mean and standard deviation of {seeds}" if settings.seeds > 1 else seeds)
+    below = "; below, the mean difference and its 95 % interval" if compared else ""
+    figure.suptitle(f"mean and standard deviation of {seeds}{below}" if settings.seeds > 1 else seeds)
     legend_below(figure, *panels[0, 0].get_legend_handles_labels())
     figure.savefig(path, format="png", dpi=120)
 
@@ -61,14 +65,15 @@ def draw(
     settings: Settings,
     results: Sequence[Result],
     sample: Callable[[str, Sequence[Result]], list[float]],
+    width: Callable[[Sequence[float]], float | None],
 ) -> None:
-    """Draw a curve for each network, of the mean and the spread of its ``sample`` at each ratio."""
+    """Draw a curve for each network, of the mean of its ``sample`` at each ratio, and around it the ``width``."""
     ratios = sorted(settings.snr)
     axes.grid(alpha=0.3)
     for position, (name, style) in enumerate(look.items()):
         samples = [sample(name, [r for r in results if r.snr == snr]) for snr in ratios]
         mean = [100 * fmean(values) for values in samples]
-        deviation = [100 * (spread(values) or 0.0) for values in samples]
+        deviation = [100 * (width(values) or 0.0) for values in samples]
         bars = deviation if settings.seeds > 1 else None
         if len(ratios) == 1:
             axes.errorbar([name], mean, yerr=bars, capsize=4, linestyle="", **style)

@@ -12,7 +12,7 @@ import torch
 
 from ..arguments import as_flag
 from ..files import replacing
-from .averages import gaining, gains, of, over_seeds, percent
+from .averages import gaining, gains, of, over_seeds, percent, points
 from .caption import caption, like_the_papers
 from .figures import plot_accuracy, plot_features
 from .settings import NETWORKS, PLAIN, Result, Settings
@@ -69,7 +69,7 @@ def table(settings: Settings, results: Sequence[Result]) -> str:
     if others := gaining(settings.networks):
         paired = [[f"test, above {PLAIN}", *others]]
         for label, part in parts.items():
-            paired.append([label, *(percent(gains(name, part), "+") for name in others)])
+            paired.append([label, *(points(gains(name, part)) for name in others)])
         tables.append(paired)
     return "\n".join(part if isinstance(part, str) else markdown(part) for part in tables)
 

@@ -13,27 +13,40 @@ from typing import Any, NamedTuple
 from .. import models
 from ..arguments import InputError, flagged
 from ..data.flags import FLAGS, SIMULATED
+from ..modules import Thresholds
+from ..training.networks import GATE_FLAGS
 
 PLAIN = "ResNet"  # the network without shrinkage, with which the others are compared
 # Settings that an experiment can have more of when it is resumed: no cell that is trained depends on them.
 GROWING = ("networks", "noise_kind", "snr", "seeds")
 
 
+STAGES = ("blocks", "widths", "stem_width", "stem_stride", "dropout")
+
+
 class Network(NamedTuple):
-    """How a network is built, and its accuracies in the paper."""
+    """How a network is built, of which settings, and its accuracies in the paper."""
 
     build: Callable[..., models.ShrinkageNetwork]
-    train: str
-    test: str
+    settings: tuple[str, ...]
+    train: str = "-"
+    test: str = "-"
+
+
+def drsn(thresholds: Thresholds | None, train: str, test: str) -> Network:
+    """The paper's network with these thresholds."""
+    gates = () if thresholds is None else GATE_FLAGS
+    return Network(partial(models.drsn, thresholds=thresholds), (*STAGES, *gates), train, test)
 
 
 # table III: accuracies in percent over noises of -5 to 5 dB
-NETWORKS = {
-    "ConvNet": Network(models.convnet, "82.06 ± 4.29", "77.62 ± 4.22"),
-    "ResNet": Network(partial(models.drsn, thresholds=None), "91.96 ± 1.05", "86.25 ± 1.34"),
-    "DRSN-CS": Network(partial(models.drsn, thresholds="channel-shared"), "93.61 ± 0.98", "88.55 ± 1.02"),
-    "DRSN-CW": Network(partial(models.drsn, thresholds="channel-wise"), "94.84 ± 0.55", "89.57 ± 0.87"),
+OF_THE_PAPER = {
+    "ConvNet": Network(models.convnet, STAGES, "82.06 ± 4.29", "77.62 ± 4.22"),
+    PLAIN: drsn(None, "91.96 ± 1.05", "86.25 ± 1.34"),
+    "DRSN-CS": drsn("channel-shared", "93.61 ± 0.98", "88.55 ± 1.02"),
+    "DRSN-CW": drsn("channel-wise", "94.84 ± 0.55", "89.57 ± 0.87"),
 }
+NETWORKS = {**OF_THE_PAPER}
 
 
 class Cell(NamedTuple):
@@ -66,8 +79,12 @@ class Settings:
         normalise: of each window and channel, before the noise.
         folds: 1 / folds of the simulated signals are test signals; seed k tests on fold k modulo folds.
         shown_snr: the ratio that the t-SNE shows, the same when the experiment has grown; None for the middle one.
+        fresh_noise: the noise of the training signals is drawn anew in every epoch; that of the test signals is not.
+        adapt_batch_norm: before the test, take the statistics of every BatchNorm from the test signals, without their
+            labels, see `drsn_ops.adapt_batch_norm`.
 
-    The others from ``variable`` on are those of `drsn_ops.data.read_recordings`, None where it has its own default.
+    ``blocks``, and those from ``widths`` to ``dropout``, are of the networks that have them, see `drsn_ops.models`. The
+    others from ``variable`` on are those of `drsn_ops.data.read_recordings`, None where it has its own default.
     """
 
     data: str
@@ -96,6 +113,18 @@ class Settings:
     step: int | None = None
     split: str | None = None
     test_share: float | None = None
+    classes: tuple[str, ...] | None = None
+    loads: tuple[int, ...] | None = None
+    widths: tuple[int, ...] = (4, 8, 16)
+    stem_width: int = 3
+    stem_stride: int = 2
+    reduction: int = 1
+    norm: str = "batch"
+    rule: str = "soft"
+    pooling: str = "avg"
+    dropout: float = 0.0
+    fresh_noise: bool = False
+    adapt_batch_norm: bool = False
 
     @property
     def simulated(self) -> bool:
@@ -133,7 +162,7 @@ FULL = Settings(
     batch_size=128,
     lr=0.1,
     folds=10,
-    networks=tuple(NETWORKS),
+    networks=tuple(OF_THE_PAPER),
     noise_kind=("gaussian", "laplacian", "pink"),
     snr=tuple(float(decibels) for decibels in range(-5, 6)),
     seeds=10,

@@ -22,7 +22,7 @@ from ..files import replacing, save_tensors
 from ..noise import KINDS
 from .settings import NETWORKS, Cell, Result, Settings
 
-FORMAT = "drsn_ops.experiment 2"
+FORMAT = "drsn_ops.experiment 3"
 
 
 def save_settings(settings: Settings, fingerprint: Sequence[float], folder: Path) -> None:
