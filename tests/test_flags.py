@@ -11,8 +11,8 @@ from drsn_ops.data.recordings import read_recordings
 
 def parser():
     made = argparse.ArgumentParser(prog="drsn", exit_on_error=False)
-    add_file_flags(made)
     add_window_flags(made)
+    add_file_flags(made)
     return made
 
 
@@ -37,10 +37,13 @@ def test_every_flag_is_an_argument():
             "--delimiter",
             r"\t",
         ),
+        *("--classes", "good, worn out", "--classes", "bad", "--loads", 3, 0),
         *("--decimal", ",", "--encoding", "latin-1", "--sampling-rate", "25.6e3", "--resample", "--pad"),
         *("--step", 512, "--normalise", "mean", "--split", "time", "--test-share", 0.4),
     )
     assert given == {
+        "classes": ("good", "worn out", "bad"),
+        "loads": [3, 0],
         "variable": ("X*_DE_time",),
         "channels": ("x", "1"),
         "layout": "channels-first",
@@ -72,6 +75,9 @@ def test_several_names():
     "flags, message",
     [
         (["--channels", "a,,b"], "argument --channels: expected names separated by commas, got 'a,,b'"),
+        (["--classes", "a,"], "argument --classes: expected names separated by commas, got 'a,'"),
+        (["--loads", "4"], "argument --loads: invalid choice: 4 (choose from 0, 1, 2, 3)"),
+        (["--loads", "x"], "argument --loads: invalid int value: 'x'"),
         (["--variable", ""], "argument --variable: expected names separated by commas, got ''"),
         (["--sampling-rate", "0"], "argument --sampling-rate: must be a number from 1e-06 to 1e+12, got '0'"),
         (["--test-share", "1"], "argument --test-share: must be a number from 0.001 to 0.999, got '1'"),
@@ -92,7 +98,7 @@ def test_bad_values(flags, message):
 
 def test_help_names_the_defaults(monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
-    text = " ".join(parser().format_help().partition("files of recordings:")[2].split())
+    text = " ".join(parser().format_help().partition("choice of recordings:")[2].split())
     for name in ("layout", "normalise", "test_share"):
         default = inspect.signature(read_recordings).parameters[name].default
         flag = text.partition("--" + name.replace("_", "-"))[2].partition(" --")[0]

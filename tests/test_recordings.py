@@ -164,9 +164,12 @@ def test_cwru_by_folder(tmp_path):
         ("105", 109, "named after record 105, but holds record 109 of 48 kHz"),
         ("105", 56, "named after record 105, but holds record 3001"),
         ("3001", 57, "named after record 3001, but holds record 3002"),
-        ("IR007_3", 118, "named after inner race 0.007, but holds record 118"),
+        ("IR007_3", 118, "named after inner race 0.007 at load 3, but holds record 118"),
         # the published name of a record of 12 kHz and of one of 48
-        ("IR007_3", 112, "named after inner race 0.007, but holds record 112 of 48 kHz"),
+        ("IR007_3", 112, "named after inner race 0.007 at load 3, but holds record 112 of 48 kHz"),
+        ("IR007_3", 105, "named after inner race 0.007 at load 3, but holds record 105"),
+        ("OR007@6_1", 133, "named after outer race 0.007 at load 1, but holds record 133"),
+        ("B007", 105, "named after ball 0.007, but holds record 105"),
         ("Normal_1", 97, "named after record 98, but holds record 97"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from .channels import Signal, choose, stacked
 from .variables import Leaves
 
 # The numbers of the published files at 12 kHz with a fault of the drive end's bearing, and of the baseline, as in the
-# tables of the Bearing Data Center. Fault diameters in inches.
+# tables of the Bearing Data Center. Fault diameters in inches. Each four count the loads of the motor up.
 CWRU_NUMBERS: dict[str, Sequence[int]] = {
     "normal": range(97, 101),
     "inner race 0.007": range(105, 109),
@@ -29,6 +30,8 @@ CWRU_NUMBERS: dict[str, Sequence[int]] = {
     "outer race 0.014": range(197, 201),
     "outer race 0.021": (*range(234, 238), *range(246, 250), *range(258, 262)),
 }
+CWRU_LOADS = (0, 1, 2, 3)  # horsepower
+HOURS = (3, 6, 12)  # where a fault of the outer race is
 CWRU_PARTS = {"IR": "inner race", "B": "ball", "OR": "outer race"}
 # The numbers in the variables' names of these files. In nearly all other files it is the file's own number.
 CWRU_VARIABLES = dict(zip(range(3001, 3009), (*range(56, 60), *range(48, 52)), strict=True))
@@ -48,6 +51,15 @@ CWRU_VARIABLE = re.compile(r"X(\d+)_(DE|FE|BA)_time")
 FILLERS = {"12k", "12khz", "drive", "end", "de", "time", "bearing", "fault", "data", "baseline"}
 
 
+class Named(NamedTuple):
+    """What a file's name says: the class, the record's number, its load, and which other table it is of, in words."""
+
+    label: str | None
+    number: int | None
+    load: int | None
+    other: str
+
+
 def cwru_class(path: Path) -> str:
     """The class of a file by its published number or name: a key of `CWRU_NUMBERS`.
 
@@ -57,14 +69,14 @@ def cwru_class(path: Path) -> str:
     Raises:
         InputError: it is of the table of 48 kHz or of the fan end, or has another number or name.
     """
-    label, number, other = parsed(path)
+    label, number, _, other = parsed(path)
     expected = "not the number or name of a CWRU baseline or 12 kHz drive-end record"
     if other:
         raise InputError(
             f"{path}: {expected}, but one {other}; move it away, or sort the files into one folder a class"
         )
     if number is not None:
-        known = next((name for name, numbers in CWRU_NUMBERS.items() if number in numbers), None)
+        known = class_of(number)
         if known is not None and label in (None, known):
             return known
         if known is not None:
@@ -76,11 +88,51 @@ def cwru_class(path: Path) -> str:
 
 def cwru_number(path: Path) -> int | None:
     """The record's number where the file's name says it; the baseline at loads 0 to 3 is 97 to 100."""
-    return parsed(path)[1]
+    return parsed(path).number
 
 
-def parsed(path: Path) -> tuple[str | None, int | None, str]:
-    """What a file's name says: the class, the record's number, and which other table it is of, in words."""
+def cwru_load(path: Path) -> int:
+    """The load of the motor by a file's published number or name, one of `CWRU_LOADS`.
+
+    Raises:
+        InputError: its number and the rest of its name say different loads, or it says none, as ``B014.mat``.
+    """
+    _, number, load, _ = parsed(path)
+    known = load if number is None else load_of(number)
+    if known is None:
+        raise InputError(
+            f"{path}: its name says no load of the motor; expected a number or a name such as 105 or IR007_0"
+        )
+    if load not in (None, known):
+        raise InputError(f"{path}: its name says load {load}, but number {number} is of load {known}")
+    return known
+
+
+def class_of(number: int) -> str | None:
+    """The class of a record, None where it is none of `CWRU_NUMBERS`."""
+    return next((name for name, numbers in CWRU_NUMBERS.items() if number in numbers), None)
+
+
+def load_of(number: int) -> int | None:
+    """The load of a record, None where it is none of `CWRU_NUMBERS`."""
+    label = class_of(number)
+    return None if label is None else CWRU_NUMBERS[label].index(number) % len(CWRU_LOADS)
+
+
+def load_among(small: Sequence[int], outer: bool) -> int | None:
+    """The load in a name's small numbers, where it is one without doubt: of the outer race, the hour goes before it."""
+    if len(small) == 1 and not (outer and small[0] in HOURS):
+        return small[0] if small[0] in CWRU_LOADS else None
+    return small[1] if outer and len(small) == 2 and small[0] in HOURS and small[1] in CWRU_LOADS else None
+
+
+def at_loads(loads: Sequence[int]) -> str:
+    """The loads that recordings were chosen by, in words; nothing where they were not."""
+    return f" at load{'s' * (len(loads) > 1)} {', '.join(map(str, loads))}" if loads else ""
+
+
+def parsed(path: Path) -> Named:
+    """What a file's name says."""
     label, number, other, rest = None, None, "", []
     small: list[int] = []
     for word in re.split(r"[\s_@-]+", path.stem.lower()):
@@ -92,7 +144,7 @@ def parsed(path: Path) -> tuple[str | None, int | None, str]:
             other = "at 48 kHz"
         elif word in ("fan", "fe"):
             other = "of the fan end's bearing"
-        # a load, or the hour of a fault of the outer race
+        # a load, or an hour
         elif word in ("0", "1", "2", "3", "6", "12") and len(small) < 2:
             small.append(int(word))
         elif word.isdecimal() and number is None:
@@ -100,23 +152,26 @@ def parsed(path: Path) -> tuple[str | None, int | None, str]:
         elif word not in FILLERS:
             rest.append(word)
     if rest:
-        return None, None, ""
+        return Named(None, None, None, "")
     if number in CWRU_FAN_END:
         other = f"of the fan end's bearing, {number}"
     elif number in CWRU_48_KHZ and number not in CWRU_NUMBERS["normal"]:
         other = f"at 48 kHz, {number}"
     if label == "normal" and number is None and len(small) == 1 and small[0] < 4:
         number = CWRU_NUMBERS["normal"][small[0]]
+    known = label or (number and class_of(number)) or ""
     # the baseline has no other table
-    return label, number, "" if label == "normal" else other
+    return Named(
+        label, number, load_among(small, known.startswith("outer")), "" if label == "normal" else other
+    )
 
 
 def require_record(path: Path, record: int | None) -> None:
     """Raise InputError unless the file, whose name tells its class, holds a record of that name."""
-    label, number = cwru_class(path), cwru_number(path)
-    numbers = CWRU_NUMBERS[label] if number is None else [number]
+    label, (_, number, load, _) = cwru_class(path), parsed(path)
+    numbers = [number] if number else [n for n in CWRU_NUMBERS[label] if load in (None, load_of(n))]
     if record not in numbers:
-        named = label if number is None else f"record {number}"
+        named = f"record {number}" if number else label + at_loads([] if load is None else [load])
         rate = " of 48 kHz" if record in CWRU_48_KHZ else ""
         held = "no record of CWRU" if record is None else f"record {record}{rate}"
         raise InputError(f"{path}: named after {named}, but holds {held}")

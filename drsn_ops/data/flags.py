@@ -12,18 +12,20 @@ from typing import Any, get_args
 
 from ..arguments import InputError, count, number
 from .channels import LAYOUTS
+from .cwru_files import CWRU_LOADS
 from .recordings import Reading
 from .signals import FileOptions
 from .splits import Split
 from .windows import Normalise
 
-# the names of `add_file_flags` and of `add_window_flags`
+# the names of `add_choice_flags` and `add_file_flags`, and those that `add_window_flags` has beside the choice
+CHOICE_FLAGS = ("classes", "loads")
 FILE_FLAGS = (
     *("variable", "channels", "layout", "delimiter", "decimal", "encoding"),
     *("sampling_rate", "resample", "pad"),
 )
 WINDOW_FLAGS = ("step", "normalise", "split", "test_share")
-FLAGS = (*FILE_FLAGS, *WINDOW_FLAGS)
+FLAGS = (*CHOICE_FLAGS, *FILE_FLAGS, *WINDOW_FLAGS)
 SIMULATED = "vibration"  # --data of the simulated machine
 ALIASES = ("cwru", "folder")  # earlier forms of --data: the folder is --data-dir
 MAX_SIGNALS, MAX_BLOCKS = 10_000_000, 1000
@@ -49,6 +51,26 @@ def checked(name: str, text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error
     return text
+
+
+def add_choice_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which recordings of a place are read. One that is not given is None."""
+    add = parser.add_argument_group("choice of recordings").add_argument
+    add(
+        "--classes",
+        action=Names,
+        metavar="NAME[,NAME]",
+        help="the classes whose recordings are read, by name (default: all)",
+    )
+    add(
+        "--loads",
+        type=int,
+        choices=CWRU_LOADS,
+        nargs="+",
+        metavar="HP",
+        help="of the bearing data of Case Western Reserve University, files under their published numbers or names: "
+        f"the loads of the motor whose recordings are read, of {', '.join(map(str, CWRU_LOADS))} (default: all)",
+    )
 
 
 def add_file_flags(parser: argparse.ArgumentParser, *, of_model: bool = False) -> None:
@@ -117,7 +139,11 @@ def add_file_flags(parser: argparse.ArgumentParser, *, of_model: bool = False) -
 
 
 def add_window_flags(parser: argparse.ArgumentParser, step: str = "a window") -> None:
-    """Add the flags that say how recordings are cut and split. One that is not given is None, ``step`` in words."""
+    """Add the flags that say which recordings are read, how they are cut and split. One not given is None.
+
+    ``step`` says what it is then.
+    """
+    add_choice_flags(parser)
     add = parser.add_argument_group("windows of recordings").add_argument
     add("--step", type=count(), help=f"points from one window to the next (default: {step})")
     add(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import InputError
-from .cwru_files import CWRU_NUMBERS, cwru_class
+from .cwru_files import CWRU_NUMBERS, cwru_class, cwru_load
 from .signals import SUFFIXES, FileOptions, read_table
 from .splits import PARTS, Part
 
@@ -100,6 +100,41 @@ def find(place: Path, options: FileOptions) -> Found:
         return Found(sources, ordered(sources), (*files, *others, *passed_over))
     require_no_parts(place, parts)
     return of_folder(place)
+
+
+def chosen(found: Found, place: str | Path, classes: Sequence[str], loads: Sequence[int]) -> Found:
+    """Of the recordings of a place those of these classes, and at these loads; all where none is named.
+
+    Raises:
+        InputError: a class or a load that there is none of; loads of files that are no published ones of CWRU.
+    """
+    unknown = [name for name in classes if name not in found.classes]
+    if unknown:
+        raise InputError(
+            f"--classes {','.join(unknown)}: there is no such class in {place}; expected one or more of "
+            f"{', '.join(map(repr, found.classes))}"
+        )
+    sources = [source for source in found.sources if not classes or source.label in classes]
+    asked = f"--loads {' '.join(map(str, loads))}"
+    if loads:
+        own = next((source for source in sources if not source.published), None)
+        if own:
+            raise InputError(
+                f"{asked}: expected none with {place}, where a folder or a label says what {own.name} is; the loads of "
+                "CWRU's records are known by their published names, in one folder"
+            )
+        known = [cwru_load(source.path) for source in sources]
+        if not {*loads} <= {*known}:
+            there = ", ".join(map(str, sorted({*known})))
+            raise InputError(f"{asked}: expected loads of recordings in {place}: {there}")
+        sources = [source for source, load in zip(sources, known, strict=True) if load in loads]
+    present = {source.label for source in sources}
+    without = [name for name in classes if name not in present]
+    if without:
+        raise InputError(
+            f"--classes {','.join(without)}: {place} has no recording of it at {asked}; expected none"
+        )
+    return found._replace(sources=sources, classes=tuple(name for name in found.classes if name in present))
 
 
 def require_no_parts(place: Path, parts: dict[Path, Part]) -> None:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..arguments import InputError, counted
+from ..arguments import InputError, counted, require_choice
 from .copies import Seen
-from .cwru_files import require_record
-from .places import Found, Source, find
+from .cwru_files import CWRU_LOADS, require_record
+from .places import Found, Source, chosen, find
 from .rates import brought_to, common_rate, is_one
 from .signals import FileOptions, Signal, read_signal
 from .splits import PARTS, Recording, Share, Split, Splitting
@@ -139,6 +139,8 @@ class Recordings(NamedTuple):
 def read_recordings(
     place: str | Path,
     *,
+    classes: str | Sequence[str] = (),
+    loads: int | Sequence[int] = (),
     variable: str | Sequence[str] = (),
     channels: str | int | Sequence[str | int] = (),
     layout: str = "auto",
@@ -165,6 +167,9 @@ def read_recordings(
             which is one of these. Each file is a recording. Or a folder of UCR's tables ``NAME_TRAIN.tsv`` and
             ``NAME_TEST.tsv`` (or .txt or .csv), or one such table: each line is a label and a recording, whose name is
             ``FILE:LINE``.
+        classes: the names of those to read; none for all. Files of others are not opened.
+        loads: of the motor, in horsepower, 0 to 3, of CWRU's files under their published numbers or names in one
+            folder: recordings at these alone are read; none for all.
         variable: of files that hold several, a name or a pattern, or several, of which the first found is read.
         channels: the names, or the numbers from 0, of the channels to read; none where there is one.
         layout: which side of an array counts the points, see `FileOptions`.
@@ -214,22 +219,22 @@ def read_recordings(
         InputError: nothing to read, one class alone, or a class with one recording; a file that cannot be read, is
             shorter than a window, or than its parts with the split ``"time"``, has other channels or another rate than
             the others, or whose values are not finite in float32 or lose their differences there; a recording that is
-            there twice.
+            there twice; a class or load to choose that there is none of, or loads of other recordings.
     """
+    classes, loads = names(classes), numbers(loads)
     splitting = Splitting(split, test_share, validation_share, seed, points)
     splitting.check()
     options = FileOptions(names(variable), names(channels), layout, delimiter, decimal, encoding)
     reading = Reading(options, Cutting(points, step, normalise, pad), sampling_rate, resample)
-    found = find(Path(place), options)
+    found = chosen(find(Path(place), options), place, classes, loads)
     if found.sources[0].line is not None and (options.variable or options.channels or layout != "auto"):
         raise InputError(
             f"{found.sources[0].path}: a table, whose lines are recordings of one channel; expected no --variable, "
             "--channels or --layout"
         )
     if len(found.classes) < 2:
-        raise InputError(
-            f"{place}: holds one class, {found.classes[0]!r}; expected a folder for each of several"
-        )
+        several = "--classes or --loads of several" if classes or loads else "a folder for each of several"
+        raise InputError(f"{place}: holds one class, {found.classes[0]!r}; expected {several}")
     paths = tuple(source.name for source in found.sources)
     signals = read_all(found.sources, options)
     rate = common_rate(paths, signals, sampling_rate, resample)
@@ -249,24 +254,34 @@ class Labelled(NamedTuple):
     passed_over: tuple[Path, ...]
 
 
-def read_labelled(place: str | Path, reading: Reading, classes: Sequence[str], channels: int) -> Labelled:
-    """Read all recordings of a place as ``reading`` says.
+def read_labelled(
+    place: str | Path,
+    reading: Reading,
+    classes: Sequence[str],
+    channels: int,
+    *,
+    only: Sequence[str] = (),
+    loads: Sequence[int] = (),
+) -> Labelled:
+    """Read the recordings of a place as ``reading`` says.
 
     Args:
         place: as for `read_recordings`; one class is enough.
         reading: that of a model.
         classes: those that there may be.
         channels: the number that each recording must have.
+        only: the classes to read, ``classes`` of `read_recordings`.
+        loads: as for `read_recordings`.
 
     Raises:
         InputError: as `read_recordings`, or a recording of another class or number of channels.
     """
-    found = find(Path(place), reading.options)
+    found = chosen(find(Path(place), reading.options), place, only, loads)
     for source in found.sources:
         if source.label not in classes:
             raise InputError(
                 f"{source.name}: is of class {source.label!r}, as its folder or label says; expected one of "
-                f"{', '.join(map(repr, classes))}"
+                f"{', '.join(map(repr, classes))}; --classes leaves others out"
             )
     found = found._replace(classes=tuple(classes))
     paths = tuple(source.name for source in found.sources)
@@ -309,6 +324,14 @@ def constant(x: Tensor) -> Tensor:
 def names(given: str | int | Sequence[str | int]) -> tuple[str, ...]:
     """Several names, or one; numbers in digits."""
     return (str(given),) if isinstance(given, str | int) else tuple(map(str, given))
+
+
+def numbers(loads: int | Sequence[int]) -> tuple[int, ...]:
+    """Several loads, or one; ValueError where one is none of `CWRU_LOADS`."""
+    given = (loads,) if isinstance(loads, int) else tuple(loads)
+    for load in given:
+        require_choice("loads", load, CWRU_LOADS)
+    return given
 
 
 def channels_of(signals: Sequence[Signal]) -> tuple[str, ...]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from ..arguments import InputError, as_flag, as_input_error, counted, decibels, flagged, seed
-from ..data.flags import add_file_flags, overridden
+from ..data.cwru_files import at_loads
+from ..data.flags import add_choice_flags, add_file_flags, overridden
 from ..data.recordings import Labelled, read_labelled, require_power
 from ..noise import KINDS, add_noise
 from .folders import new_folder, require_empty
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--noise-kind", choices=KINDS, help="the noise of --snr (default: gaussian)")
     add("--seed", type=seed, help="of the noise (default: 0)")
     add("--device", default="cpu", help="where the network runs (default: cpu)")
+    add_choice_flags(parser)
     add_file_flags(parser, of_model=True)
 
 
@@ -50,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
         require_empty(args.output_dir)
     model = load_model(args.model, usable_device(args.device))
     model.reading = overridden(model.reading, args)
-    found = read_labelled(args.data, model.reading, model.classes, model.channels)
+    loads = args.loads or ()
+    found = read_labelled(
+        args.data, model.reading, model.classes, model.channels, only=args.classes or (), loads=loads
+    )
     windows, known = found.windows, set(model.trained_on)
     trained_on = sum(checksum in known for checksum in checksums(windows))
     title = f"{args.model} on {args.data}"
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             raise as_input_error(error) from error
         title += f", {kind} noise at {as_flag(args.snr)} dB"
     warn_of(found.passed_over)
-    splits, data = {"test": windows}, describe(model, found, noisy=args.snr is not None)
+    splits, data = {"test": windows}, describe(model, found, loads, noisy=args.snr is not None)
     with ExitStack() as claims:
         if args.output_dir:
             folder = claims.enter_context(new_folder(args.output_dir, ""))
@@ -79,11 +85,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(model: Model, found: Labelled, noisy: bool) -> str:
+def describe(model: Model, found: Labelled, loads: Sequence[int], noisy: bool) -> str:
     """What is evaluated, in a line; also that the model was trained in noise, where these recordings have none."""
     reading = model.reading
     rate = "" if reading.sampling_rate is None else f" at {reading.sampling_rate:g} Hz"
-    line = f"{counted(len(found.files), 'recording')}, in windows of {reading.cutting.points} points{rate}"
+    held = f"{counted(len(found.files), 'recording')}{at_loads(loads)}"
+    line = f"{held}, in windows of {reading.cutting.points} points{rate}"
     if noisy or model.snr is None:
         return line
     trained = f"{model.noise_kind} noise at {as_flag(model.snr)} dB"

@@ -22,6 +22,7 @@ from ..arguments import (
 )
 from ..data.flags import (
     ALIASES,
+    CHOICE_FLAGS,
     FILE_FLAGS,
     MAX_BLOCKS,
     MAX_SIGNALS,
@@ -42,7 +43,7 @@ from .storage import CHECKPOINT
 
 NAMES = (*RECIPES, SIMULATED)
 # without effect on the simulated machine: it has no files, and each of its recordings is one window
-OF_FILES = (*FILE_FLAGS, "step", "split")
+OF_FILES = (*CHOICE_FLAGS, *FILE_FLAGS, "step", "split")
 INSTEAD = {
     "noise": "--snr and --noise-kind add noise to recordings",
     "backend": "recordings take the compiled operators",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import InputError, as_flag, as_input_error, counted
+from ..data.cwru_files import at_loads
 from ..data.fingerprint import fingerprint
 from ..data.flags import FLAGS, SIMULATED
 from ..data.recordings import Reading, Recordings, Windows, join, read_recordings, require_power
@@ -81,6 +82,8 @@ class RecordingSettings:
     noise_kind: Kind = "gaussian"
     fresh_noise: bool = False
     num_signals: int = 1440
+    classes: tuple[str, ...] = ()
+    loads: tuple[int, ...] = ()
     variable: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
     layout: str = "auto"
@@ -253,8 +256,9 @@ class RecordingSettings:
         noise = "" if self.snr is None else f", {self.noise_kind} noise at {as_flag(self.snr)} dB"
         anew = ", of the training windows anew in every epoch" if self.fresh_noise else ""
         return (
-            f"{self.data}: {counted(len(found.files), 'recording')} of {len(found.classes)} classes, in windows of "
-            f"{self.points} points{rate}, split by {found.split}: {counts}{noise}{anew}"
+            f"{self.data}: {counted(len(found.files), 'recording')} of {len(found.classes)} classes"
+            f"{at_loads(self.loads)}, in windows of {self.points} points{rate}, split by {found.split}: "
+            f"{counts}{noise}{anew}"
         )
 
 
