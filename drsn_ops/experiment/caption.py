@@ -21,7 +21,7 @@ NORMALISED = {
     "none": "Each {signal} keeps its mean and its power. Noise at a ratio grows with both: the level alone, of signal "
     "and noise together, may tell the class.",
 }
-CHOSEN = ("classes", "loads", *STAGES[1:], *GATE_FLAGS, "fresh_noise", "adapt_batch_norm")
+CHOSEN = (*STAGES[1:], *GATE_FLAGS, "fresh_noise", "adapt_batch_norm")
 # how recordings are split where the seed has no part in it
 FIXED = {
     "time": "all test on the last part of each recording",
@@ -128,8 +128,9 @@ def alone(settings: Settings) -> str:
         f"{settings.batch_size}, a learning rate from {settings.lr:g} down."
     )
     if not settings.simulated:
-        name = Path(settings.data).name
-        return f"The data are recordings, `{name}`, in windows, `--split {settings.split}`: {recipe}"
+        kept = f" of the classes {', '.join(settings.classes)}," if settings.classes else ""
+        kept += f" at the loads {', '.join(map(str, settings.loads))}," if settings.loads else ""
+        return f"The data are recordings, `{Path(settings.data).name}`,{kept} in windows, `--split {settings.split}`: {recipe}"
     return (
         f"The data are {settings.num_signals} simulated signals, one of {settings.folds} folds to test on: {recipe} "
         "The paper's accuracies, means over its three kinds of noise from -5 to 5 dB, do not belong beside these."

@@ -31,7 +31,7 @@ from ..training.verdict import measures
 from .settings import NETWORKS, Cell, Result, Settings
 from .signals import load
 
-Trained = models.ShrinkageNetwork
+Trained = models.ShrinkageNetwork | models.WDCNN
 
 
 def build(settings: Settings, network: str, channels: int, classes: int) -> Trained:

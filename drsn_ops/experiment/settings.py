@@ -27,7 +27,7 @@ STAGES = ("blocks", "widths", "stem_width", "stem_stride", "dropout")
 class Network(NamedTuple):
     """How a network is built, of which settings, and its accuracies in the paper."""
 
-    build: Callable[..., models.ShrinkageNetwork]
+    build: Callable[..., models.ShrinkageNetwork | models.WDCNN]
     settings: tuple[str, ...]
     train: str = "-"
     test: str = "-"
@@ -46,7 +46,7 @@ OF_THE_PAPER = {
     "DRSN-CS": drsn("channel-shared", "93.61 ± 0.98", "88.55 ± 1.02"),
     "DRSN-CW": drsn("channel-wise", "94.84 ± 0.55", "89.57 ± 0.87"),
 }
-NETWORKS = {**OF_THE_PAPER}
+NETWORKS = {**OF_THE_PAPER, "WDCNN": Network(models.wdcnn, ("points",))}
 
 
 class Cell(NamedTuple):
