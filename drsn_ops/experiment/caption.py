@@ -130,7 +130,8 @@ def alone(settings: Settings) -> str:
     if not settings.simulated:
         kept = f" of the classes {', '.join(settings.classes)}," if settings.classes else ""
         kept += f" at the loads {', '.join(map(str, settings.loads))}," if settings.loads else ""
-        return f"The data are recordings, `{Path(settings.data).name}`,{kept} in windows, `--split {settings.split}`: {recipe}"
+        place = Path(settings.data).name
+        return f"The data are recordings, `{place}`,{kept} in windows, `--split {settings.split}`: {recipe}"
     return (
         f"The data are {settings.num_signals} simulated signals, one of {settings.folds} folds to test on: {recipe} "
         "The paper's accuracies, means over its three kinds of noise from -5 to 5 dB, do not belong beside these."
