@@ -1,6 +1,6 @@
 """``python -m benchmarks`` measures the operators, with ``tax`` behind it whole networks, with ``host`` single calls,
-with ``digits`` an accuracy, with ``recordings`` the way from files to a verdict, with ``commits`` two commits;
-``report`` puts what they recorded into README.md and docs/, and draws a plot."""
+with ``digits`` an accuracy, with ``recordings`` the way from files to a verdict, with ``commits`` two commits, with
+``study`` when shrinkage helps; ``report`` puts what they recorded into README.md and docs/, and draws plots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from drsn_ops.benchmark.formulas import COMPILE_MODES, takes_part
 from drsn_ops.benchmark.machine import add_machine_arguments, use_machine
 from drsn_ops.files import replacing
 
-from . import commits, digits, host, recordings, report, tax
+from . import commits, digits, host, recordings, report, study, tax
 from .grid import cpu_cases, cuda_cases, modes_of
 from .rows import Row, environment, labels, rows_of, slug
 
@@ -129,17 +129,17 @@ def measure_the_recordings(args: argparse.Namespace) -> int:
 def make_report(args: argparse.Namespace) -> int:
     for path in args.results or recorded():
         try:
-            found, drawn = report.recorded(path)
+            found, pictures = report.recorded(path)
             for page, text in report.with_regions(args.folder, found).items():
                 write_whole(page, text)
                 print(f"{page} from {path}")
         except (OSError, ValueError) as error:
             print(f"{path} into {args.folder}: {error}", file=sys.stderr)
             return 2
-        if drawn:
-            with replacing(path.with_suffix(".png")) as whole:
-                report.plot(drawn, whole)
-            print(f"{path.with_suffix('.png')} from {path}")
+        for picture, draw in pictures.items():
+            with replacing(picture) as whole:
+                draw(whole)
+            print(f"{picture} from {path}")
     return 0
 
 
@@ -148,7 +148,8 @@ def recorded() -> list[Path]:
     measured = sorted(
         RESULTS.glob("*.json"), key=lambda path: (json.loads(path.read_text())[0]["date"], path)
     )
-    return [*measured, *sorted(RESULTS.glob("*/table.md"))]
+    studied = [RESULTS / "study"] if any(RESULTS.glob("study/*.csv")) else []
+    return [*measured, *sorted(RESULTS.glob("*/table.md")), *studied]
 
 
 def add_arguments(parser: argparse.ArgumentParser, quick: str, file: str) -> None:
@@ -174,7 +175,7 @@ def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         help="first fill torch.compile's cache, in so many processes",
     )
     parser.set_defaults(job=measure_all)
-    jobs = parser.add_subparsers(metavar="tax, host, digits, recordings, commits, report")
+    jobs = parser.add_subparsers(metavar="tax, host, digits, recordings, commits, study, report")
     taxer = jobs.add_parser("tax", help="measure whole networks beside PyTorch's plain ResNet instead")
     add_arguments(taxer, "fewer rounds", "<machine>-tax.json")
     taxer.set_defaults(job=measure_the_tax)
@@ -199,12 +200,15 @@ def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         "--record", action="store_true", help="write benchmarks/results/<machine>-recordings.json"
     )
     files.set_defaults(job=measure_the_recordings)
-    reporter = jobs.add_parser("report", help="put recorded results into README.md, docs/ and a plot")
+    studier = jobs.add_parser("study", help="train the networks in many settings instead, at several noises")
+    study.add_arguments(studier)
+    studier.set_defaults(job=study.run)
+    reporter = jobs.add_parser("report", help="put recorded results into README.md, docs/ and plots")
     reporter.add_argument(
         "results",
         type=Path,
         nargs="*",
-        help="JSON files, or an experiment's table.md (default: all of benchmarks/results)",
+        help="JSON files, an experiment's table.md or the study's folder (default: all of benchmarks/results)",
     )
     reporter.add_argument(
         "--folder",

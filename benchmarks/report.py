@@ -1,14 +1,17 @@
-"""Puts recorded results into the marked regions of README.md and docs/, and draws the plot."""
+"""Puts recorded results into the marked regions of README.md and docs/, and draws the plots."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from . import tables
+from . import study_tables, tables
 from .rows import Row, slug
+from .study import read_recorded
 from .tables import select
 
 # The tables of a region, by the device; and the regions that a kind of results fills.
@@ -51,13 +54,18 @@ def texts(rows: list[Row], kind: str = "operators") -> dict[str, str]:
     }
 
 
-def recorded(path: Path) -> tuple[dict[str, str], list[Row]]:
-    """What a file of results has to say, by region, and those of its rows that are drawn."""
+def recorded(path: Path) -> tuple[dict[str, str], dict[Path, Callable[[Path], None]]]:
+    """What recorded results have to say, by region, and the pictures that are drawn of them, each by a function."""
+    if path.is_dir():
+        found = read_recorded(path)
+        return study_tables.texts(found), study_tables.pictures(found, path)
     if path.suffix == ".md":  # of `python -m drsn_ops experiment`, in a folder of its own
-        return {path.parent.name: path.read_text()}, []
+        return {path.parent.name: path.read_text()}, {}
     rows = json.loads(path.read_text())
     kind = path.stem.rpartition("-")[2]
-    return (texts(rows, kind), []) if kind in REGIONS else (texts(rows), rows)
+    if kind in REGIONS:
+        return texts(rows, kind), {}
+    return texts(rows), {path.with_suffix(".png"): partial(plot, rows)}
 
 
 def fill(page: str, region: str, text: str) -> str:

@@ -13,7 +13,7 @@ BUILD = Path(__file__).parent.parent / "build"
 LONGEST = (
     "test_torchrun test_distributed test_train test_export test_experiment test_library test_gated_shrink "
     "test_machinery test_checking test_examples test_fx test_packaging test_conversion test_processes "
-    "test_setup test_transforms"
+    "test_setup test_study test_transforms"
 ).split()
 
 os.environ.setdefault("DRSN_OPS_FILL", "nan")  # an element that an operator leaves unwritten is seen

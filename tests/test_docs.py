@@ -18,7 +18,7 @@ import torch
 
 import drsn_ops
 from benchmarks import __main__ as command
-from benchmarks import report
+from benchmarks import report, study
 from drsn_ops import _C, models, noise, reference, rules
 from drsn_ops.__main__ import COMMANDS, main
 from drsn_ops.arguments import InputError
@@ -170,13 +170,14 @@ def test_the_commands_leave_what_the_page_says(tried):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/recordings.md", "docs/training.md", "docs/experiment.md"]
+    "name",
+    ["README.md", "docs/recordings.md", "docs/training.md", "docs/experiment.md", "docs/shrinkage.md"],
 )
 def test_flags_that_are_named_are_there(name):
     known = {"--help", "--nproc-per-node", "--data", "--record"}  # of argparse, torchrun and benchmarks
-    for module, _ in COMMANDS.values():
+    for module in (*(importlib.import_module(module) for module, _ in COMMANDS.values()), study):
         parser = argparse.ArgumentParser()
-        importlib.import_module(module).add_arguments(parser)
+        module.add_arguments(parser)
         known |= {option for action in parser._actions for option in action.option_strings}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / name).read_text()))
     assert named <= known
