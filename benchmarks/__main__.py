@@ -1,6 +1,7 @@
 """``python -m benchmarks`` measures the operators, with ``tax`` behind it whole networks, with ``host`` single calls,
-with ``digits`` an accuracy, with ``recordings`` the way from files to a verdict, with ``commits`` two commits, with
-``study`` when shrinkage helps; ``report`` puts what they recorded into README.md and docs/, and draws plots."""
+with ``digits`` and ``mnist`` accuracies, with ``recordings`` the way from files to a verdict, with ``commits`` two
+commits, with ``study`` when shrinkage helps; ``report`` puts what they recorded into README.md and docs/, and draws
+plots."""
 
 from __future__ import annotations
 
@@ -10,14 +11,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from drsn_ops.arguments import MAX_PROCESSES, count
+import torch
+
+from drsn_ops.arguments import MAX_PROCESSES, InputError, count
 from drsn_ops.benchmark.cases import Case
 from drsn_ops.benchmark.contest import WrongResult, compile_ahead, measure
 from drsn_ops.benchmark.formulas import COMPILE_MODES, takes_part
 from drsn_ops.benchmark.machine import add_machine_arguments, use_machine
+from drsn_ops.data.mnist import read_mnist
 from drsn_ops.files import replacing
 
-from . import commits, digits, host, recordings, report, study, tax
+from . import commits, host, images, recordings, report, study, tax
 from .grid import cpu_cases, cuda_cases, modes_of
 from .rows import Row, environment, labels, rows_of, slug
 
@@ -77,13 +81,13 @@ def measure_all(args: argparse.Namespace) -> int:
     return 0
 
 
-def measured_before(path: Path, around: Row) -> list[Row]:
-    """The rows of a file that were measured on this machine, with these versions, at this commit."""
+def measured_before(path: Path, around: Row, but: Sequence[str] = ("date",)) -> list[Row]:
+    """The rows of a file that were measured on this machine, with these versions, at this commit, ``but`` for some."""
     try:
         rows = json.loads(path.read_text())
     except FileNotFoundError:
         return []
-    fixed = [name for name in around if name != "date"]
+    fixed = [name for name in around if name not in but]
     return [row for row in rows if all(row[name] == around[name] for name in fixed)]
 
 
@@ -112,8 +116,33 @@ def measure_the_host(args: argparse.Namespace) -> int:
 
 
 def measure_the_digits(args: argparse.Namespace) -> int:
-    rows = digits.measure_digits()
-    deliver(rows, RESULTS / f"{slug(rows[0])}-digits.json", args.record)
+    return measure_images("digits", images.digits(args.seeds), args)
+
+
+def measure_the_mnist(args: argparse.Namespace) -> int:
+    try:
+        read_mnist(args.data)
+    except InputError as error:
+        print(f"--data {args.data}: {error}", file=sys.stderr)
+        return 2
+    return measure_images("mnist", images.mnist(args.data, args.seeds), args)
+
+
+def measure_images(name: str, trainings: Sequence[images.Training], args: argparse.Namespace) -> int:
+    torch.set_num_threads(1)
+    around = environment("cpu")
+    path = RESULTS / f"{slug(around)}-{name}.json"
+    part = path.with_suffix(".part")
+    # trainings take minutes: those of an earlier commit count, and the rows say which it was
+    known = measured_before(part, around, ("date", "commit")) if args.record else []
+
+    def keep(rows: list[Row]) -> None:
+        if args.record:
+            write_whole(part, as_text(rows))
+
+    deliver(images.measure_images(trainings, around, known, args.workers, keep), path, args.record)
+    if args.record:
+        part.unlink(missing_ok=True)
     return 0
 
 
@@ -159,6 +188,18 @@ def add_arguments(parser: argparse.ArgumentParser, quick: str, file: str) -> Non
     parser.add_argument("--record", action="store_true", help=f"write benchmarks/results/{file}")
 
 
+def add_training_arguments(parser: argparse.ArgumentParser, file: str) -> None:
+    parser.add_argument("--seeds", type=count(1, 1000), default=5, help="how many (default: 5)")
+    parser.add_argument(
+        "--workers", type=count(1, MAX_PROCESSES), default=1, help="trainings side by side (default: 1)"
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help=f"write benchmarks/results/{file}; what a run that was cut short left in its .part is not trained again",
+    )
+
+
 def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     """The parser, and the names of its jobs beside the measuring of the operators."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -175,7 +216,7 @@ def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         help="first fill torch.compile's cache, in so many processes",
     )
     parser.set_defaults(job=measure_all)
-    jobs = parser.add_subparsers(metavar="tax, host, digits, recordings, commits, study, report")
+    jobs = parser.add_subparsers(metavar="tax, host, digits, mnist, recordings, commits, study, report")
     taxer = jobs.add_parser("tax", help="measure whole networks beside PyTorch's plain ResNet instead")
     add_arguments(taxer, "fewer rounds", "<machine>-tax.json")
     taxer.set_defaults(job=measure_the_tax)
@@ -188,10 +229,14 @@ def parser_of() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     commits.add_arguments(pair)
     pair.set_defaults(job=commits.run)
     trainer = jobs.add_parser("digits", help="train on the digits instead, for the accuracy of several seeds")
-    trainer.add_argument(
-        "--record", action="store_true", help="write benchmarks/results/<machine>-digits.json"
-    )
+    add_training_arguments(trainer, "<machine>-digits.json")
     trainer.set_defaults(job=measure_the_digits)
+    mended = jobs.add_parser("mnist", help="train on MNIST instead, by the recipe and with one choice mended")
+    mended.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="as train --data-dir takes it"
+    )
+    add_training_arguments(mended, "<machine>-mnist.json")
+    mended.set_defaults(job=measure_the_mnist)
     files = jobs.add_parser("recordings", help="read a folder of recordings, train on it and predict instead")
     files.add_argument(
         "--data", type=Path, metavar="DIR", help="as train takes it (default: as many are simulated)"

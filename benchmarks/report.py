@@ -21,6 +21,7 @@ TABLES = {
     "networks": {"cpu": tables.networks_table, "cuda": tables.networks_table},
     "host": {"cpu": tables.host_table, "cuda": tables.host_table},
     "digits": {"cpu": tables.digits_table},
+    "mnist": {"cpu": tables.mnist_table},
     "recordings": {"cpu": tables.recordings_table},
     "verdict": {"cpu": tables.verdict},
 }
@@ -29,9 +30,10 @@ REGIONS = {
     "tax": ("first", "networks"),
     "host": ("host",),
     "digits": ("digits",),
+    "mnist": ("mnist",),
     "recordings": ("recordings", "verdict"),
 }
-DONE = {"digits": "Trained", "recordings": "Measured"}  # of other rows than medians
+DONE = {"digits": "Trained", "mnist": "Trained", "recordings": "Measured"}  # of other rows than medians
 
 
 def origin(row: Row, what: str = "Medians") -> str:
@@ -46,7 +48,8 @@ def texts(rows: list[Row], kind: str = "operators") -> dict[str, str]:
     if not rows:
         raise ValueError("no rows in the results")
     device = "cuda" if rows[0]["gpu"] else "cpu"
-    made = origin(rows[0], DONE.get(kind, "Medians"))
+    commits = dict.fromkeys(row["commit"] for row in rows if row["commit"])
+    made = origin({**rows[0], "commit": ", ".join(commits)}, DONE.get(kind, "Medians"))
     picture = f"\n![time of a copy / time, over the size of x](../benchmarks/results/{slug(rows[0])}.png)\n"
     return {
         f"{region}:{device}": f"{TABLES[region][device](rows)}\n{made}\n{picture * (kind == 'operators')}"

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from drsn_ops.arguments import counted
+from drsn_ops.experiment.averages import percent
+
 from .grid import BOTH_ENDS, SHOWN, SIZES, SMALL, TABLE, TWINS
 from .host import IMPORTED
 from .networks import PLAIN
@@ -34,6 +37,7 @@ DATA = {
     "cwru": "the drive-end files of Case Western Reserve University",
     "simulated": "recordings of the simulated machine, `drsn_ops.vibration`",
 }
+SPREADS = ("mean ± standard deviation", "lowest to highest")
 # Of training, in table V of DOI 10.1109/TII.2019.2943898.
 PAPER_SECONDS = {"ResNet": 978.04, "DRSN-CW": 1511.11, "DRSN-CS": 1585.33}
 
@@ -339,7 +343,27 @@ def digits_table(rows: list[Row]) -> str:
         (str(seed), *(number(100 * accuracy[seed, backend], 2) for backend in backends))
         for seed in dict.fromkeys(row["seed"] for row in rows)
     ]
+    over_seeds = [[row["test_accuracy"] for row in rows if row["backend"] == backend] for backend in backends]
+    lines += [(what, *map(make, over_seeds)) for what, make in zip(SPREADS, (percent, span), strict=True)]
     return table(("seed", *(f"{backend}: test accuracy, %" for backend in backends)), lines)
+
+
+def span(shares: Sequence[float]) -> str:
+    """The lowest and the highest, in percent."""
+    return f"{100 * min(shares):.2f} to {100 * max(shares):.2f}"
+
+
+def mnist_table(rows: list[Row]) -> str:
+    """The recipe and what mends it: over the seeds, by running statistics and by those of each batch."""
+    seeds = {row["seed"] for row in rows}
+    lines = []
+    for choice in dict.fromkeys(row["choice"] for row in rows):
+        own = [row for row in rows if row["choice"] == choice]
+        columns = [[row[name] for row in own] for name in ("test_accuracy", "test_batch_statistics_accuracy")]
+        cells = [cell for shares in columns for cell in (percent(shares), span(shares))]
+        lines.append((f"`{choice}`" if choice else "the recipe", *cells))
+    statistics = [f"{which} statistics: {what}" for which in ("running", "batch") for what in SPREADS]
+    return table((f"test accuracy, %, {counted(len(seeds), 'seed')}", *statistics), lines)
 
 
 def recordings_table(rows: list[Row]) -> str:

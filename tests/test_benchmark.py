@@ -9,11 +9,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from test_data import write_mnist
 
 from benchmarks import __main__ as command
-from benchmarks import commits, digits, host, recordings, report, tables
+from benchmarks import commits, host, images, recordings, report, tables
 from benchmarks import rows as rows_module
 from benchmarks.grid import cpu_cases, cuda_cases, modes_of
 from benchmarks.rows import environment, kept_for_backward, labels, peak_bytes, rows_of, slug
@@ -514,13 +516,86 @@ def test_the_cost_of_a_call(monkeypatch, threads):
     assert "`import drsn_ops, after torch`: 40 ms." in made and "; 1 thread, " in made
 
 
-def test_the_accuracy_of_the_digits():
-    rows = digits.measure_digits("--epochs", "1", seeds=1)
-    assert [(row["seed"], row["backend"]) for row in rows] == [(0, "drsn_ops"), (0, "reference")]
-    assert all(0 < row["test_accuracy"] < 1 for row in rows)
-    rows[0]["test_accuracy"], rows[1]["test_accuracy"] = 0.90278, 0.91389
+def test_the_accuracy_of_images(tmp_path):
+    """As the command trains them: the digits, and files of MNIST's format with both kinds of statistics."""
+    write_mnist(tmp_path, np.random.default_rng(0))
+    short = ("--epochs", "1")
+    trainings = [images.digits(1)[0], images.mnist(tmp_path, 1)[2]]
+    trainings = [training._replace(flags=(*training.flags, *short)) for training in trainings]
+    plain, anew = images.measure_images(trainings, environment("cpu"), workers=2)
+    assert (plain["seed"], plain["backend"]) == (0, "drsn_ops") and 0 < plain["test_accuracy"] < 1
+    assert (anew["seed"], anew["choice"]) == (0, "--fresh-noise")
+    names = ("test_accuracy", "test_batch_statistics_accuracy")
+    assert all(0 <= anew[name] <= 1 for name in names) and names[1] not in plain
+
+
+def accuracies(found):
+    """In the place of trainings: each has a share and, of MNIST, nine tenths of it by running statistics."""
+
+    def measure(flags):
+        share = found.pop(0)
+        if isinstance(share, BaseException):
+            raise share
+        by_batch = {"test_batch_statistics_accuracy": share} if "--batch-statistics" in flags else {}
+        return {"test_accuracy": share - 0.1 * bool(by_batch), **by_batch}
+
+    return measure
+
+
+def test_accuracies_over_seeds(monkeypatch, tmp_path, threads):
+    monkeypatch.setattr(images, "accuracies", accuracies([0.90278, 0.91389, 0.95, 0.93, 0.94, 0.92]))
+    rows = images.measure_images(images.digits(3), environment("cpu"))
     made = report.texts(rows, "digits")["digits:cpu"]
-    assert "| 0 | 90.28 | 91.39 |" in made and "Trained on " in made
+    # 0.90278, 0.95 and 0.94 lie -0.02815, 0.01907 and 0.00907 off their mean
+    assert made.splitlines()[2:] == [
+        "| 0 | 90.28 | 91.39 |",
+        "| 1 | 95.00 | 93.00 |",
+        "| 2 | 94.00 | 92.00 |",
+        "| mean ± standard deviation | 93.09 ± 2.49 | 92.13 ± 0.81 |",
+        "| lowest to highest | 90.28 to 95.00 | 91.39 to 93.00 |",
+        "",
+        made.splitlines()[-1],
+    ]
+    assert made.splitlines()[-1].startswith("Trained on ")
+    monkeypatch.setattr(images, "accuracies", accuracies([0.8, 0.5, 0.5, 0.5, 0.9, 0.5, 0.5, 0.75]))
+    rows = images.measure_images(images.mnist(tmp_path, 2), environment("cpu"))
+    rows[-1]["commit"], rows[0]["commit"] = "later", "first"
+    for row in rows[1:-1]:
+        row["commit"] = None
+    made = report.texts(rows, "mnist")["mnist:cpu"]
+    assert "| test accuracy, %, 2 seeds | running statistics: mean ± standard deviation |" in made
+    assert "| the recipe | 75.00 ± 7.07 | 70.00 to 80.00 | 85.00 ± 7.07 | 80.00 to 90.00 |" in made
+    assert "| `--epochs 15` | 52.50 ± 17.68 | 40.00 to 65.00 | 62.50 ± 17.68 | 50.00 to 75.00 |" in made
+    assert made.endswith(", commit first, later.\n")
+
+
+def test_trainings_that_were_cut_short_go_on(monkeypatch, tmp_path, capsys, threads):
+    """Each is kept when it is done, also one of an earlier commit, but none of other versions."""
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(
+        images, "accuracies", accuracies([0.5, 0.6, KeyboardInterrupt(), KeyboardInterrupt()])
+    )
+    assert command.main(["digits", "--seeds", "2", "--record"]) == 130
+    (part,) = tmp_path.iterdir()
+    first = json.loads(part.read_text())
+    assert [row["test_accuracy"] for row in first] == [0.5, 0.6]
+    first[0]["commit"], first[1]["torch"] = "earlier", "another"
+    part.write_text(json.dumps(first))
+    monkeypatch.setattr(images, "accuracies", accuracies([0.1, 0.2, 0.3]))
+    assert command.main(["digits", "--seeds", "2", "--record"]) == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name.endswith("-digits.json")
+    rows = json.loads(path.read_text())
+    assert [row["test_accuracy"] for row in rows] == [0.5, 0.1, 0.2, 0.3] and rows[0]["commit"] == "earlier"
+    assert "3/3 train --seed 1 --backend reference: 30.00%" in capsys.readouterr().err
+
+
+def test_mnist_that_is_not_there_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
+    assert command.main(["mnist", "--data", str(tmp_path), "--record"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"--data {tmp_path}: ") and "no such file" in err and err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
 
 
 def test_the_way_from_files_to_a_verdict():
