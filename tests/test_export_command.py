@@ -52,6 +52,19 @@ def test_onnx(folder, capsys):
         torch.testing.assert_close(torch.from_numpy(logits), network(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_onnx_of_another_rule_and_pooling(alone_in):
+    """ONNX has no function of the smooth rule's, and none that takes the batch of both poolings apart."""
+    for name in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    make_model(blocks=1, widths=(4,), rule="smooth", pooling="avg+max").save("model.pt")
+    assert export("--format", "onnx") == 0
+
+
+def test_hypot_of_any_size():
+    x, y = torch.tensor([3.0, -3e30, 0.0, 1e-30, -5.0]), torch.tensor([-4.0, 4e30, 0.0, 0.0, 12.0])
+    torch.testing.assert_close(exporting.hypot(x, y), torch.hypot(x, y))
+
+
 @pytest.mark.parametrize("kind, name", [("pt2", "model.pt2"), ("pt2-plain", "model-plain.pt2")])
 def test_pt2(folder, kind, name, capsys):
     assert export("--format", kind) == 0

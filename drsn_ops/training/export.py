@@ -128,10 +128,17 @@ def exported(model: Model, fused: bool) -> ExportedProgram:
     return program if fused else program.run_decompositions(decompositions())
 
 
+def hypot(x: Tensor, y: Tensor) -> Tensor:
+    """``torch.hypot``, which ONNX does not have, without overflow: ``larger * sqrt(1 + (smaller / larger)^2)``."""
+    larger, smaller = torch.maximum(x.abs(), y.abs()), torch.minimum(x.abs(), y.abs())
+    ratio = smaller / torch.where(larger == 0, 1, larger)
+    return larger * (1 + ratio * ratio).sqrt()
+
+
 def onnx_content(model: Model) -> bytes:
     """The content of an ONNX file of standard operators, weights and all."""
     program = torch.onnx.export(
-        exported(model, fused=False),
+        exported(model, fused=False).run_decompositions({torch.ops.aten.hypot.default: hypot}),
         (),
         input_names=["x"],
         output_names=["logits"],

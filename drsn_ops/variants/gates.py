@@ -29,8 +29,8 @@ class PooledGate(nn.Sequential):
         h = torch.cat([means, maxima])
         for layer in layers:
             h = layer(h)
-        of_means, of_maxima = h.chunk(2)
-        alpha: Tensor = sigmoid(of_means + of_maxima)
+        count = means.shape[0]  # not `chunk`, which ONNX exporters do not take with a batch of any size
+        alpha: Tensor = sigmoid(h[:count] + h[count:])
         return alpha
 
 
