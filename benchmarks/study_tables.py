@@ -111,6 +111,11 @@ def grid_table(results: Sequence[Result]) -> str:
         [label, *(accuracy(name, part) for name in networks), *(above(name, part) for name in SHRUNK)]
         for label, part in parts.items()
     ]
+    blank = [""] * len(SHRUNK)
+    of_each = [of(name, results) for name in networks]
+    lines.append(["parameters", *(str(own[0].parameters) for own in of_each), *blank])
+    seconds = (fmean(result.seconds for result in own) for own in of_each)
+    lines.append(["seconds a cell", *(number(mean, 1) for mean in seconds), *blank])
     return table([named(results), *networks, *ABOVE], lines)
 
 

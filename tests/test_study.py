@@ -235,7 +235,9 @@ def test_tables_of_known_results(recorded):
     accuracies = "40.00 | 50.00 | 49.00 | 53.00 | 60.00 | -1.00 [-1.00, -1.00] | +3.00 [+1.04, +4.96]"
     assert grid[3] == f"| gaussian, -5 dB | {accuracies} |"
     assert grid[11].startswith("| impulsive, 5 dB | 70.00 ")
-    assert grid[13].startswith("| seeds 5 to 9 | ") and grid[15] == grid[3].replace("gaussian, -5 dB", "all")
+    assert grid[12] == "| parameters | 4048 | 4048 | 4048 | 4048 | 4048 |  |  |"
+    assert grid[13] == "| seconds a cell | 7.0 | 7.0 | 7.0 | 7.0 | 7.0 |  |  |"
+    assert grid[15].startswith("| seeds 5 to 9 | ") and grid[17] == grid[3].replace("gaussian, -5 dB", "all")
     assert grid[-1] == (
         "2000 windows in 20 to 21 recordings to train, 1000 windows in 10 recordings to test; a constant answer is "
         "right for 25.0 %. Trained on a machine, 2001-02-03 to 2001-02-04."
