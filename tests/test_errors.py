@@ -180,7 +180,7 @@ def of_numpy():
         "RSBU": drsn_ops.RSBU(3, 3),
         **{
             name: getattr(models, name)()
-            for name in ("drsn", "convnet", "drsn_mnist", "drsn_cifar10", "rsnet18", "rsnet34")
+            for name in ("drsn", "convnet", "drsn_mnist", "drsn_cifar10", "rsnet18", "rsnet34", "wdcnn")
         },
     }
     plain = drsn_ops.Shrinkage(3, norm="none")
