@@ -37,75 +37,78 @@ class Setting(NamedTuple):
         return f"--data {SIMULATED}" in self.flags
 
 
-FIVE = "--networks ConvNet ResNet DRSN-CS DRSN-CW WDCNN --blocks 6"
+NETWORKS = "--networks ConvNet ResNet DRSN-CS DRSN-CW"
 NOISES = "--noise-kind gaussian laplacian impulsive --snr -5 0 5"
-RECIPE = "--normalise standard --points 1024 --batch-size 32 --lr 0.1"
+RECIPE = "--normalise standard --points 1024 --blocks 6 --batch-size 32 --lr 0.1"
 TEN = ",".join(name for name in CWRU_NUMBERS if not name.endswith(" 0.028"))
 PLACES = {
     "cwru-10": (
         "Case Western, ten classes at loads 0 and 1",
-        f"--classes {shlex.quote(TEN)} --loads 0 1 {RECIPE} --epochs 40",
+        f"--classes {shlex.quote(TEN)} --loads 0 1 {RECIPE} --epochs 20",
     ),
-    "cwru-12": ("Case Western, twelve classes at all loads", f"{RECIPE} --epochs 12"),
     "vibration": (
         "the simulated machine, 1080 signals",
         f"--data {SIMULATED} --num-signals 1080 {RECIPE} --epochs 40",
     ),
+    # every second window: twice as many recordings as above
+    "cwru-12": ("Case Western, twelve classes at all loads", f"--step 2048 {RECIPE} --epochs 8"),
 }
-GRIDS = tuple(Setting(name, words, f"{flags} {FIVE} {NOISES}") for name, (words, flags) in PLACES.items())
-# a setting of its own: AdaBN is an experiment's, not a network's
-PEERS = tuple(
-    Setting(
-        f"{name}-wdcnn-adabn",
-        f"{words}: WDCNN with AdaBN",
-        f"{flags} --networks WDCNN {NOISES} --adapt-batch-norm",
-    )
+GRIDS = tuple(
+    Setting(name, words, f"{flags} {NETWORKS}{' WDCNN' * (name == 'cwru-10')} {NOISES}")
     for name, (words, flags) in PLACES.items()
 )
-BASE = GRIDS[0]
+TENS = GRIDS[0]
+TENS_FLAGS = PLACES[TENS.name][1]
+# a setting of its own: AdaBN is an experiment's, not a network's
+PEER = Setting(
+    "wdcnn-adabn",
+    f"{TENS.words}: WDCNN with AdaBN",
+    f"{TENS_FLAGS} --networks WDCNN {NOISES} --adapt-batch-norm",
+)
 
 
-def effect(name: str, words: str, change: str, networks: str = "ResNet DRSN-CS DRSN-CW") -> Setting:
-    """The base in Gaussian noise of -5 dB with a change: of flags that come twice, the last one counts."""
+def effect(name: str, words: str, change: str, networks: str = "ResNet DRSN-CW") -> Setting:
+    """The first grid in Gaussian noise of -5 dB with a change: of flags that come twice, the last one counts."""
     where = f"--networks {networks} --noise-kind gaussian --snr -5"
-    return Setting(name, words, f"{BASE.flags} {where} {change}")
+    return Setting(name, words, f"{TENS_FLAGS} {where} {change}")
 
 
-def ruled(rule: str) -> Setting:
-    return effect(f"rule-{rule}", f"rule {rule}", f"--rule {rule}", "ResNet DRSN-CW")
+def of_gates(name: str, words: str, change: str) -> Setting:
+    """A change of the gates or of what they do, which ResNet has none of: it is that of the base."""
+    return effect(name, words, change, "DRSN-CW")
 
 
+# what the changes are compared with: the first grid, in the one noise
+REFERENCE = effect("base", "the base", "")
 EFFECTS = (
-    effect("blocks-12", "12 blocks", "--blocks 12"),
-    effect("widths-8-16-32", "widths 8, 16, 32", "--widths 8 16 32"),
-    effect("widths-16-32-64", "widths 16, 32, 64", "--widths 16 32 64"),
-    effect("epochs-20", "20 epochs", "--epochs 20"),
-    effect("epochs-120", "120 epochs", "--epochs 120"),
+    REFERENCE,
     effect("fresh-noise", "noise anew in every epoch", "--fresh-noise"),
-    effect("fresh-noise-120", "noise anew in every epoch, 120 epochs", "--fresh-noise --epochs 120"),
-    # of 1024 points, the stages have 64, 32 and 16; with a stride of 16, 32, 16 and 8
-    effect("wide-stem-8", "first kernel 64 wide, stride 8", "--stem-width 64 --stem-stride 8"),
-    effect("wide-stem-16", "first kernel 64 wide, stride 16", "--stem-width 64 --stem-stride 16"),
+    effect("wide-stem", "first kernel 64 wide, stride 8", "--stem-width 64 --stem-stride 8"),
     effect("adabn", "AdaBN", "--adapt-batch-norm"),
-    effect("norm-layer", "gate's norm: layer", "--norm layer"),
-    effect("norm-none", "gate's norm: none", "--norm none"),
-    effect("reduction-4", "gate's reduction 4", "--reduction 4"),
-    *map(ruled, ("garrote", "firm", "smooth", "slope", "hard")),
     effect("normalise-none", "windows as they are", "--normalise none"),
-    effect("points-2048", "2048 points", "--points 2048"),
-    effect("fresh-noise-wider", "noise anew, widths 16, 32, 64", "--fresh-noise --widths 16 32 64"),
-    effect(
-        "fresh-noise-wide-stem-120",
-        "noise anew, first kernel 64 wide, stride 8, 120 epochs",
-        "--fresh-noise --stem-width 64 --stem-stride 8 --epochs 120",
+    effect("widths-8-16-32", "widths 8, 16, 32", "--widths 8 16 32"),
+    effect("blocks-12", "12 blocks", "--blocks 12"),
+    effect("epochs-40", "40 epochs", "--epochs 40"),
+    effect("fresh-noise-40", "noise anew, 40 epochs", "--fresh-noise --epochs 40"),
+    of_gates("norm-layer", "gate's norm: layer", "--norm layer"),
+    of_gates("norm-none", "gate's norm: none", "--norm none"),
+    of_gates("reduction-4", "gate's reduction 4", "--reduction 4"),
+    *(
+        of_gates(f"rule-{rule}", f"rule {rule}", f"--rule {rule}")
+        for rule in ("garrote", "firm", "smooth", "slope")
     ),
     effect(
-        "fresh-noise-wider-wide-stem-120",
-        "noise anew, widths 16, 32, 64, first kernel 64 wide, stride 8, 120 epochs",
-        "--fresh-noise --widths 16 32 64 --stem-width 64 --stem-stride 8 --epochs 120",
+        "wide-stem-fresh-noise-40",
+        "first kernel 64 wide, stride 8; noise anew, 40 epochs",
+        "--stem-width 64 --stem-stride 8 --fresh-noise --epochs 40",
+    ),
+    effect(
+        "wide-stem-wider",
+        "first kernel 64 wide, stride 8; widths 16, 32, 64",
+        "--stem-width 64 --stem-stride 8 --widths 16 32 64",
     ),
 )
-SETTINGS = (*GRIDS, *PEERS, *EFFECTS)
+SETTINGS = (TENS, *EFFECTS, PEER, *GRIDS[1:])
 
 
 class Step(NamedTuple):

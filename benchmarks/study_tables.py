@@ -12,7 +12,7 @@ from drsn_ops.arguments import as_flag
 from drsn_ops.experiment.averages import gains, half_width, of, over_seeds, points
 from drsn_ops.experiment.settings import PLAIN, Result
 
-from .study import BASE, EFFECTS, GRIDS, PEERS, Setting
+from .study import EFFECTS, GRIDS, PEER, REFERENCE, TENS, Setting
 from .tables import MISSING, number, table
 
 Recorded = dict[str, list[Result]]  # by the setting's name
@@ -20,6 +20,7 @@ Recorded = dict[str, list[Result]]  # by the setting's name
 GROUPS = (range(5), range(5, 10))  # of seeds: those that settings are chosen on, and those that confirm
 SHRUNK = ("DRSN-CS", "DRSN-CW")
 OURS = (PLAIN, *SHRUNK)
+PAIR = (PLAIN, "DRSN-CW")
 ABOVE = [f"{name} above {PLAIN}" for name in SHRUNK]
 PICTURE = "difference.png"
 
@@ -120,51 +121,59 @@ def grid_table(results: Sequence[Result]) -> str:
 
 
 def effects_text(found: Recorded) -> str:
-    """The base, and below it every change of it, in Gaussian noise of -5 dB."""
-    rows = {BASE.name: at(found.get(BASE.name, ()), "gaussian", -5)}
-    rows |= {setting.name: found.get(setting.name, []) for setting in EFFECTS}
-    words = {BASE.name: "the base"} | {setting.name: setting.words for setting in EFFECTS}
+    """The base, and below it every change of it."""
+    base = found.get(REFERENCE.name, [])
+    rows = {setting.words: completed(found.get(setting.name, []), base) for setting in EFFECTS}
     used = [result for results in rows.values() for result in results]
     chosen, fresh = (in_group(used, seeds) for seeds in GROUPS)
     if not chosen:
         return ""
     lines = []
-    for name, results in rows.items():
+    for words, results in rows.items():
         own, again = (in_group(results, seeds) for seeds in GROUPS)
         if own:
             fewer = "" if named(own) == named(chosen) else f", {named(own)}"
-            means = [accuracy(network, own) for network in OURS]
-            gained = [above(network, own) for network in SHRUNK]
-            gained += [above("DRSN-CW", again)] if fresh else []
+            gained = [above("DRSN-CW", part) for part in ((own, again) if fresh else (own,))]
             seconds = fmean(result.seconds for result in of("DRSN-CW", own))
-            lines.append([words[name] + fewer, *means, *gained, number(seconds, 1)])
+            means = [accuracy(network, own) for network in PAIR]
+            lines.append([words + fewer, *means, *gained, number(seconds, 1)])
     confirming = [f"{ABOVE[1]}, {named(fresh)}"] if fresh else []
-    head = [f"gaussian, -5 dB, {named(chosen)}", *OURS, *ABOVE, *confirming, "DRSN-CW: seconds a cell"]
+    head = [f"gaussian, -5 dB, {named(chosen)}", *PAIR, ABOVE[1], *confirming, "DRSN-CW: seconds a cell"]
     return f"{table(head, lines)}\n{origin(used)}"
+
+
+def completed(results: Sequence[Result], base: Sequence[Result]) -> list[Result]:
+    """The results of a change, with the base's of the networks that it does not change, of the same seeds."""
+    own, seeds = {result.network for result in results}, {result.seed for result in results}
+    return [*results, *(result for result in in_group(base, seeds) if result.network not in own)]
 
 
 def peer_text(found: Recorded) -> str:
     """WDCNN without and with AdaBN beside the best of ResNet and the DRSNs, a mean over the kinds of noise."""
-    lines: list[list[str]] = []
-    used: list[Result] = []
-    for grid, peer in zip(GRIDS, PEERS, strict=True):
-        plain, adapted = (in_group(found.get(setting.name, ()), GROUPS[0]) for setting in (grid, peer))
-        both = {result.seed for result in plain} & {result.seed for result in adapted}
-        plain, adapted = in_group(plain, both), in_group(adapted, both)
-        for snr in sorted({result.snr for result in plain}):
-            lines.append(peer_line(grid.words, at(plain, None, snr), at(adapted, None, snr)))
-        used += [*plain, *adapted]
+    plain, adapted = (in_group(found.get(setting.name, ()), GROUPS[0]) for setting in (TENS, PEER))
+    both = {result.seed for result in plain} & {result.seed for result in adapted}
+    plain, adapted = in_group(plain, both), in_group(adapted, both)
+    if not both:
+        return ""
+    ratios = sorted({result.snr for result in plain})
+    lines = [peer_line(at(plain, None, snr), at(adapted, None, snr)) for snr in ratios]
     best = f"the best of {', '.join(OURS)}"
-    head = ["all kinds of noise", "WDCNN", "WDCNN with AdaBN", best, "it is above WDCNN with AdaBN"]
-    return f"{table(head, lines)}\n{origin(used)}" if lines else ""
+    head = [
+        f"all kinds of noise, {named(plain)}",
+        "WDCNN",
+        "WDCNN with AdaBN",
+        best,
+        "it is above WDCNN with AdaBN",
+    ]
+    return f"{table(head, lines)}\n{origin([*plain, *adapted])}"
 
 
-def peer_line(words: str, plain: Sequence[Result], adapted: Sequence[Result]) -> list[str]:
+def peer_line(plain: Sequence[Result], adapted: Sequence[Result]) -> list[str]:
     best = max(OURS, key=lambda name: fmean(accuracies(name, plain)))
     ours, theirs = accuracies(best, plain), accuracies("WDCNN", adapted)
     differences = [own - other for own, other in zip(ours, theirs, strict=True)]
     means = [accuracy("WDCNN", plain), accuracy("WDCNN", adapted), f"{best} {accuracy(best, plain)}"]
-    return [f"{words}, {as_flag(plain[0].snr)} dB, {named(plain)}", *means, points(differences)]
+    return [f"{as_flag(plain[0].snr)} dB", *means, points(differences)]
 
 
 def plot(found: Recorded, path: Path) -> None:
