@@ -30,6 +30,8 @@ TAKEN = {
     "--test-share": {"0.5"},
     "--validation-share": {"0", "0.5", "1e-50"},
     "--batch-norm-momentum": {"1", "0.5"},
+    "--dropout": {"0", "0.5", "1e-50"},
+    "--loads": {"0", "1", "2"},
     "--sampling-rate": {"1", "2", "0.5", str(2**31)},
 }
 # What a command needs besides its flags.

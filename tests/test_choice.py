@@ -284,7 +284,7 @@ def test_a_model_of_some_loads_on_others(trained, capsys):
             ["--classes", "ball"],
             "--classes ball: there is no such class in records; expected one or more of 'inner",
         ),
-        (["--loads", 4], "argument --loads: invalid choice: 4"),
+        (["--loads", 4], "argument --loads: must be an integer from 0 to 3, got '4'"),
     ],
 )
 def test_evaluate_refuses(trained, flags, message, capsys):

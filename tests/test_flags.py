@@ -76,8 +76,8 @@ def test_several_names():
     [
         (["--channels", "a,,b"], "argument --channels: expected names separated by commas, got 'a,,b'"),
         (["--classes", "a,"], "argument --classes: expected names separated by commas, got 'a,'"),
-        (["--loads", "4"], "argument --loads: invalid choice: 4 (choose from 0, 1, 2, 3)"),
-        (["--loads", "x"], "argument --loads: invalid int value: 'x'"),
+        (["--loads", "4"], "argument --loads: must be an integer from 0 to 3, got '4'"),
+        (["--loads", "x"], "argument --loads: must be an integer from 0 to 3, got 'x'"),
         (["--variable", ""], "argument --variable: expected names separated by commas, got ''"),
         (["--sampling-rate", "0"], "argument --sampling-rate: must be a number from 1e-06 to 1e+12, got '0'"),
         (["--test-share", "1"], "argument --test-share: must be a number from 0.001 to 0.999, got '1'"),

@@ -64,8 +64,7 @@ def add_choice_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--loads",
-        type=int,
-        choices=CWRU_LOADS,
+        type=count(CWRU_LOADS[0], CWRU_LOADS[-1]),
         nargs="+",
         metavar="HP",
         help="of the bearing data of Case Western Reserve University, files under their published numbers or names: "
