@@ -48,10 +48,10 @@ PLACES = {
     ),
     "vibration": (
         "the simulated machine, 1080 signals",
-        f"--data {SIMULATED} --num-signals 1080 {RECIPE} --epochs 40",
+        f"--data {SIMULATED} --num-signals 1080 {RECIPE} --epochs 20",
     ),
     # every second window: twice as many recordings as above
-    "cwru-12": ("Case Western, twelve classes at all loads", f"--step 2048 {RECIPE} --epochs 8"),
+    "cwru-12": ("Case Western, twelve classes at all loads", f"--step 2048 {RECIPE} --epochs 6"),
 }
 GRIDS = tuple(
     Setting(name, words, f"{flags} {NETWORKS}{' WDCNN' * (name == 'cwru-10')} {NOISES}")
