@@ -21,7 +21,7 @@ CHOICES = (
     (),
     ("--batch-norm-momentum", "0.1"),
     ("--fresh-noise",),
-    ("--epochs", "15"),
+    ("--epochs", "10"),
 )
 
 

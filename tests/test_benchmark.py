@@ -565,7 +565,7 @@ def test_accuracies_over_seeds(monkeypatch, tmp_path, threads):
     made = report.texts(rows, "mnist")["mnist:cpu"]
     assert "| test accuracy, %, 2 seeds | running statistics: mean ± standard deviation |" in made
     assert "| the recipe | 75.00 ± 7.07 | 70.00 to 80.00 | 85.00 ± 7.07 | 80.00 to 90.00 |" in made
-    assert "| `--epochs 15` | 52.50 ± 17.68 | 40.00 to 65.00 | 62.50 ± 17.68 | 50.00 to 75.00 |" in made
+    assert "| `--epochs 10` | 52.50 ± 17.68 | 40.00 to 65.00 | 62.50 ± 17.68 | 50.00 to 75.00 |" in made
     assert made.endswith(", commit first, later.\n")
 
 
