@@ -1,5 +1,6 @@
 """The experiment's choices beside the paper's: other networks, noise drawn anew, AdaBN, intervals, what is refused."""
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -135,6 +136,16 @@ def test_choices_are_kept_and_said(folder, capsys):
     assert_refused(
         run, ["--resume", "own", "--norm", "batch"], "of --norm none, not of --norm batch", folder, capsys
     )
+
+
+def test_stages_of_one_width(folder):
+    """What comes twice is meant once, but for the widths: the second of two alike was lost."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    flags = "--widths 8 8 16 --snr 5 5 --seeds 2 --networks ResNet ResNet --classes a,b,a --loads 1 0 1"
+    asked = command.requested(parser.parse_args(flags.split()), None)
+    assert asked.widths == (8, 8, 16)
+    assert (asked.snr, asked.networks, asked.classes, asked.loads) == ((5,), ("ResNet",), ("a", "b"), (1, 0))
 
 
 def test_what_is_the_papers_is_not_said():

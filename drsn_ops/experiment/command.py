@@ -28,6 +28,7 @@ from ..arguments import (
 from ..data.fingerprint import fingerprint, require_same_data
 from ..data.flags import (
     ALIASES,
+    CHOICE_FLAGS,
     MAX_BLOCKS,
     MAX_SIGNALS,
     SIMULATED,
@@ -46,7 +47,7 @@ from .caption import noun_of
 from .cell import build
 from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for
-from .settings import NETWORKS, PRESETS, STAGES, Cell, Result, Settings, settings_of
+from .settings import GROWING, NETWORKS, PRESETS, STAGES, Cell, Result, Settings, settings_of
 from .signals import Data, load
 from .storage import read_fingerprint, read_results, read_settings, result_path, save_settings
 
@@ -137,10 +138,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def requested(args: argparse.Namespace, saved: Settings | None) -> Settings:
     """The settings that the flags ask for, checked against what is resumed."""
-    given = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
-    flags = {**given, **reading_arguments(args), "data": place(args, saved)}
-    lists = {name: tuple(dict.fromkeys(value)) for name, value in flags.items() if isinstance(value, list)}
-    return settings_of({**flags, **lists}, args.preset, saved, args.resume)
+    flags = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
+    flags |= {**reading_arguments(args), "data": place(args, saved)}
+    given = {name: tuple(value) for name, value in flags.items() if isinstance(value, list | tuple)}
+    # what comes twice is meant once; stages may be of the same width
+    once = {name: tuple(dict.fromkeys(given[name])) for name in (*GROWING, *CHOICE_FLAGS) if name in given}
+    return settings_of({**flags, **given, **once}, args.preset, saved, args.resume)
 
 
 def place(args: argparse.Namespace, saved: Settings | None) -> str | None:
