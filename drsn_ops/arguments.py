@@ -12,6 +12,7 @@ from typing import Any
 MAX_COUNT = 2**31 - 1
 MAX_SEED = 2**64 - 1  # of PyTorch's generators
 MAX_PROCESSES = 1024  # or threads
+COMMA = ("classes", "channels", "variable")  # the settings whose flags take names between commas
 # its products with data stay finite in float32
 MAX_REAL = 1e30
 
@@ -102,6 +103,8 @@ def flagged(name: str, value: object) -> str:
     flag = "--" + name.replace("_", "-")
     if value is None or value is False or value == ():
         return f"no {flag}"
+    if name in COMMA and isinstance(value, tuple):
+        return f"{flag} {shlex.quote(','.join(map(as_flag, value)))}"
     return flag if value is True else f"{flag} {as_flag(value)}"
 
 

@@ -127,7 +127,10 @@ def test_arguments_in_words():
         assert str(as_input_error(ValueError(error))) == message
     assert [flagged("step", value) for value in (None, (), False)] == ["no --step"] * 3
     assert flagged("test_share", 0.5) == "--test-share 0.5" and flagged("pad", True) == "--pad"
-    assert flagged("channels", ("a", 2.0)) == "--channels a 2"
+    assert (
+        flagged("widths", (4, 8.0)) == "--widths 4 8" and flagged("channels", ("a", 2.0)) == "--channels a,2"
+    )
+    assert flagged("classes", ("ball 0.007", "b")) == "--classes 'ball 0.007,b'"
     assert [counted(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
 
 

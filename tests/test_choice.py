@@ -9,7 +9,7 @@ from commands import assert_refused
 
 from drsn_ops.__main__ import main
 from drsn_ops.arguments import InputError
-from drsn_ops.data.cwru_files import CWRU_LOADS, CWRU_NUMBERS, cwru_load, load_of
+from drsn_ops.data.cwru_files import CWRU_LOADS, CWRU_NUMBERS, at_loads, cwru_load, load_of
 from drsn_ops.data.recordings import Reading, read_labelled, read_recordings
 from drsn_ops.data.signals import FileOptions
 from drsn_ops.data.windows import Cutting
@@ -212,7 +212,7 @@ def test_loads_of_folders_are_refused(tmp_path):
         ({"loads": 3}, "--loads 3: expected loads of recordings in .*: 0, 1, 2$"),
         (
             {"classes": ("ball 0.007", "outer race 0.007"), "loads": 2},
-            "--classes ball 0.007: .* no recording of it at",
+            "--classes 'ball 0.007': .* no recording of it at",
         ),
         (
             {"classes": "outer race 0.007", "loads": 2},
@@ -226,10 +226,22 @@ def test_refused(tmp_path, options, message):
     refused(tmp_path, message, **options)
 
 
-@pytest.mark.parametrize("loads", [4, (0, -1), "0", (0.5,)])
+@pytest.mark.parametrize(
+    "loads", [4, (0, -1), "0", "01", (0.5,), 1.0, (1.0,), True, (0, True), None, (None,), np.float64(1)]
+)
 def test_loads_that_are_none(published, loads):
     with pytest.raises(ValueError, match="loads: got .*, expected 0, 1, 2 or 3"):
         read(published, loads=loads)
+
+
+@pytest.mark.parametrize("loads", [np.int64(1), np.array([1, 1]), iter((1,)), {1}, range(1, 2)])
+def test_loads_of_any_kind(published, loads):
+    """Integers of NumPy's too, in whatever can be iterated."""
+    assert stems(read(published, loads=loads, split="time")) == ["106", "119", "131", "158"]
+
+
+def test_loads_in_words():
+    assert [at_loads(loads) for loads in ((), (2,), (3, 1, 3))] == ["", " at load 2", " at loads 1, 3"]
 
 
 def test_choices_for_an_evaluation(published):
@@ -298,7 +310,7 @@ def test_evaluate_refuses(trained, flags, message, capsys):
         (["--loads", 2], "a checkpoint of --loads 0 1, not of --loads 2"),
         (
             ["--classes", "ball 0.007"],
-            "a checkpoint of --classes inner race 0.007 ball 0.007, not of --classes ball",
+            "a checkpoint of --classes 'inner race 0.007,ball 0.007', not of --classes 'ball 0.007'",
         ),
     ],
 )
@@ -316,7 +328,7 @@ def test_resuming_with_another_choice(trained, flags, message, capsys):
             "holds one class, 'ball 0.007'; expected --classes or --loads of",
         ),
         (["vibration", "--loads", 0], "--loads 0: expected none with --data vibration"),
-        (["vibration", "--classes", "a,b"], "--classes a b: expected none with --data vibration"),
+        (["vibration", "--classes", "a,b"], "--classes a,b: expected none with --data vibration"),
         (["digits", "--loads", 0, 1], "--loads 0 1: expected none with --data digits"),
         (["digits", "--classes", "0"], "--classes 0: expected none with --data digits"),
     ],

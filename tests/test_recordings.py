@@ -450,6 +450,10 @@ def test_test_share(plain, share, tested):
         ({"test_share": 1.0}, "test_share: got 1.0, expected a number between 0 and 1"),
         ({"seed": -1}, "seed: got -1, expected an integer of at least 0"),
         ({"seed": True}, "seed: got True, expected an integer of at least 0"),
+        ({"channels": None}, "channels: got None, expected a name, or several"),
+        ({"channels": (0, True)}, "channels: got .*, expected a name, or several"),
+        ({"variable": b"x"}, "variable: got b'x', expected a name, or several"),
+        ({"classes": (None,)}, "classes: got .*, expected a name, or several"),
         ({"normalise": "std"}, "normalise: got 'std', expected 'none', 'mean' or 'standard'"),
     ],
 )

@@ -128,7 +128,8 @@ def load_among(small: Sequence[int], outer: bool) -> int | None:
 
 def at_loads(loads: Sequence[int]) -> str:
     """The loads that recordings were chosen by, in words; nothing where they were not."""
-    return f" at load{'s' * (len(loads) > 1)} {', '.join(map(str, loads))}" if loads else ""
+    held = sorted({*loads})
+    return f" at load{'s' * (len(held) > 1)} {', '.join(map(str, held))}" if held else ""
 
 
 def parsed(path: Path) -> Named:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import InputError
+from ..arguments import InputError, flagged
 from .cwru_files import CWRU_NUMBERS, cwru_class, cwru_load
 from .signals import SUFFIXES, FileOptions, read_table
 from .splits import PARTS, Part
@@ -111,11 +111,11 @@ def chosen(found: Found, place: str | Path, classes: Sequence[str], loads: Seque
     unknown = [name for name in classes if name not in found.classes]
     if unknown:
         raise InputError(
-            f"--classes {','.join(unknown)}: there is no such class in {place}; expected one or more of "
+            f"{flagged('classes', tuple(unknown))}: there is no such class in {place}; expected one or more of "
             f"{', '.join(map(repr, found.classes))}"
         )
     sources = [source for source in found.sources if not classes or source.label in classes]
-    asked = f"--loads {' '.join(map(str, loads))}"
+    asked = flagged("loads", tuple(loads))
     if loads:
         own = next((source for source in sources if not source.published), None)
         if own:
@@ -132,7 +132,7 @@ def chosen(found: Found, place: str | Path, classes: Sequence[str], loads: Seque
     without = [name for name in classes if name not in present]
     if without:
         raise InputError(
-            f"--classes {','.join(without)}: {place} has no recording of it at {asked}; expected none"
+            f"{flagged('classes', tuple(without))}: {place} has no recording of it at {asked}; expected none"
         )
     return found._replace(sources=sources, classes=tuple(name for name in found.classes if name in present))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -221,10 +221,11 @@ def read_recordings(
             the others, or whose values are not finite in float32 or lose their differences there; a recording that is
             there twice; a class or load to choose that there is none of, or loads of other recordings.
     """
-    classes, loads = names(classes), numbers(loads)
+    classes, loads = names("classes", classes), numbers(loads)
     splitting = Splitting(split, test_share, validation_share, seed, points)
     splitting.check()
-    options = FileOptions(names(variable), names(channels), layout, delimiter, decimal, encoding)
+    chosen_names = names("variable", variable), names("channels", channels)
+    options = FileOptions(*chosen_names, layout, delimiter, decimal, encoding)
     reading = Reading(options, Cutting(points, step, normalise, pad), sampling_rate, resample)
     found = chosen(find(Path(place), options), place, classes, loads)
     if found.sources[0].line is not None and (options.variable or options.channels or layout != "auto"):
@@ -321,17 +322,27 @@ def constant(x: Tensor) -> Tensor:
     return (x == x[..., :1]).flatten(1).all(1)
 
 
-def names(given: str | int | Sequence[str | int]) -> tuple[str, ...]:
-    """Several names, or one; numbers in digits."""
-    return (str(given),) if isinstance(given, str | int) else tuple(map(str, given))
+def names(argument: str, given: str | int | Sequence[str | int]) -> tuple[str, ...]:
+    """Several names, or one; numbers in digits. ValueError, which names the argument, where one is neither."""
+    return tuple(str(one) for one in several(argument, given, (str, int, np.integer), "a name, or several"))
 
 
 def numbers(loads: int | Sequence[int]) -> tuple[int, ...]:
     """Several loads, or one; ValueError where one is none of `CWRU_LOADS`."""
-    given = (loads,) if isinstance(loads, int) else tuple(loads)
+    given = several("loads", loads, (int, np.integer), "0, 1, 2 or 3, or several")
     for load in given:
         require_choice("loads", load, CWRU_LOADS)
-    return given
+    return tuple(int(load) for load in given)
+
+
+def several(argument: str, given: Any, kinds: tuple[type, ...], expected: str) -> tuple[Any, ...]:
+    """What is given, or the one thing; ValueError unless all are of these kinds."""
+    alone = isinstance(given, str | bytes) or not isinstance(given, Iterable)
+    found = (given,) if alone else tuple(given)
+    # True is an integer
+    if not all(isinstance(one, kinds) and not isinstance(one, bool) for one in found):
+        raise ValueError(f"{argument}: got {given!r}, expected {expected}")
+    return found
 
 
 def channels_of(signals: Sequence[Signal]) -> tuple[str, ...]:
