@@ -136,9 +136,9 @@ def impulsive(
     white = gaussian(shape, generator=generator)
     struck = torch.rand(shape, generator=generator, **_source(generator)) < _IMPULSE_RATE
     background = 1 - _IMPULSE_POWER
-    scales = math.sqrt(background + _IMPULSE_POWER / _IMPULSE_RATE), math.sqrt(background)
     # a sum of independent Gaussians is one of the summed variances
-    return (white * torch.where(struck, *scales).to(white.dtype)).to(device)
+    high = white * math.sqrt(background + _IMPULSE_POWER / _IMPULSE_RATE)
+    return torch.where(struck, high, white * math.sqrt(background)).to(device)
 
 
 _DRAW: dict[str, Callable[..., Tensor]] = dict(

@@ -44,6 +44,21 @@ def test_moments(kind, mean, power, kurtosis):
     assert measured.item() == pytest.approx(kurtosis, rel=0.03)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_no_noise(kind, default):
+    """Scales of impulses had been rounded to it."""
+    expected, x = DRAW[kind]((3, 1000), generator=generator()), signals(3, 1000)
+    added = add_noise(x, 0.0, kind, generator=generator())
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(DRAW[kind]((3, 1000), generator=generator()), expected)
+        assert torch.equal(add_noise(x, 0.0, kind, generator=generator()), added)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def slope(kind, points=4096):
     """The exponent of the averaged periodogram over two decades of frequency, by least squares."""
     spectrum = torch.fft.rfft(DRAW[kind]((600, points), generator=generator()).double())
