@@ -20,6 +20,7 @@ from drsn_ops.data import Dataset, Split
 from drsn_ops.training import train
 from drsn_ops.training.processes import Processes
 from drsn_ops.training.recipes import Recipe
+from drsn_ops.training.recordings import RecordingSettings, parts_of
 
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
@@ -39,12 +40,20 @@ def images(*_, noise, seed, fresh_noise):
 
 def run(*flags):
     """Train in this process, in float64: there a wrong sum differs by far more than another order of sums."""
-    inside = Recipe.learning_rate
+    inside, load = Recipe.learning_rate, RecordingSettings.load
 
     def learning_rate(self, start, step):
         if step == 2 and "RANK" in os.environ and os.environ.get("FAILING") == os.environ["RANK"]:
             raise RuntimeError("this process fails")
         return inside(self, start, step)
+
+    def doubled(self):
+        loaded = load(self)
+        parts = {
+            name: windows._replace(x=windows.x.double())
+            for name, windows in parts_of(loaded.recordings).items()
+        }
+        return loaded._replace(recordings=loaded.recordings._replace(**parts))
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -52,6 +61,7 @@ def run(*flags):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "load", images)
             patch.setattr(Recipe, "learning_rate", learning_rate)
+            patch.setattr(RecordingSettings, "load", doubled)
             return main(["train", "--batch-size", "150", *map(str, flags)])
     finally:
         torch.set_default_dtype(before)
@@ -112,6 +122,17 @@ def test_two_processes_train_as_one_does(alone_in):
     assert_same_run(alone_in / "shared", alone_in / "whole")
     names = ["checkpoint.pt", "curve.csv", "curve.png"]
     assert sorted(path.name for path in (alone_in / "shared").iterdir()) == names
+
+
+def test_two_processes_drop_out_as_one_does(alone_in):
+    """With new noise too. Shares of 15 are 8 and 7: each process drew for its own, and then had an order of its own."""
+    flags = "--data vibration --num-signals 64 --points 64 --batch-size 15 --blocks 3 --widths 4 4 8".split()
+    flags += "--dropout 0.5 --snr 5 --fresh-noise --epochs 2".split()
+    assert run(*flags, "--output-dir", "whole") == 0
+    with torchrun(*flags, "--output-dir", "shared") as process:
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert_same_run(alone_in / "shared", alone_in / "whole")
 
 
 def assert_can_go_on(folder):

@@ -251,6 +251,22 @@ def test_resume_with_what_is_drawn_and_measured_anew(folder, capsys):
     ]
 
 
+def test_a_checkpoint_of_a_gpu_has_the_state_of_its_random_numbers(monkeypatch):
+    """A Dropout draws there. One of a CPU has none, and goes on on a GPU."""
+    state, set_again = torch.arange(16, dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *given: set_again.append(given))
+    settings = Settings("digits", "none", "drsn_ops", epochs=1, batch_size=100, lr=1e-3, noise=0.0, seed=0)
+    job = Run(settings, few("digits", None, noise=0, seed=0), torch.device("cpu"))
+    on_cpu = job.state()
+    job.restore(on_cpu)
+    job.device = torch.device("cuda")
+    job.restore(on_cpu)
+    assert set_again == [] and job.state()["random_of_device"] is state
+    job.restore(job.state())
+    assert set_again == [(state, job.device)]
+
+
 def test_a_checkpoint_of_before_these_flags_goes_on(folder):
     """It has none of their settings."""
     assert run("--epochs", 2, "--output-dir", "whole") == 0

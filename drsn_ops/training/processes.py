@@ -1,7 +1,7 @@
 """The processes that train one network together, as torchrun starts them, and the device of each.
 
 Each process takes its share of every batch, and all keep the same network. To rounding, they compute what one process
-computes from the whole batch: its gradients, with every BatchNorm over all samples.
+computes from the whole batch: its gradients, with every BatchNorm and every Dropout over all samples.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..arguments import InputError, first_line
 from .shared_batch_norm import share_batch_norms
+from .shared_dropout import share_dropouts
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,13 @@ class Processes:
     def replicate(self, network: nn.Module) -> nn.Module:
         """The module to call instead of the network in training; it averages gradients over the processes.
 
-        Parameters, statistics and their names stay those of the network. Its BatchNorms are replaced by ones over the
-        samples of all processes.
+        Parameters, statistics and their names stay those of the network. Its BatchNorms and Dropouts are replaced by
+        ones over the samples of all processes.
         """
         if self.count == 1:
             return network
         device = next(network.parameters()).device
+        share_dropouts(network)
         if device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         else:

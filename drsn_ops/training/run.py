@@ -146,6 +146,8 @@ class Run:
             # tensors that are those of the network are written once
             last = self.best_epoch == len(self.rows)
             state["best"] = state["network"] if last else self.best
+        if self.device.type == "cuda":  # a Dropout draws there
+            state["random_of_device"] = torch.cuda.get_rng_state(self.device)
         return state | ({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -159,6 +161,8 @@ class Run:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and "random_of_device" in state:
+            torch.cuda.set_rng_state(state["random_of_device"], self.device)
 
     def train_epoch(self, stepped: Callable[[], object]) -> Result | None:
         """Make one pass over the training samples in a new order; call ``stepped`` after each step.
