@@ -204,12 +204,16 @@ def step_of(args: argparse.Namespace, setting: Setting) -> Step:
     saved = read_settings(folder) if (folder / "settings.json").exists() else None
     flags = ["--resume" if saved else "--output-dir", str(folder), "--device", args.device]
     flags += ["--seeds", str(max(args.seeds, saved.seeds if saved else 0))]
-    flags += [] if setting.simulated else ["--data", str(args.data)]
+    # a path: "vibration" is the simulated machine's name
+    flags += [] if setting.simulated else [f"--data={args.data.absolute()}"]
     flags += ["--workers", str(args.workers)] if args.workers else []
     parser = argparse.ArgumentParser(prog=f"experiment of {setting.name}")
     experiment.add_arguments(parser)
     own = parser.parse_args([*shlex.split(setting.flags), *flags])
-    trained = {result.cell for result in read_csv(folder / "results.csv")} if saved else set()
+    try:
+        trained = {result.cell for result in read_csv(folder / "results.csv")} if saved else set()
+    except ValueError:
+        trained = set()  # damaged: it is written anew from the files of the cells
     return Step(setting, folder, None if trained.issuperset(requested(own, saved).cells()) else own)
 
 
@@ -220,16 +224,23 @@ def record(step: Step) -> None:
 
 
 def read_csv(path: Path) -> list[Result]:
-    """The results that an experiment has written to this file; none where there is no file."""
+    """The results that an experiment has written to this file; none where there is no file.
+
+    Raises:
+        ValueError: it has other columns, no results, or a line that is none.
+    """
     if not path.exists():
         return []
-    kinds = get_type_hints(Result)
-    with path.open(newline="") as file:
-        return [result_of(row, kinds) for row in csv.DictReader(file)]
-
-
-def result_of(row: dict[str, str], kinds: dict[str, type]) -> Result:
-    return Result(**{name: kind(row[name]) for name, kind in kinds.items()})
+    kinds = list(get_type_hints(Result).values())
+    try:
+        with path.open(newline="") as file:
+            head, *lines = csv.reader(file)
+        found = [Result(*(kind(value) for kind, value in zip(kinds, line, strict=True))) for line in lines]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+    if tuple(head) != Result._fields or not found:
+        raise ValueError(f"{path}: expected results with the columns {', '.join(Result._fields)}")
+    return found
 
 
 def read_recorded(folder: Path) -> dict[str, list[Result]]:

@@ -143,9 +143,13 @@ def effects_text(found: Recorded) -> str:
 
 
 def completed(results: Sequence[Result], base: Sequence[Result]) -> list[Result]:
-    """The results of a change, with the base's of the networks that it does not change, of the same seeds."""
-    own, seeds = {result.network for result in results}, {result.seed for result in results}
-    return [*results, *(result for result in in_group(base, seeds) if result.network not in own)]
+    """The results of a change, with the base's of the networks that it does not change, of the seeds of both."""
+    own = {result.network for result in results}
+    others = [result for result in base if result.network not in own]
+    if not others:
+        return [*results]
+    seeds = {result.seed for result in results} & {result.seed for result in others}
+    return in_group([*results, *others], seeds)
 
 
 def peer_text(found: Recorded) -> str:

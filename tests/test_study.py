@@ -262,6 +262,50 @@ def test_tables_of_known_results(recorded):
     assert [*pictures] == [recorded / "difference.png"]
 
 
+def test_a_change_of_more_seeds_than_the_base_has(recorded):
+    """Its row is of the seeds of both: there was no table at all."""
+    report.write_csv(made_up({"ResNet": 0.5, "DRSN-CW": RISING}, seeds=range(2)), recorded / "base.csv")
+    lines = benchmarks_report.recorded(recorded)[0]["study-effects"].splitlines()
+    assert lines[-3].startswith("| rule firm, seeds 0 to 1 | 50.00 | 45.00 | -5.00 [-5.00, -5.00] |")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "damaged: not enough values to unpack"),
+        ("network,snr\nResNet,5\n", "damaged: zip"),
+        (",".join(Result._fields) + "\n", "expected results with the columns network, noise_kind,"),
+        (",".join(Result._fields) + "\nResNet,pink,5.0,0,0.5", "damaged: zip"),
+        (",".join(Result._fields) + "\nResNet,pink,five" + ",1" * 13, "damaged: could not convert string"),
+        ("a" + ",a" * 15 + "\nResNet,pink,5.0" + ",1" * 13, "expected results with the columns network,"),
+    ],
+)
+def test_a_damaged_table(recorded, tmp_path, capsys, text, message):
+    """A report of it says which it is."""
+    (recorded / "adabn.csv").write_text(text)
+    assert benchmarks_command.main(["report", str(recorded), "--folder", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert f"adabn.csv: {message}" in err and err.count("\n") == 1
+
+
+def test_a_setting_with_a_damaged_table_is_not_done(alone_in, monkeypatch):
+    """Its table is written anew; no cell is trained."""
+    assert run("--only", "two", "--seeds", 1) == 0
+    whole = (alone_in / "recorded" / "two.csv").read_bytes()
+    (alone_in / "own" / "two" / "results.csv").write_bytes(whole[:-200])
+    cells = trained(monkeypatch)
+    assert run("--only", "two", "--seeds", 1) == 0
+    assert cells == [] and (alone_in / "recorded" / "two.csv").read_bytes() == whole
+
+
+def test_a_folder_of_recordings_with_the_name_of_the_machine(alone_in):
+    (alone_in / "vibration").mkdir()
+    parser = argparse.ArgumentParser()
+    study.add_arguments(parser, TINY)
+    step = study.step_of(parser.parse_args(["--data", "vibration"]), TINY[2])
+    assert command.requested(step.args, None).data == str(alone_in / "vibration")
+
+
 def test_the_page_has_every_region(recorded, tmp_path):
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "shrinkage.md"

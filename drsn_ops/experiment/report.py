@@ -23,10 +23,11 @@ from .storage import features_path
 def write_report(settings: Settings, results: Sequence[Result], folder: Path) -> list[Path]:
     """Write the tables and the figures. Returns their paths."""
     writers: dict[str, Callable[[Path], object]] = {
-        "results.csv": lambda path: write_csv(results, path),
         "accuracy.png": lambda path: plot_accuracy(settings, results, path),
         "tsne.png": lambda path: plot_shown(settings, folder, path),
         "table.md": lambda path: path.write_text(table(settings, results)),
+        # the last one: where it is, the others are too
+        "results.csv": lambda path: write_csv(results, path),
     }
     for name, write in writers.items():
         with replacing(folder / name) as path:
