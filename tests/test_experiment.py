@@ -1,6 +1,7 @@
 """The experiment: its grid, its recipe, what it writes, that it repeats and goes on, and what it refuses."""
 
 import csv
+import errno
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ import drsn_ops
 from drsn_ops import noise
 from drsn_ops.__main__ import main
 from drsn_ops.data.vibration import CLASSES, vibration
-from drsn_ops.experiment import averages, cell, command, figures, report, schedule, signals
+from drsn_ops.experiment import averages, cell, command, figures, report, schedule, signals, storage
 from drsn_ops.experiment.settings import FULL, NETWORKS, OF_THE_PAPER, SMALL, Cell, Result, settings_of
 from drsn_ops.experiment.storage import read_features, read_settings, result_path
 from drsn_ops.machine import processor
@@ -204,6 +206,19 @@ def test_interrupt_in_the_report(whole, folder, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "16 of 16 cells are done; now the table" in out
     assert "interrupted; 16 of 16 cells are done; to go on: --resume part --workers 1" in out
+
+
+def test_a_full_disk_at_the_start(folder, monkeypatch, capsys):
+    """The folder is as empty as it was, so that the same command goes on, and the folder of the cells is made anew."""
+    flags = [*TINY, "--seeds", 1, "--snr", 5, "--networks", "ResNet", "--noise-kind", "pink"]
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patch.setattr(storage, "json", SimpleNamespace(dumps=Mock(side_effect=full)))
+        assert run(*flags, "--output-dir", "own") == 2
+    assert "No space left on device: 'own/settings.json'" in capsys.readouterr().err
+    assert run(*flags, "--output-dir", "own") == 0
+    shutil.rmtree("own/cells")
+    assert run("--resume", "own") == 0 and len(results(folder / "own")) == 1
 
 
 def members(group):

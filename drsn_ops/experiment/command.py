@@ -49,7 +49,7 @@ from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for
 from .settings import GROWING, NETWORKS, PRESETS, STAGES, Cell, Result, Settings, settings_of
 from .signals import Data, load
-from .storage import read_fingerprint, read_results, read_settings, result_path, save_settings
+from .storage import make_room, read_fingerprint, read_results, read_settings, result_path, save_settings
 
 MAX_SEEDS = 10_000
 
@@ -190,6 +190,7 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
     left = [cell for cell in settings.cells() if cell not in done]
     if settings != saved:
         save_settings(settings, mark, folder)
+    make_room(folder)
     for cell in left:
         # a file of a cell that is not done is damaged; from here on, a file means that its cell is done
         result_path(folder, cell).unlink(missing_ok=True)

@@ -23,13 +23,18 @@ from ..noise import KINDS
 from .settings import NETWORKS, Cell, Result, Settings
 
 FORMAT = "drsn_ops.experiment 3"
+CELLS = "cells"
 
 
 def save_settings(settings: Settings, fingerprint: Sequence[float], folder: Path) -> None:
     """Write the settings and the signals' fingerprint: of an experiment that is resumed too, which may have grown."""
-    (folder / "cells").mkdir(exist_ok=True)
     values = {"format": FORMAT, **asdict(settings), "fingerprint": fingerprint}
     write_json(values, folder / "settings.json")
+
+
+def make_room(folder: Path) -> None:
+    """Make the folder of the cells' files, after the settings: a folder with these can be resumed."""
+    (folder / CELLS).mkdir(exist_ok=True)
 
 
 def read_fingerprint(folder: Path) -> list[float]:
@@ -79,7 +84,7 @@ def fits(value: object, kind: Any) -> bool:
 
 def result_path(folder: Path, cell: Cell) -> Path:
     """The path of a cell's result."""
-    return folder / "cells" / f"{cell.name}.json"
+    return folder / CELLS / f"{cell.name}.json"
 
 
 def features_path(folder: Path, cell: Cell) -> Path:
