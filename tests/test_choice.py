@@ -196,6 +196,21 @@ def test_loads_of_folders_are_refused(tmp_path):
     assert len(read(tmp_path).files) == 4
 
 
+def test_a_given_split_is_not_lost(tmp_path):
+    """A choice that leaves nothing to test had the training folder split anew."""
+    for part, load in (("train", 0), ("train", 1), ("test", 2), ("test", 3)):
+        for number in (105, 118):
+            write_record(tmp_path / part / f"{number + load}.mat", number + load)
+    data = read(tmp_path, loads=(0, 2))
+    assert data.split == "given" and stems(data) == ["105", "118", "107", "120"]
+    for loads, lacking in (((0, 1), "test"), ((2, 3), "train")):
+        refused(
+            tmp_path, f"gives a split, of which .* leave no recordings to {lacking}; expected", loads=loads
+        )
+        assert read(tmp_path, loads=loads, split="recording").split == "recording"
+    assert read(tmp_path / "train", loads=(0, 1)).split == "recording"
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -137,6 +137,17 @@ def chosen(found: Found, place: str | Path, classes: Sequence[str], loads: Seque
     return found._replace(sources=sources, classes=tuple(name for name in found.classes if name in present))
 
 
+def require_both_parts(every: Found, found: Found, place: str | Path) -> None:
+    """Raise InputError where a place gives a split, and what was found of it is of one part: it would be split anew."""
+    both = {"train", "test"}
+    before, after = ({source.part for source in held.sources} for held in (every, found))
+    if None not in before and both <= before and not both <= after:
+        raise InputError(
+            f"{place}: gives a split, of which --classes and --loads leave no recordings to "
+            f"{' and '.join(sorted(both - after))}; expected a choice with both, or --split recording or time"
+        )
+
+
 def require_no_parts(place: Path, parts: dict[Path, Part]) -> None:
     """Raise InputError where folders named after parts are no classes, but parts of which train or test is missing.
 

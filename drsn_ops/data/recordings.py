@@ -16,7 +16,7 @@ from torch import Tensor
 from ..arguments import InputError, counted, require_choice
 from .copies import Seen
 from .cwru_files import CWRU_LOADS, require_record
-from .places import Found, Source, chosen, find
+from .places import Found, Source, chosen, find, require_both_parts
 from .rates import brought_to, common_rate, is_one
 from .signals import FileOptions, Signal, read_signal
 from .splits import PARTS, Recording, Share, Split, Splitting
@@ -227,7 +227,10 @@ def read_recordings(
     chosen_names = names("variable", variable), names("channels", channels)
     options = FileOptions(*chosen_names, layout, delimiter, decimal, encoding)
     reading = Reading(options, Cutting(points, step, normalise, pad), sampling_rate, resample)
-    found = chosen(find(Path(place), options), place, classes, loads)
+    every = find(Path(place), options)
+    found = chosen(every, place, classes, loads)
+    if split is None:
+        require_both_parts(every, found, place)
     if found.sources[0].line is not None and (options.variable or options.channels or layout != "auto"):
         raise InputError(
             f"{found.sources[0].path}: a table, whose lines are recordings of one channel; expected no --variable, "
