@@ -191,7 +191,7 @@ def plot(found: Recorded, path: Path) -> None:
     figure, axes = pyplot.subplots(
         len(SHRUNK),
         len(grids),
-        figsize=(4.2 * len(grids) + 0.6, 6.4),
+        figsize=(max(4.2 * len(grids) + 0.6, 6.4), 6.4),
         sharex=True,
         sharey=True,
         squeeze=False,
