@@ -301,9 +301,9 @@ class RSBU(nn.Module):
             raise ValueError(
                 f"out_channels: got {out_channels}, expected at least in_channels, {in_channels}"
             )
-        for name, value, usual in (("rule", rule, "soft"), ("pooling", pooling, "avg")):
-            if thresholds is None and value not in (usual, rules.soft):
-                raise ValueError(f"{name}: got {value!r}, expected {usual!r} with thresholds=None")
+        for name, value, usual in (("rule", rule, ("soft", rules.soft)), ("pooling", pooling, ("avg",))):
+            if thresholds is None and value not in usual:
+                raise ValueError(f"{name}: got {value!r}, expected {usual[0]!r} with thresholds=None")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.stride = stride

@@ -396,6 +396,7 @@ def test_a_network_without_thresholds_takes_no_rule():
     for options, message in [
         ({"rule": "firm"}, "rule: got 'firm', expected 'soft' with thresholds=None"),
         ({"pooling": "max"}, "pooling: got 'max', expected 'avg' with thresholds=None"),
+        ({"pooling": rules.soft}, "pooling: got <function soft.*, expected 'avg' with thresholds=None"),
     ]:
         for build in (models.drsn, functools.partial(RSBU, 4, 4)):
             with pytest.raises(ValueError, match=message):
