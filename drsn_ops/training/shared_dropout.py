@@ -20,10 +20,18 @@ class SharedDropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        count = torch.tensor(len(input), device=input.device)
-        dist.all_reduce(count)
-        drawn = F.dropout(input.new_ones(int(count), *input.shape[1:]), self.p)
-        return input * drawn.tensor_split(dist.get_world_size())[dist.get_rank()]
+        zeros: Tensor = share_of_zeros(input, self.p)
+        return input * zeros
+
+
+# compiled, it would warn of a size that other processes decide
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def share_of_zeros(x: Tensor, p: float) -> Tensor:
+    """What this process's samples are multiplied with: 0 with probability p, else 1 / (1 - p)."""
+    count = torch.tensor(len(x), device=x.device)
+    dist.all_reduce(count)
+    drawn = F.dropout(x.new_ones(int(count), *x.shape[1:]), p)
+    return drawn.tensor_split(dist.get_world_size())[dist.get_rank()]
 
 
 def share_dropouts(network: nn.Module) -> None:
