@@ -88,24 +88,14 @@ EFFECTS = (
     effect("normalise-none", "windows as they are", "--normalise none"),
     effect("widths-8-16-32", "widths 8, 16, 32", "--widths 8 16 32"),
     effect("blocks-12", "12 blocks", "--blocks 12"),
+    effect("blocks-12-wider", "12 blocks, widths 8, 16, 32", "--blocks 12 --widths 8 16 32"),
     effect("epochs-40", "40 epochs", "--epochs 40"),
-    effect("fresh-noise-40", "noise anew, 40 epochs", "--fresh-noise --epochs 40"),
     of_gates("norm-layer", "gate's norm: layer", "--norm layer"),
     of_gates("norm-none", "gate's norm: none", "--norm none"),
     of_gates("reduction-4", "gate's reduction 4", "--reduction 4"),
     *(
         of_gates(f"rule-{rule}", f"rule {rule}", f"--rule {rule}")
         for rule in ("garrote", "firm", "smooth", "slope")
-    ),
-    effect(
-        "wide-stem-fresh-noise-40",
-        "first kernel 64 wide, stride 8; noise anew, 40 epochs",
-        "--stem-width 64 --stem-stride 8 --fresh-noise --epochs 40",
-    ),
-    effect(
-        "wide-stem-wider",
-        "first kernel 64 wide, stride 8; widths 16, 32, 64",
-        "--stem-width 64 --stem-stride 8 --widths 16 32 64",
     ),
 )
 SETTINGS = (TENS, *EFFECTS, PEER, *GRIDS[1:])
