@@ -107,7 +107,7 @@ def fitted(network, x):
     torch.manual_seed(0)
     settings = replace(SMALL, epochs=2, batch_size=2)
     optimiser = cell.momentum(network.parameters(), settings.lr)
-    cell.fit(network, optimiser, x, torch.tensor([0, 1, 2, 3], device="cpu"), settings)
+    cell.fit(network, optimiser, [x] * settings.epochs, torch.tensor([0, 1, 2, 3], device="cpu"), settings)
     return network.state_dict()
 
 
