@@ -227,7 +227,7 @@ def test_a_given_split_is_not_lost(tmp_path):
         ({"loads": 3}, "--loads 3: expected loads of recordings in .*: 0, 1, 2$"),
         (
             {"classes": ("ball 0.007", "outer race 0.007"), "loads": 2},
-            "--classes 'ball 0.007': .* no recording of it at",
+            "--classes 'ball 0.007': .* no recording of it at --loads 2; expected its loads, 0, 1, or --classes",
         ),
         (
             {"classes": "outer race 0.007", "loads": 2},

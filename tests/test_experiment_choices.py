@@ -126,6 +126,11 @@ def test_choices_are_kept_and_said(folder, capsys):
         "--networks ResNet DRSN-CW --noise-kind impulsive --fresh-noise --adapt-batch-norm --widths 4 8 16"
     )
     assert run(*TINY, *flags.split(), "--norm", "none", "--output-dir", "own") == 0
+    said = capsys.readouterr().out
+    assert (
+        "\nnot as in the paper: --norm none, --fresh-noise, --adapt-batch-norm\n2 cells, 0 of them done"
+        in said
+    )
     saved = json.loads((folder / "own" / "settings.json").read_text())
     assert saved["fresh_noise"] is saved["adapt_batch_norm"] is True and saved["norm"] == "none"
     table = (folder / "own" / "table.md").read_text()

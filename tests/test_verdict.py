@@ -294,5 +294,5 @@ def test_noise_beyond_float32(folder, capsys):
 
 def test_a_class_that_the_model_does_not_know(folder, capsys):
     (folder / "data" / "worse").rename(folder / "data" / "worst")
-    message = "is of class 'worst', as its folder or label says; expected one of 'good', 'bad', 'worse'"
+    message = "is of class 'worst', as its name, folder or label says; expected one of 'good', 'bad', 'worse'"
     assert_refused(evaluate, ["model.pt", "--data", "data", "--output-dir", "out"], message, folder, capsys)

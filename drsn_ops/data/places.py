@@ -129,10 +129,12 @@ def chosen(found: Found, place: str | Path, classes: Sequence[str], loads: Seque
             raise InputError(f"{asked}: expected loads of recordings in {place}: {there}")
         sources = [source for source, load in zip(sources, known, strict=True) if load in loads]
     present = {source.label for source in sources}
-    without = [name for name in classes if name not in present]
-    if without:
+    without = next((name for name in classes if name not in present), None)
+    if without is not None:
+        own = sorted({cwru_load(source.path) for source in found.sources if source.label == without})
         raise InputError(
-            f"{flagged('classes', tuple(without))}: {place} has no recording of it at {asked}; expected none"
+            f"{flagged('classes', (without,))}: {place} has no recording of it at {asked}; expected its loads, "
+            f"{', '.join(map(str, own))}, or --classes without it"
         )
     return found._replace(sources=sources, classes=tuple(name for name in found.classes if name in present))
 

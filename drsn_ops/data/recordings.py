@@ -284,7 +284,7 @@ def read_labelled(
     for source in found.sources:
         if source.label not in classes:
             raise InputError(
-                f"{source.name}: is of class {source.label!r}, as its folder or label says; expected one of "
+                f"{source.name}: is of class {source.label!r}, as its name, folder or label says; expected one of "
                 f"{', '.join(map(repr, classes))}; --classes leaves others out"
             )
     found = found._replace(classes=tuple(classes))

@@ -51,11 +51,15 @@ def caption(settings: Settings, results: Sequence[Result]) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
+def other_flags(settings: Settings) -> list[str]:
+    """The choices that are not the paper's, as the command line takes them."""
+    values = ((name, getattr(settings, name)) for name in CHOSEN)
+    return [flagged(name, value) for name, value in values if value != getattr(FULL, name)]
+
+
 def chosen(settings: Settings) -> list[str]:
     """The choices that are not the paper's, as flags, and what they mean where the flag does not say it; or nothing."""
-    flags = [
-        flagged(name, value) for name in CHOSEN if (value := getattr(settings, name)) != getattr(FULL, name)
-    ]
+    flags = other_flags(settings)
     if not flags:
         return []
     text = f"Not as in the paper: {', '.join(f'`{flag}`' for flag in flags)}."

@@ -25,6 +25,7 @@ from ..arguments import (
     learning_rate,
     to_go_on,
 )
+from ..data.cwru_files import at_loads
 from ..data.fingerprint import fingerprint, require_same_data
 from ..data.flags import (
     ALIASES,
@@ -43,7 +44,7 @@ from ..training.networks import GATE_FLAGS, add_network_flags
 from ..training.plan import parameters_of
 from ..training.processes import Processes, processes, usable_device
 from ..training.report import warn_of
-from .caption import noun_of
+from .caption import noun_of, other_flags
 from .cell import build
 from .report import write_report
 from .schedule import Job, agree, complete_all, origin_of, share, wait_for
@@ -196,11 +197,14 @@ def prepare(args: argparse.Namespace, claims: ExitStack) -> tuple[Settings, Path
         result_path(folder, cell).unlink(missing_ok=True)
     parameters = (f"{name} ({parameters_of(n)})" for name, n in networks.items())
     noises = f"{', '.join(settings.noise_kind)} noise at {as_flag(settings.snr)} dB"
+    others = other_flags(settings)
+    chosen = f"not as in the paper: {', '.join(others)}\n" if others else ""
     print(
         f"{settings.data}: {described(settings, data)}\n"
         f"{noises}, {counted(settings.seeds, 'seed')}\n"
         f"{settings.blocks} blocks, parameters: {', '.join(parameters)}\n"
         f"SGD: learning rate {settings.lr:g}, batches of {settings.batch_size}, {counted(settings.epochs, 'epoch')}\n"
+        f"{chosen}"
         f"{counted(len(settings.cells()), 'cell')}, {len(done)} of them done, in {folder}",
         flush=True,
     )
@@ -230,6 +234,7 @@ def described(settings: Settings, data: Data) -> str:
     if not settings.simulated:
         train, test = (len(data.recording[split].unique()) for split in (data.train, data.test))
         counts += f", of {train} and {counted(test, 'recording')}"
+        counts += at_loads(settings.loads or ())
     if data.validation:
         counts += f", without {counted(data.validation, 'validation window')}"
     return f"{counts}, {len(data.classes)} classes; normalise: {settings.normalise}"

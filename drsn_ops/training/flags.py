@@ -150,8 +150,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recordings(
         "--schedule",
         choices=get_args(Schedule),
-        help="of the learning rate: step divides it by 10 after two and four fifths of the steps, cosine lowers it to "
-        f"0 ({own('schedule')})",
+        help="of the learning rate: step divides it by 10 after two fifths of the steps and again after four, cosine "
+        f"lowers it to 0 ({own('schedule')})",
     )
     recordings(
         "--patience",
@@ -174,7 +174,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--snr",
         type=decibels,
         metavar="DB",
-        help="add noise to every window at this signal-to-noise ratio, once (default: none)",
+        help="add noise to every window at this signal-to-noise ratio, once unless with --fresh-noise "
+        "(default: none)",
     )
     recordings("--noise-kind", choices=KINDS, help=f"with --snr ({own('noise_kind')})")
     recordings(
