@@ -9,6 +9,8 @@ from pathlib import Path
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import drsn_ops
+from drsn_ops.__main__ import main
+from drsn_ops.experiment import report, signals
 
 
 def environment():
@@ -64,3 +66,15 @@ def assert_settles_before_the_first_step(monkeypatch, module, run):
     with register_optimizer_step_pre_hook(lambda *_: events.append("step")):
         run()
     assert events[0] == "settled" and "step" in events
+
+
+def run_experiment(*flags):
+    """The experiment's command, as a program starts: without data in memory."""
+    signals.load.cache_clear()
+    return main(["experiment", *map(str, flags)])
+
+
+def write_table(settings, results, folder):
+    """In the place of the report: its table alone, since pictures and a t-SNE take longer than the training."""
+    (folder / "table.md").write_text(report.table(settings, results))
+    return [folder / "table.md"]

@@ -21,11 +21,11 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from commands import assert_refused, assert_settles_before_the_first_step, start
+from commands import assert_refused, assert_settles_before_the_first_step, start, write_table
+from commands import run_experiment as run
 
 import drsn_ops
 from drsn_ops import noise
-from drsn_ops.__main__ import main
 from drsn_ops.data.vibration import CLASSES, vibration
 from drsn_ops.experiment import averages, cell, command, figures, report, schedule, signals, storage
 from drsn_ops.experiment.settings import FULL, NETWORKS, OF_THE_PAPER, SMALL, Cell, Result, settings_of
@@ -51,16 +51,6 @@ def folder(alone_in, monkeypatch):
     """A folder to train in; the report is a table alone, since pictures and a t-SNE take longer than the training."""
     monkeypatch.setattr(command, "write_report", write_table)
     return alone_in
-
-
-def write_table(settings, results, folder):
-    (folder / "table.md").write_text(report.table(settings, results))
-    return [folder / "table.md"]
-
-
-def run(*flags):
-    signals.load.cache_clear()  # a program starts without
-    return main(["experiment", *map(str, flags)])
 
 
 def results(folder):

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commands import assert_refused
+from commands import assert_refused, write_table
+from commands import run_experiment as run
 from scipy.stats import ttest_rel
 
 import drsn_ops
 from drsn_ops import noise
-from drsn_ops.__main__ import main
 from drsn_ops.experiment import averages, cell, command, report, signals
 from drsn_ops.experiment.settings import FULL, NETWORKS, OF_THE_PAPER, SMALL, Cell
 from drsn_ops.training.recipes import momentum
@@ -30,16 +30,6 @@ def folder(alone_in, monkeypatch):
     """A folder to train in; the report is a table alone."""
     monkeypatch.setattr(command, "write_report", write_table)
     return alone_in
-
-
-def write_table(settings, results, folder):
-    (folder / "table.md").write_text(report.table(settings, results))
-    return [folder / "table.md"]
-
-
-def run(*flags):
-    signals.load.cache_clear()
-    return main(["experiment", *map(str, flags)])
 
 
 @pytest.fixture
