@@ -112,11 +112,8 @@ def grid_table(results: Sequence[Result]) -> str:
         [label, *(accuracy(name, part) for name in networks), *(above(name, part) for name in SHRUNK)]
         for label, part in parts.items()
     ]
-    blank = [""] * len(SHRUNK)
-    of_each = [of(name, results) for name in networks]
-    lines.append(["parameters", *(str(own[0].parameters) for own in of_each), *blank])
-    seconds = (fmean(result.seconds for result in own) for own in of_each)
-    lines.append(["seconds a cell", *(number(mean, 1) for mean in seconds), *blank])
+    sizes = [str(of(name, results)[0].parameters) for name in networks]
+    lines.append(["parameters", *sizes, *[""] * len(SHRUNK)])
     return table([named(results), *networks, *ABOVE], lines)
 
 
@@ -134,11 +131,11 @@ def effects_text(found: Recorded) -> str:
         if own:
             fewer = "" if named(own) == named(chosen) else f", {named(own)}"
             gained = [above("DRSN-CW", part) for part in ((own, again) if fresh else (own,))]
-            seconds = fmean(result.seconds for result in of("DRSN-CW", own))
+            size = str(of("DRSN-CW", own)[0].parameters)
             means = [accuracy(network, own) for network in PAIR]
-            lines.append([words + fewer, *means, *gained, number(seconds, 1)])
+            lines.append([words + fewer, *means, *gained, size])
     confirming = [f"{ABOVE[1]}, {named(fresh)}"] if fresh else []
-    head = [f"gaussian, -5 dB, {named(chosen)}", *PAIR, ABOVE[1], *confirming, "DRSN-CW: seconds a cell"]
+    head = [f"gaussian, -5 dB, {named(chosen)}", *PAIR, ABOVE[1], *confirming, "DRSN-CW: parameters"]
     return f"{table(head, lines)}\n{origin(used)}"
 
 
