@@ -131,10 +131,10 @@ def chosen(found: Found, place: str | Path, classes: Sequence[str], loads: Seque
     present = {source.label for source in sources}
     without = next((name for name in classes if name not in present), None)
     if without is not None:
-        own = sorted({cwru_load(source.path) for source in found.sources if source.label == without})
+        its = sorted({cwru_load(source.path) for source in found.sources if source.label == without})
         raise InputError(
             f"{flagged('classes', (without,))}: {place} has no recording of it at {asked}; expected its loads, "
-            f"{', '.join(map(str, own))}, or --classes without it"
+            f"{', '.join(map(str, its))}, or --classes without it"
         )
     return found._replace(sources=sources, classes=tuple(name for name in found.classes if name in present))
 
