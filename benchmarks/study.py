@@ -39,7 +39,7 @@ class Setting(NamedTuple):
 
 NETWORKS = "--networks ConvNet ResNet DRSN-CS DRSN-CW"
 NOISES = "--noise-kind gaussian laplacian impulsive --snr -5 0 5"
-RECIPE = "--normalise standard --points 1024 --blocks 6 --batch-size 32 --lr 0.1"
+RECIPE = "--normalise standard --points 1024 --batch-size 32 --lr 0.1"
 TEN = ",".join(name for name in CWRU_NUMBERS if not name.endswith(" 0.028"))
 PLACES = {
     "cwru-10": (

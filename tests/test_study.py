@@ -163,11 +163,12 @@ def test_the_settings_are_experiments_of_their_own(tmp_path):
     parser = argparse.ArgumentParser()
     study.add_arguments(parser)
     args = parser.parse_args(["--data", str(tmp_path), "--output-dir", str(tmp_path)])
-    every = {
-        setting.name: command.requested(study.step_of(args, setting).args, None) for setting in study.SETTINGS
-    }
+    asked = {setting.name: study.step_of(args, setting).args for setting in study.SETTINGS}
+    every = {name: command.requested(flags, None) for name, flags in asked.items()}
     assert len({*every}) == len({*every.values()}) == len(study.SETTINGS)
     for name, settings in every.items():
+        command.require_effects(asked[name], settings)
+        assert settings.blocks == (12 if name.startswith("blocks-12") else 6)
         assert settings.seeds == 5 and settings.normalise == (
             "none" if name == "normalise-none" else "standard"
         )
