@@ -287,7 +287,7 @@ def test_shares_have_as_many_cells_of_each_network(count):
     left = [c for c in SMALL.cells() if c.seed or c.network == "ConvNet"]
     shares = [schedule.share(left, Processes(rank, count)) for rank in range(count)]
     assert sorted(sum(shares, [])) == sorted(left)
-    for name in NETWORKS:
+    for name in SMALL.networks:
         counts = [sum(c.network == name for c in own) for own in shares]
         assert max(counts) - min(counts) <= 1 and min(counts) >= 1
     assert all([c.seed for c in own] == sorted(c.seed for c in own) for own in shares)
