@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from drsn_ops.arguments import as_flag
-from drsn_ops.experiment.averages import gains, half_width, of, over_seeds, points
+from drsn_ops.experiment.averages import gains, half_width, least_to_greatest, of, over_seeds, points
 from drsn_ops.experiment.settings import PLAIN, Result
 
 from .study import EFFECTS, GRIDS, PEER, REFERENCE, TENS, Setting
@@ -79,8 +79,7 @@ def origin(results: Iterable[Result]) -> str:
     for result in results:
         where, _, date = result.origin.rpartition(", ")
         dates.setdefault(where, set()).add(date)
-    where = (f"{name}, {' to '.join(sorted({min(days), max(days)}))}" for name, days in dates.items())
-    return f"Trained on {'; '.join(where)}.\n"
+    return f"Trained on {'; '.join(f'{name}, {least_to_greatest(days)}' for name, days in dates.items())}.\n"
 
 
 def grid_text(results: Sequence[Result]) -> str:
@@ -95,8 +94,9 @@ def split(results: Sequence[Result]) -> str:
     for part in ("train", "test"):
         spans = []
         for quantity in ("recordings", "windows"):
-            values = {getattr(result, f"{part}_{quantity}") for result in results}
-            spans.append(f"{' to '.join(map(str, sorted({min(values), max(values)})))} {quantity}")
+            spans.append(
+                f"{least_to_greatest(getattr(result, f'{part}_{quantity}') for result in results)} {quantity}"
+            )
         counts.append(" in ".join(reversed(spans)) + f" to {part}")
     share = fmean(result.test_majority for result in results)
     return f"{', '.join(counts)}; a constant answer is right for {number(100 * share, 1)} %."

@@ -93,7 +93,7 @@ def defaults(of: Mapping[str, object], name: str) -> str:
 
 def as_flag(value: object) -> str:
     """A setting as the command line takes it."""
-    if isinstance(value, tuple):
+    if isinstance(value, list | tuple):
         return " ".join(map(as_flag, value))
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
@@ -101,9 +101,9 @@ def as_flag(value: object) -> str:
 def flagged(name: str, value: object) -> str:
     """A setting with its flag, as the command line takes it."""
     flag = "--" + name.replace("_", "-")
-    if value is None or value is False or value == ():
+    if value is None or value is False or value in ((), []):
         return f"no {flag}"
-    if name in COMMA and isinstance(value, tuple):
+    if name in COMMA and isinstance(value, list | tuple):
         return f"{flag} {shlex.quote(','.join(map(as_flag, value)))}"
     return flag if value is True else f"{flag} {as_flag(value)}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 from .settings import PLAIN, Result
 
@@ -31,6 +32,12 @@ def gains(network: str, results: Sequence[Result]) -> list[float]:
 def gaining(networks: Sequence[str]) -> list[str]:
     """The networks that are compared with ResNet: all others, where it is one of them."""
     return [name for name in networks if name != PLAIN] if PLAIN in networks else []
+
+
+def least_to_greatest(values: Iterable[Any]) -> str:
+    """The least and the greatest of whole numbers or words, or the one that all are."""
+    ordered = sorted({*values})
+    return " to ".join(map(str, dict.fromkeys((ordered[0], ordered[-1]))))
 
 
 def spread(values: Sequence[float]) -> float | None:

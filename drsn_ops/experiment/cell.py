@@ -59,11 +59,13 @@ def train_cell(
 ) -> tuple[Result, dict[str, Tensor]]:
     """Train one cell. Returns its result, and the features and the labels of its test signals."""
     data = load(settings, cell.seed)
+    train_labels, test_labels = (data.labels[split] for split in (data.train, data.test))
     with one_thread(), repeatable():
         generator = torch.Generator().manual_seed(cell.noise_seed)
         noised = partial(add_noise, snr=cell.snr, kind=cast(Kind, cell.noise_kind), generator=generator)
         noisy = noised(data.x)
         train, test = (noisy[split].to(device) for split in (data.train, data.test))
+        labels = train_labels.to(device)
         draw = (lambda: noised(data.x[data.train]).to(device)) if settings.fresh_noise else None
         torch.manual_seed(cell.seed)
         network = build(settings, cell.network, data.x.shape[1], len(data.classes)).to(device)
@@ -71,13 +73,7 @@ def train_cell(
         optimiser = momentum(network.parameters(), settings.lr)
         settle_allocator()
         start = time.perf_counter()
-        fit(
-            network,
-            optimiser,
-            epochs_of(train, settings.epochs, draw),
-            data.labels[data.train].to(device),
-            settings,
-        )
+        fit(network, optimiser, epochs_of(train, settings.epochs, draw), labels, settings)
         if device.type == "cuda":  # wait for the kernels that are still running
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
@@ -87,7 +83,6 @@ def train_cell(
             adapt_batch_norm(network, test)
         features = features_of(network, test)
         guessed = seen_classes, predict(network, features)
-    train_labels, test_labels = (data.labels[split] for split in (data.train, data.test))
     seen, tested = (
         measures(labels.numpy(), predicted.numpy(), data.classes)
         for labels, predicted in zip((train_labels, test_labels), guessed, strict=True)

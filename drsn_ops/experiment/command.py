@@ -217,11 +217,8 @@ def require_effects(args: argparse.Namespace, settings: Settings) -> None:
     for name in (*STAGES, *GATE_FLAGS):
         value = getattr(args, name)
         if value is not None and name not in taken:
-            networks = as_flag(settings.networks)
-            shown = tuple(value) if isinstance(value, list) else value
-            raise InputError(
-                f"{flagged(name, shown)}: expected none with --networks {networks}, which have none"
-            )
+            networks = flagged("networks", settings.networks)
+            raise InputError(f"{flagged(name, value)}: expected none with {networks}, which have none")
 
 
 def described(settings: Settings, data: Data) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from ..arguments import as_flag
 from ..files import replacing
-from .averages import gaining, gains, of, over_seeds, percent, points
+from .averages import gaining, gains, least_to_greatest, of, over_seeds, percent, points
 from .caption import caption, like_the_papers
 from .figures import plot_accuracy, plot_features
 from .settings import NETWORKS, PLAIN, Result, Settings
@@ -81,8 +81,7 @@ def splits(results: Sequence[Result]) -> list[list[str]]:
     for split in ("train", "test"):
         counts = []
         for quantity in ("recordings", "windows"):
-            values = {getattr(result, f"{split}_{quantity}") for result in results}
-            counts.append(" to ".join(map(str, sorted({min(values), max(values)}))))
+            counts.append(least_to_greatest(getattr(result, f"{split}_{quantity}") for result in results))
         rows.append([split, *counts, percent(over_seeds(results, f"{split}_majority"))])
     return rows
 

@@ -14,14 +14,13 @@ from .. import models
 from ..arguments import InputError, flagged
 from ..data.flags import FLAGS, SIMULATED
 from ..modules import Thresholds
-from ..training.networks import GATE_FLAGS
+from ..training.networks import GATE_FLAGS, NETWORK_FLAGS
 
 PLAIN = "ResNet"  # the network without shrinkage, with which the others are compared
 # Settings that an experiment can have more of when it is resumed: no cell that is trained depends on them.
 GROWING = ("networks", "noise_kind", "snr", "seeds")
-
-
-STAGES = ("blocks", "widths", "stem_width", "stem_stride", "dropout")
+# settings of the networks with and without gates
+STAGES = tuple(name for name in NETWORK_FLAGS if name not in ("thresholds", *GATE_FLAGS))
 
 
 class Network(NamedTuple):

@@ -265,8 +265,7 @@ def may_change(name: str, before: object, now: object) -> bool:
 
 def refuse(name: str, value: Any, reason: str) -> NoReturn:
     """Raise InputError for a flag."""
-    shown = tuple(value) if isinstance(value, list) else value
-    raise InputError(f"{flagged(name, shown)}: expected {reason}")
+    raise InputError(f"{flagged(name, value)}: expected {reason}")
 
 
 def require_effects(args: argparse.Namespace, kind: type, data: str) -> None:
