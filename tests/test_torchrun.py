@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import gc
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from commands import environment
+from torch.nn.parallel import DistributedDataParallel
 
 from drsn_ops.__main__ import main
 from drsn_ops.arguments import InputError
@@ -40,12 +42,18 @@ def images(*_, noise, seed, fresh_noise):
 
 def run(*flags):
     """Train in this process, in float64: there a wrong sum differs by far more than another order of sums."""
-    inside, load = Recipe.learning_rate, RecordingSettings.load
+    inside, load, leave = Recipe.learning_rate, RecordingSettings.load, dist.destroy_process_group
 
     def learning_rate(self, start, step):
         if step == 2 and "RANK" in os.environ and os.environ.get("FAILING") == os.environ["RANK"]:
             raise RuntimeError("this process fails")
         return inside(self, start, step)
+
+    def destroy():
+        """As PyTorch does, but an error where it could wait for ever, as it did now and then on a busy machine."""
+        if any(isinstance(kept, DistributedDataParallel) for kept in gc.get_objects()):
+            raise RuntimeError("a replica outlives its process group")
+        leave()
 
     def doubled(self):
         loaded = load(self)
@@ -62,6 +70,7 @@ def run(*flags):
             patch.setattr(train, "load", images)
             patch.setattr(Recipe, "learning_rate", learning_rate)
             patch.setattr(RecordingSettings, "load", doubled)
+            patch.setattr(dist, "destroy_process_group", destroy)
             return main(["train", "--batch-size", "150", *map(str, flags)])
     finally:
         torch.set_default_dtype(before)

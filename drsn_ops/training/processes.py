@@ -6,6 +6,7 @@ computes from the whole batch: its gradients, with every BatchNorm and every Dro
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -90,6 +91,8 @@ def stop(error: Exception, leads: bool) -> NoReturn:
 def processes(device: str) -> Iterator[Processes]:
     """Join the processes that torchrun's environment variables describe; without them, there is this one alone.
 
+    Nothing may hold a replica of `Processes.replicate` when this ends.
+
     Raises:
         InputError: they cannot be joined, or would share a GPU.
     """
@@ -113,6 +116,8 @@ def processes(device: str) -> Iterator[Processes]:
         reason = first_line(error)
         raise InputError(f"WORLD_SIZE is {count}, but the processes cannot be joined: {reason}") from error
     yield Processes(dist.get_rank(), count)
+    # A replica that outlives its group destroys it, waiting with Python's lock in hand for a thread that may want it.
+    gc.collect()
     # not in a finally: after an error the others may not answer any more, and the exit of the process is enough
     dist.destroy_process_group()
 

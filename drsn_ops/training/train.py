@@ -49,7 +49,13 @@ def run(args: argparse.Namespace) -> int:
     import sklearn  # noqa: F401
     import tqdm  # noqa: F401
 
-    with repeatable(), processes(args.device) as together, ExitStack() as claims:
+    with repeatable(), processes(args.device) as together:
+        return run_among(together, args)
+
+
+def run_among(together: Processes, args: argparse.Namespace) -> int:
+    """The command in one of the processes; nothing of its network is left when it returns."""
+    with ExitStack() as claims:
         with together.agreeing():
             job, home, keeper = prepare(args, together)
         # nothing is written before every process is ready
