@@ -12,7 +12,7 @@ import torch
 from . import models, noise, reference, rules
 from .analysis.checking import check_shrinkage
 from .analysis.inspection import inspect
-from .arguments import InputError
+from .arguments import InputError, require_packages
 from .functional import abs_mean, batch_norm_relu, batch_norm_shrink, gated_shrink, shrink, soft_threshold
 from .models.adaptation import adapt_batch_norm
 from .models.conversion import convert
@@ -70,8 +70,10 @@ def load_model(path: str | PathLike[str], device: torch.device | str = "cpu") ->
 
     Raises:
         InputError: there is no such file, it is damaged, or no model of this version.
+        ImportError: NumPy is missing, which the extra ``files`` brings.
     """
-    from .training import model  # needs NumPy
+    require_packages("load_model", "files", "numpy")
+    from .training import model
 
     return model.load_model(path, device)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import NoReturn
 
-from .arguments import InputError, first_line
+from .arguments import InputError, MissingPackage, first_line, require_packages
 
 COMMANDS = {
     "train": ("drsn_ops.training.train", "train a Deep Residual Shrinkage Network"),
@@ -22,10 +22,13 @@ COMMANDS = {
     "experiment": ("drsn_ops.experiment", "train ConvNet, ResNet and DRSN at several signal-to-noise ratios"),
     "bench": ("drsn_ops.benchmark.command", "compare with eager PyTorch and torch.compile"),
 }
-EXTRAS = {
-    **dict.fromkeys(("numpy", "sklearn", "matplotlib", "tqdm"), "train"),
-    **dict.fromkeys(("scipy", "pandas", "h5py", "soundfile", "pyarrow", "openpyxl"), "files"),
-    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
+# the extra that is made for a command, and what it needs of it in any case
+PACKAGES = {
+    "train": ("train", "numpy", "sklearn", "matplotlib", "tqdm"),
+    "evaluate": ("train", "numpy", "sklearn", "matplotlib"),
+    "predict": ("files", "numpy"),
+    "export": ("export", "numpy"),
+    "experiment": ("train", "numpy", "scipy", "sklearn", "matplotlib", "tqdm"),
 }
 
 
@@ -64,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             # import only the command that was asked for
             if argv[:1] == [name]:
+                if name in PACKAGES:
+                    # before the work, at whose end some of them are needed
+                    require_packages("the command", *PACKAGES[name])
                 implementation = importlib.import_module(module)
                 implementation.add_arguments(command)
                 command.set_defaults(run=implementation.run)
@@ -78,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # who read the output has left, as head does; what is still buffered goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except (InputError, OSError) as error:
+    except (InputError, MissingPackage, OSError) as error:
         print(f"drsn_ops {argv[0]}: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
@@ -87,12 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"drsn_ops {argv[0]}: not enough memory: {first_line(error)}", file=sys.stderr)
         return 1
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
-            raise
-        print(f'drsn_ops: {package} is missing: pip install "drsn_ops[{EXTRAS[package]}]"', file=sys.stderr)
-        return 2
 
 
 def interrupt(signum: int, _: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Checks of arguments, parsers of the command line's numbers, and the one error for what the user can correct."""
+"""Checks of arguments, parsers of the command line's numbers, and the errors for what the user can correct."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import math
 import shlex
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
@@ -21,6 +22,10 @@ class InputError(Exception):
     """A file, a folder or a flag that the user gave cannot be used. The message, one line, says which and why."""
 
 
+class MissingPackage(ImportError):
+    """A package that comes with an extra is not installed. The message, one line, says what needs it."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message: PyTorch may append a stack to it."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -32,6 +37,13 @@ def as_input_error(error: ValueError) -> InputError:
     return InputError(
         f"--{name.replace('_', '-')}:{problem}" if colon and name.isidentifier() else str(error)
     )
+
+
+def require_packages(what: str, extra: str, *names: str) -> None:
+    """Raise `MissingPackage` unless all of these packages, which the extra brings, are installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise MissingPackage(f"{what} needs {name}: pip install 'drsn_ops[{extra}]'", name=name)
 
 
 def require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -750,7 +750,8 @@ def test_a_wrong_command_is_one_line(argv, capsys):
 def test_a_missing_extra_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run("--epochs", 1) == 2
-    assert capsys.readouterr().err == 'drsn_ops: matplotlib is missing: pip install "drsn_ops[train]"\n'
+    message = "drsn_ops train: the command needs matplotlib: pip install 'drsn_ops[train]'\n"
+    assert capsys.readouterr().err == message
 
 
 def test_cudnn_stays_as_it_is_but_for_its_choice_of_algorithms(monkeypatch):

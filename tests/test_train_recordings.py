@@ -567,6 +567,7 @@ def test_tensorboard_gets_the_curve(folder, monkeypatch):
     module.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setattr(torch.utils, "tensorboard", module, raising=False)
+    monkeypatch.setattr(train, "require_packages", lambda *_: None)
     trained("out", "--tensorboard")
     assert opened == [("out/tensorboard", 1)]
     rows = curve("out")
@@ -646,11 +647,11 @@ def test_what_the_machine_lacks_is_one_line(old, monkeypatch, capsys):
 
     monkeypatch.chdir(old)
     monkeypatch.setattr(torch, "compile", fails)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setattr(machine, "autocast", fails)
     for flags, message in (
         (["--compile"], "--compile: cannot be used on cpu: no compiler"),
-        (["--tensorboard"], "--tensorboard: tensorboard is missing: pip install tensorboard"),
+        (["--tensorboard"], "--tensorboard needs tensorboard: pip install 'drsn_ops[tensorboard]'"),
         (["--amp", "fp16"], "--amp fp16: cannot be used on cpu: no compiler"),
     ):
         assert_refused(run, ["--data", "rec", *SMALL, *flags], message, old, capsys)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, reference
+from ..arguments import require_packages
 from ..files import replacing
 from ..modules import Shrinkage, SoftThreshold
 from ..reference import wrong_type
@@ -107,7 +108,7 @@ class Inspection:
             TypeError: ``clean`` is not a tensor.
             ValueError: ``sample``, ``channel`` or the shape of ``clean`` does not fit; a block has another batch than
                 x, as where a network cuts its input into windows; the folder of ``path`` does not exist.
-            ImportError: matplotlib is missing; it comes with ``drsn_ops[train]``.
+            ImportError: matplotlib is missing, which the extra ``train`` brings.
         """
         path = Path(path)
         if clean is not None and not isinstance(clean, Tensor):
@@ -128,6 +129,7 @@ class Inspection:
         if clean is not None and clean.dim() == self.x.dim():
             clean = clean[sample]
 
+        require_packages("a plot", "train", "matplotlib")
         from matplotlib.figure import Figure
 
         pictures = [_input_picture(noisy, clean), *(_block_picture(b, sample, channel) for b in self.blocks)]

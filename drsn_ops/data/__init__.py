@@ -1,8 +1,12 @@
 """Data to train on: images, recordings, and the vibration of a simulated machine. Imports no network."""
 
-from .datasets import load
-from .images import CLASSES, Dataset, Split, augment
-from .recordings import Reading, Recordings, Windows, read_recordings
+from ..arguments import require_packages
+
+require_packages("drsn_ops.data", "files", "numpy")
+
+from .datasets import load  # noqa: E402
+from .images import CLASSES, Dataset, Split, augment  # noqa: E402
+from .recordings import Reading, Recordings, Windows, read_recordings  # noqa: E402
 
 __all__ = [
     "CLASSES",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..arguments import InputError
+from ..arguments import InputError, require_packages
 from ..noise import uniform
 from .cifar10 import read_cifar10
 from .images import Dataset, Split
@@ -65,6 +65,7 @@ def load(
 
 def read_digits() -> tuple[Split, Split]:
     """Scikit-learn's 1797 handwritten digits, 8 x 8: 1437 to train on and 360 to test, always the same ones."""
+    require_packages("reading the digits", "train", "sklearn")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import InputError, first_line
+from ..arguments import InputError, first_line, require_packages
 from .variables import Leaves, leaves_of
 
 
@@ -39,6 +39,7 @@ def read_hdf5(path: Path) -> Leaves:
     Raises:
         InputError: it is damaged or no HDF5 file.
     """
+    require_packages("reading HDF5 files", "files", "h5py")
     import h5py
 
     def tree(item: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import InputError
+from ..arguments import InputError, require_packages
 from .signals import Signal
 
 TOLERANCE = 1e-3  # rates that differ by less are one
@@ -77,6 +77,7 @@ def resampled(values: npt.NDArray[Any], ratio: Fraction) -> npt.NDArray[np.float
     It reaches -6 dB at half the lower rate. Beyond the ends it sees the mean: zeros would be a step for a signal with
     an offset, and ring.
     """
+    require_packages("resampling", "files", "scipy")
     from scipy.signal import resample_poly
 
     wide = values.astype(np.float64)

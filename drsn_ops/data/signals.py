@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
-from ..arguments import InputError, require_choice
+from ..arguments import InputError, require_choice, require_packages
 from .channels import LAYOUTS, Found, Signal, signal_of
 from .cwru_files import CWRU_VARIABLE, cwru_leaves, cwru_rate, cwru_record, cwru_signal
 from .dialects import WORDS
@@ -26,6 +27,14 @@ VARIABLES = (".mat", ".npz", ".h5", ".hdf5")
 SOUND = (".wav", ".flac")
 # of files that are recordings
 SUFFIXES = (".mat", *TEXT, ".npy", ".npz", *SOUND, ".parquet", ".xlsx", ".h5", ".hdf5")
+# of the extra `files`, what reads them; in .mat files before 7.3 there is no HDF5
+PACKAGES = {
+    **dict.fromkeys(TEXT, ("pandas",)),
+    **dict.fromkeys(SOUND, ("soundfile",)),
+    ".mat": ("scipy",),
+    ".parquet": ("pandas", "pyarrow"),
+    ".xlsx": ("pandas", "openpyxl"),
+}
 
 
 @dataclass(frozen=True)
@@ -83,12 +92,20 @@ class Table(NamedTuple):
     values: npt.NDArray[Any]
 
 
+def require_readers(paths: Iterable[Path]) -> None:
+    """Raise MissingPackage where a package is missing that reads files of these endings."""
+    for suffix in sorted({path.suffix.lower() for path in paths}):
+        require_packages(f"reading {suffix} files", "files", *PACKAGES.get(suffix, ()))
+
+
 def read_signal(path: Path, options: FileOptions) -> Signal:
     """Read a recording. Its format is told by the file's ending, and of .mat files by the content.
 
     Raises:
         InputError: it is no file of its ending, is damaged, or holds no signal that can be told.
+        MissingPackage: nothing is installed that reads files of its ending.
     """
+    require_readers([path])
     try:
         suffix = path.suffix.lower()
         if suffix in VARIABLES:
@@ -103,7 +120,9 @@ def read_table(path: Path, options: FileOptions) -> Table:
 
     Raises:
         InputError: it is no file of its ending, is damaged, or holds no table.
+        MissingPackage: nothing is installed that reads files of its ending.
     """
+    require_readers([path])
     try:
         found = read_array(path, options)
     except OSError as error:

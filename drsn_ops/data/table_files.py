@@ -23,7 +23,6 @@ def read_parquet(path: Path) -> Found:
         InputError: it is damaged, or numbers are missing or among text.
     """
     import pandas
-    import pyarrow  # noqa: F401
 
     try:
         frame = pandas.read_parquet(path, engine="pyarrow")
@@ -41,7 +40,6 @@ def read_xlsx(path: Path, sheets: Sequence[str] = ()) -> Found:
     Raises:
         InputError: it is damaged, has several sheets and none is chosen, or numbers are missing or among text.
     """
-    import openpyxl  # noqa: F401
     import pandas
 
     try:

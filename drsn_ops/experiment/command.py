@@ -297,11 +297,6 @@ def progress(settings: Settings, folder: Path) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command. Returns its exit status."""
-    # needed at the end: missing ones are reported before the first cell
-    import matplotlib  # noqa: F401
-    import sklearn  # noqa: F401
-    import tqdm  # noqa: F401
-
     # on the CPU, whatever the device: the processes exchange Python objects only
     with processes("cpu") as together, ExitStack() as claims:
         return conduct(args, together, claims)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..arguments import InputError
 from .run import Row, Run
 
 
@@ -23,14 +22,6 @@ class Board(NamedTuple):
             for name, value in result._asdict().items():
                 self.writer.add_scalar(f"{name}/{split}", value, row.epoch)
         self.writer.flush()
-
-
-def require_tensorboard() -> None:
-    """Raise InputError unless TensorBoard is installed."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise InputError("--tensorboard: tensorboard is missing: pip install tensorboard") from error
 
 
 @contextmanager

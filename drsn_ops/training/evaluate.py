@@ -41,10 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    # needed at the end: missing ones are reported before the reading
-    import matplotlib  # noqa: F401
-    import sklearn  # noqa: F401
-
     for flag in ("noise_kind", "seed"):
         value = getattr(args, flag)
         if value is not None and args.snr is None:

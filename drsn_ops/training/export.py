@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from ..arguments import require_packages
 from ..files import replacing
 from ..ops.decomposition import decompositions
 from .model import Model, load_model
@@ -52,10 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status: 1 where the file computes something else than the network."""
     if args.format == "onnx":
-        # before the work: a missing one is named
-        import onnx  # noqa: F401
-        import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
-        import onnxscript  # noqa: F401
+        require_packages("--format onnx", "export", "onnx", "onnxscript", "onnxruntime")
     model = load_model(args.model)
     output = args.output or args.model.with_name(args.model.stem + SUFFIXES[args.format])
     require_output(output, [args.model])
@@ -153,7 +151,7 @@ def onnx_content(model: Model) -> bytes:
 
 def load_onnx(content: bytes) -> Loaded:
     """An ONNX file in ONNX Runtime."""
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])

@@ -13,7 +13,7 @@ from typing import Any
 from ..arguments import MAX_PROCESSES, InputError, count, counted
 from ..data.flags import add_file_flags, overridden
 from ..data.places import named_as_table, recordings_within
-from ..data.signals import SUFFIXES
+from ..data.signals import SUFFIXES, require_readers
 from ..files import replacing
 from .model import Model, Prediction, cells_of, load_model
 from .outputs import require_output
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     model.reading = overridden(model.reading, args)
     found = [recordings_in(place) for place in args.recordings]
     paths = [path for held, _ in found for path in held]
+    require_readers(paths)
     if args.output:
         require_output(args.output, [args.model, *paths])
     warn_of([path for _, passed_over in found for path in passed_over])

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..arguments import InputError, first_line
+from ..arguments import InputError, MissingPackage, first_line
 from .shared_batch_norm import share_batch_norms
 from .shared_dropout import share_dropouts
 
@@ -68,7 +68,7 @@ class Processes:
         error: Exception | None = None
         try:
             yield
-        except (InputError, OSError) as raised:
+        except (InputError, MissingPackage, OSError) as raised:
             error = raised
         if self.count > 1:
             messages: list[Any] = [None] * self.count

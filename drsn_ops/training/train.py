@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from ..arguments import InputError, counted, to_go_on
+from ..arguments import InputError, counted, require_packages, to_go_on
 from ..data.datasets import load
 from ..data.fingerprint import require_same_data, source_of
 from ..machine import settle_allocator
-from .board import Board, board_in, require_tensorboard
+from .board import Board, board_in
 from .checkpoints import Place, claim_place, read_checkpoint, save_checkpoint
 from .flags import add_arguments, require_effects_on, settings_of
 from .keeper import Keeper
@@ -44,11 +44,6 @@ __all__ = ["add_arguments", "run"]
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    # needed at the end: missing ones are reported before the training
-    import matplotlib  # noqa: F401
-    import sklearn  # noqa: F401
-    import tqdm  # noqa: F401
-
     with repeatable(), processes(args.device) as together:
         return run_among(together, args)
 
@@ -84,7 +79,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> tuple[Run, Path |
     if args.compile:
         require_compiler(device)
     if args.tensorboard:
-        require_tensorboard()
+        require_packages("--tensorboard", "tensorboard", "tensorboard")
     run, keeper = begin(args, settings, device, processes)
     if run.settings.batch_size < processes.count:
         raise InputError(
