@@ -53,7 +53,7 @@ sanitize: $(VENV)/installed
 	tools/sanitize.sh
 
 # every .cu for every architecture, where an nvcc is found (REQUIRE_NVCC=1: or fail); no GPU is needed
-kernels:
+kernels: $(VENV)/requirements
 	tools/compile_kernels.sh
 
 # PyPI's CUDA compiler into .venv, of the CUDA version that its PyTorch asks for

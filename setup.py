@@ -1,8 +1,10 @@
 """Builds the libraries _ops_cpu and, where a CUDA toolkit fits the installed PyTorch, _ops_cuda, and the module _C.
 
-Environment variables:
+Writes drsn_ops/build_info.json, from which ops/library.py knows what was built. Environment variables:
     USE_CUDA=0    leaves CUDA out
     USE_CUDA=1    stops with the reason if CUDA cannot be built
+    PORTABLE=1    for every Python and PyTorch: without _C, and with CUDA under a PyTorch without CUDA too
+    OPERATOR_NAMESPACE=name    torch.ops.name, for a second copy of the package in one process
     DEBUG=1       symbols and no optimisation
     CUDA_HOME     the toolkit; if not set, the one of PyPI's cuda-toolkit packages, then the one that PyTorch finds
     MAX_JOBS, TORCH_CUDA_ARCH_LIST, CXX as for every PyTorch extension
@@ -11,15 +13,19 @@ Environment variables:
 import glob
 import hashlib
 import importlib.util
+import json
 import os
 import pathlib
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
 # pip builds in an isolated environment. The PyTorch of the environment around it is used all the same.
@@ -36,18 +42,39 @@ except ModuleNotFoundError as error:
         " && python -m pip install --no-build-isolation ."
     )
 
-TORCH_VERSION = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
-if TORCH_VERSION < (2, 11):
-    sys.exit(f"drsn_ops needs PyTorch 2.11 or newer, and {torch.__version__} is installed.")
+OLDEST_TORCH = "2.11"  # as csrc/torch_api.h has it
 
-DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
+
+def major_minor(version):
+    return tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+
+
+if major_minor(torch.__version__) < major_minor(OLDEST_TORCH):
+    sys.exit(f"drsn_ops needs PyTorch {OLDEST_TORCH} or newer, and {torch.__version__} is installed.")
+
+
+def is_set(name):
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        sys.exit(f"{name} may be 0, 1 or not set, and is {value!r}.")
+    return value == "1"
+
+
+DEBUG = is_set("DEBUG")
+PORTABLE = is_set("PORTABLE")
+NAMESPACE = os.environ.get("OPERATOR_NAMESPACE") or "drsn_ops"
+if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", NAMESPACE):
+    sys.exit(f"OPERATOR_NAMESPACE may be a C++ identifier, and is {NAMESPACE!r}.")
 SCHEMAS = "csrc/registration.cpp"
+SYMBOLS = "tools/symbols-2.11.txt"
+STUBS = "build/stubs"
+BUILD_FILE = "build_info.json"
 HEADERS = glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True)
 
 # GCC vectorises the loops only with these flags. Without fused multiply-add all SIMD levels give the same bits.
 CXX_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
 CXX_FLAGS += ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
-CXX_FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+CXX_FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", f"-DDRSN_NAMESPACE={NAMESPACE}"]
 # -O2 is for host code: nvcc always optimises device code. For a profiler: NVCC_APPEND_FLAGS=-lineinfo.
 NVCC_FLAGS = ["-O0", "-g", "-G"] if DEBUG else ["-O2"]
 NVCC_FLAGS += ["-Xcompiler", "-fvisibility=hidden", "--compress-mode=size"]
@@ -74,10 +101,6 @@ def cuda_version(toolkit):
     return release and release[1]
 
 
-def major(version):
-    return int(version.split(".")[0])
-
-
 def has_library(toolkit, name):
     return any(os.path.exists(os.path.join(d, name)) for d in cuda_library_dirs(toolkit))
 
@@ -90,7 +113,7 @@ def misfit(toolkit):
         return f"nvcc in {toolkit} does not run ({error})"
     if version is None:
         return f"nvcc in {toolkit} does not say of which CUDA release it is"
-    if major(version) != major(torch.version.cuda):
+    if not PORTABLE and major_minor(version)[0] != major_minor(torch.version.cuda)[0]:
         return f"nvcc in {toolkit} is of CUDA {version}, PyTorch of CUDA {torch.version.cuda}"
     # -lcudart does not find libcudart.so.13
     if not has_library(toolkit, "libcudart_static.a") and not has_library(toolkit, "libcudart.so"):
@@ -100,7 +123,7 @@ def misfit(toolkit):
 
 def find_cuda():
     """(toolkit, None), or (None, the reason why there is none)."""
-    if torch.version.cuda is None:
+    if torch.version.cuda is None and not PORTABLE:
         return None, f"PyTorch {torch.__version__} is built without CUDA"
     reasons = []
     for toolkit in toolkits():
@@ -113,7 +136,9 @@ def find_cuda():
         return None, "; ".join(reasons)
     if os.environ.get("CUDA_HOME"):
         return None, f"no nvcc in CUDA_HOME ({os.environ['CUDA_HOME']})"
-    if major(torch.version.cuda) < 13:  # the packages of CUDA 12 have ptxas and no nvcc
+    if (
+        not PORTABLE and major_minor(torch.version.cuda)[0] < 13
+    ):  # the packages of CUDA 12 have ptxas and no nvcc
         return None, f"no nvcc found; PyPI has none of CUDA {torch.version.cuda}, NVIDIA's toolkit has"
     # every part of the compiler by name, for one release of all: nvcc asks for any nvvm and crt, also for newer ones
     return None, "no nvcc found; pip install 'cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]' brings one"
@@ -145,15 +170,50 @@ def choose_cuda():
 
 CUDA_HOME, CUDA_REASON = choose_cuda()
 CUDA_VERSION = cuda_version(CUDA_HOME) if CUDA_HOME else None
-CUDA_ARCHS = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";") if CUDA_HOME else ""
+CUDA_ARCHS = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";").split(";") if CUDA_HOME else []
+if CUDA_HOME:
+    # for PORTABLE: PyTorch's BuildExtension follows the headers of .cu files only under a PyTorch with CUDA
+    torch.version.cuda = torch.version.cuda or CUDA_VERSION
+
+
+def compiler():
+    """The name and version of the C++ compiler."""
+    command = [*shlex.split(cpp_extension.get_cxx_compiler()), "-dM", "-E", "-x", "c++", os.devnull]
+    try:
+        defined = subprocess.check_output(command, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"the C++ compiler does not run ({error}); CXX names another one.")
+    macros = dict(line.split(" ", 2)[1:] for line in defined.splitlines() if line.count(" ") > 1)
+    kinds = {
+        "clang": ("__clang_major__", "__clang_minor__", "__clang_patchlevel__"),
+        "g++": ("__GNUC__", "__GNUC_MINOR__", "__GNUC_PATCHLEVEL__"),  # which clang has too
+    }
+    for name, parts in kinds.items():
+        if parts[0] in macros:
+            return f"{name} {'.'.join(macros[part] for part in parts)}"
+    return "unknown"
+
+
+def build_info(version):
+    """What the build file and _C have."""
+    return {
+        "version": version,
+        "namespace": NAMESPACE,
+        "oldest_torch": OLDEST_TORCH,
+        "compiler": compiler(),
+        "cuda": CUDA_VERSION,
+        "cuda_arch": CUDA_ARCHS,
+        "cuda_reason": CUDA_REASON,
+        "simd": ["default", "avx2", "avx512"] if platform.machine() == "x86_64" else ["default"],
+    }
 
 
 def link_flags():
     if sys.platform != "linux":
         return []
     # The build ID identifies the schemas: ops/library.py loads only CUDA kernels that were built with the same ones.
-    with open(SCHEMAS, "rb") as file:
-        build_id = hashlib.sha1(file.read()).hexdigest()
+    schemas = NAMESPACE.encode() + pathlib.Path(SCHEMAS).read_bytes()
+    build_id = hashlib.sha1(schemas).hexdigest()
     strip = [] if DEBUG else ["-s"]
     return ["-Wl,--exclude-libs,ALL", f"-Wl,--build-id=0x{build_id}", *strip]
 
@@ -192,9 +252,21 @@ def cuda_operators():
         glob.glob("csrc/cuda/*.cpp") + glob.glob("csrc/cuda/*.cu"),
         ["torch_cuda", "torch_cpu", *(["cudart_static", "rt", "dl", "pthread"] if static else ["cudart"])],
         cpp_extension.include_paths("cuda"),
-        library_dirs=cpp_extension.library_paths("cuda") + cuda_library_dirs(CUDA_HOME),
+        library_dirs=[STUBS] * PORTABLE + cpp_extension.library_paths("cuda") + cuda_library_dirs(CUDA_HOME),
         cxx=["-DUSE_CUDA"],
     )
+
+
+def link_stub():
+    """A libtorch_cuda.so with the functions that PyTorch's has, to link with where PyTorch is one without CUDA."""
+    lines = [line.split() for line in pathlib.Path(SYMBOLS).read_text().splitlines()]
+    names = [name for library, name in lines if library == "libtorch_cuda.so"]
+    source = pathlib.Path(STUBS, "torch_cuda.cpp")
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text("".join(f'extern "C" void {name}() {{}}\n' for name in names))
+    stub = source.with_name("libtorch_cuda.so")
+    command = [*shlex.split(cpp_extension.get_cxx_compiler()), "-shared", "-fPIC", source, "-o", stub]
+    subprocess.run([*command, f"-Wl,-soname,{stub.name}"], check=True)
 
 
 def quoted(text):
@@ -203,15 +275,18 @@ def quoted(text):
 
 def info_module():
     pybind11 = cpp_extension.include_paths()[0]  # PyTorch ships its headers
-    values = {"CUDA_VERSION": CUDA_VERSION, "CUDA_ARCHS": CUDA_ARCHS, "CUDA_REASON": CUDA_REASON}
     return Extension(
         "drsn_ops._C",
         ["csrc/module.cpp"],
-        define_macros=[(f"DRSN_{name}", quoted(value or "")) for name, value in values.items()],
         depends=["setup.py", "pyproject.toml"],
         language="c++",
         extra_compile_args={"cxx": [*CXX_FLAGS, f"-isystem{pybind11}"]},
     )
+
+
+class PortableWheel(bdist_wheel):
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
 
 
 class Build(build):
@@ -236,25 +311,42 @@ class BuildExtensions(cpp_extension.BuildExtension):
         return super().get_ext_filename(ext_name)
 
     def build_extensions(self):
-        version = self.distribution.get_version()
-        self.ext_map["drsn_ops._C"].define_macros.append(("DRSN_VERSION", quoted(version)))
+        info = build_info(self.distribution.get_version())
+        self.build_file = json.dumps(info, indent=2) + "\n"
+        if not PORTABLE:
+            self.ext_map["drsn_ops._C"].define_macros.append(("DRSN_BUILD_INFO", quoted(json.dumps(info))))
+        elif CUDA_HOME:
+            link_stub()
         kind, ninja = "debug" if DEBUG else "release", "with" if self.use_ninja else "without"
-        print(f"drsn_ops {version}, {kind} build {ninja} ninja")
-        print(f"  Python {sys.version.split()[0]}, PyTorch {torch.__version__}")
+        print(f"drsn_ops {info['version']}, {kind} build {ninja} ninja")
+        print(f"  Python {sys.version.split()[0]}, PyTorch {torch.__version__}, {info['compiler']}")
         if CUDA_REASON:
             print(f"  *** CPU ONLY, the CUDA operators are left out: {CUDA_REASON} ***", flush=True)
         else:
-            print(f"  CUDA {CUDA_VERSION} in {CUDA_HOME}, architectures {CUDA_ARCHS}", flush=True)
+            print(f"  CUDA {CUDA_VERSION} in {CUDA_HOME}, architectures {';'.join(CUDA_ARCHS)}", flush=True)
         super().build_extensions()
+        self.write_build_file(os.path.join(self.build_lib, "drsn_ops"))
+
+    def write_build_file(self, folder):
+        pathlib.Path(folder, BUILD_FILE).write_text(self.build_file)
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
+        self.write_build_file("drsn_ops")
         if CUDA_REASON:
             # an earlier build's kernels may have other schemas
             pathlib.Path("drsn_ops/_ops_cuda.so").unlink(missing_ok=True)
 
 
 setup(
-    ext_modules=[cpu_operators(), *([cuda_operators()] if CUDA_HOME else []), info_module()],
-    cmdclass={"build": Build, "build_ext": BuildExtensions},
+    ext_modules=[
+        cpu_operators(),
+        *([cuda_operators()] if CUDA_HOME else []),
+        *([] if PORTABLE else [info_module()]),
+    ],
+    cmdclass={
+        "build": Build,
+        "build_ext": BuildExtensions,
+        **({"bdist_wheel": PortableWheel} if PORTABLE else {}),
+    },
 )

@@ -27,7 +27,9 @@
 
 #include "params.h"
 
+#ifndef DRSN_NAMESPACE
 #define DRSN_NAMESPACE drsn_ops  // of the operators: torch.ops.drsn_ops
+#endif
 
 // The message of the C call that failed last. Weak: PyTorch has it from 2.13 on.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();

@@ -41,9 +41,9 @@ class Parser(argparse.ArgumentParser):
 
 def info() -> int:
     """Print what was built."""
-    import drsn_ops
+    from .ops.library import build_info
 
-    print(json.dumps(drsn_ops.build_info(), indent=2))
+    print(json.dumps(build_info(), indent=2))
     return 0
 
 

@@ -1,7 +1,6 @@
 """What the documentation shows is what happens."""
 
 import argparse
-import ast
 import doctest
 import importlib
 import inspect
@@ -19,7 +18,7 @@ import torch
 import drsn_ops
 from benchmarks import __main__ as command
 from benchmarks import report, study
-from drsn_ops import _C, models, noise, reference, rules
+from drsn_ops import models, noise, reference, rules
 from drsn_ops.__main__ import COMMANDS, main
 from drsn_ops.arguments import InputError
 from drsn_ops.modules import THRESHOLDS
@@ -109,12 +108,6 @@ def test_words_to_choose_from_are_literal_types():
             assert [typing.get_args(kind) for kind in kinds] == [CHOICES[name]], (public, name)
             seen.add((public.__name__, name))
     assert {*CHOICES} == {name for _, name in seen} and len(seen) > 20
-
-
-def test_the_stub_has_what_the_compiled_module_has():
-    stub = ast.parse(Path(_C.__file__).with_name("_C.pyi").read_text())
-    declared = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
-    assert declared == {name for name in vars(_C) if not name.startswith("__")}
 
 
 def test_functions_show_an_example():
@@ -252,7 +245,6 @@ def test_every_region_is_in_one_page():
             assert [text.count(mark.format(f"{region}:{device}")) for device in devices] == [1] * len(devices)
 
 
-def test_the_citation_is_of_this_version():
-    citation = (ROOT / "CITATION.cff").read_text()
-    assert f"\nversion: {drsn_ops.__version__}\n" in citation and "doi: 10.1109/TII.2019.2943898" in citation
+def test_the_citation_is_of_the_paper_and_the_changes_are_of_this_version():
+    assert "doi: 10.1109/TII.2019.2943898" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {drsn_ops.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -2,11 +2,11 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -118,10 +118,9 @@ def test_type_checkers_find_an_editable_install(tmp_path):
     assert checked.returncode == 0, checked.stdout
 
 
-def write_wheel(place, files, platform="linux_x86_64"):
-    """A wheel of this Python with these files, whose names lead to their contents."""
-    python = sysconfig.get_config_var("SOABI").split("-")[1]
-    wheel = place / f"drsn_ops-0.1.0-cp{python.rstrip('t')}-cp{python}-{platform}.whl"
+def write_wheel(place, files, tags="py3-none-linux_x86_64"):
+    """A wheel with these files, whose names lead to their contents."""
+    wheel = place / f"drsn_ops-0.1.0-{tags}.whl"
     tag = wheel.stem.partition("0.1.0-")[2]
     about = "drsn_ops-0.1.0.dist-info/"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -155,7 +154,7 @@ class TestWheel:
         pytest.importorskip("auditwheel")
         files = {"drsn_ops/_ops_cuda.so": library, "drsn_ops/__init__.py": b""}
         wheel = tool.repair(write_wheel(tmp_path, files), tmp_path)
-        assert "manylinux_2_26_" in wheel.name and tool.glibc(wheel) == "2.26"
+        assert "manylinux_2_26_" in wheel.name and tool.glibc(wheel) == (2, 26)
         with zipfile.ZipFile(wheel) as archive:
             assert {name: archive.read(name) for name in files} == files
             others = {name for name in archive.namelist() if name[-1] != "/"} - {*files}
@@ -163,7 +162,12 @@ class TestWheel:
 
     def test_the_glibc_of_a_tag_that_has_an_older_name_too(self, tool):
         name = "drsn_ops-0.1.0-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl"
-        assert tool.glibc(Path(name)) == "2.17"
+        assert tool.glibc(Path(name)) == (2, 17)
+
+    def test_one_for_too_new_a_glibc_is_not_released(self, tool):
+        tool.check_glibc(Path("drsn_ops-0.1.0-py3-none-manylinux_2_34_x86_64.whl"))
+        with pytest.raises(SystemExit, match="manylinux_2_38_x86_64.whl: expected one for glibc 2.34"):
+            tool.check_glibc(Path("drsn_ops-0.1.0-py3-none-manylinux_2_38_x86_64.whl"))
 
     def test_a_library_that_would_have_to_be_shipped_is_an_error(self, tool, tmp_path):
         pytest.importorskip("auditwheel")
@@ -176,30 +180,31 @@ class TestWheel:
 
     def test_its_files(self, tool, tmp_path, monkeypatch):
         monkeypatch.setattr(tool, "ROOT", tmp_path)
-        names = [
-            "drsn_ops/__init__.py",
-            "drsn_ops/models/__init__.py",
-            "drsn_ops/_C.pyi",
-            "drsn_ops/py.typed",
-        ]
+        names = ["drsn_ops/__init__.py", "drsn_ops/models/__init__.py", "drsn_ops/py.typed"]
         for name in names:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
-        names += ["drsn_ops/_ops_cpu.so", f"drsn_ops/_C{sysconfig.get_config_var('EXT_SUFFIX')}"]
+        names += ["drsn_ops/_ops_cpu.so", "drsn_ops/build_info.json"]
 
-        def check(names, platform="manylinux_2_34_x86_64"):
-            tool.check_files(write_wheel(tmp_path, dict.fromkeys(names, ""), platform))
+        def check(names, cuda=None, tags="py3-none-manylinux_2_34_x86_64"):
+            files = dict.fromkeys(names, "") | {"drsn_ops/build_info.json": json.dumps({"cuda": cuda})}
+            tool.check_files(write_wheel(tmp_path, {name: files[name] for name in names}, tags))
 
-        check([*names, "drsn_ops/", "drsn_ops/_ops_cuda.so"])
+        def refused(*arguments, lacks=(), odd=()):
+            with pytest.raises(SystemExit) as refusal:
+                check(*arguments)
+            assert str(refusal.value).endswith(f": lacks {[*lacks]}, and should not have {[*odd]}")
+
+        check([*names, "drsn_ops/"])
+        check([*names, "drsn_ops/_ops_cuda.so"], "13.0")
         for name in names:
-            with pytest.raises(SystemExit, match=rf"lacks \['{name}'\], and should not have \[\]"):
-                check([n for n in names if n != name])
-        with pytest.raises(
-            SystemExit, match=r"lacks \[\], and should not have \['drsn_ops.libs/libother.so'\]"
-        ):
-            check([*names, "drsn_ops.libs/libother.so"])
-        with pytest.raises(SystemExit, match="expected the tags of CPython"):
-            check(names, "linux_x86_64")
+            refused([n for n in names if n != name], lacks=[name])
+        for odd in ("drsn_ops.libs/libother.so", "drsn_ops/_C.so", "drsn_ops/_ops_cuda.so"):
+            refused([*names, odd], odd=[odd])
+        refused(names, "13.0", lacks=["drsn_ops/_ops_cuda.so"])
+        for tags in ("py3-none-linux_x86_64", "cp311-cp311-manylinux_2_34_x86_64"):
+            with pytest.raises(SystemExit, match="expected the tags of every Python 3 on Linux"):
+                check(names, tags=tags)
 
 
 def build_id_note(content):
@@ -213,6 +218,7 @@ class TestCudaLibraryThatDoesNotLoad:
         monkeypatch.setattr(library, "_FOLDER", tmp_path)
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(library, "_warned", False)
+        monkeypatch.setattr(library, "_BUILT", {**library._BUILT, "cuda": "13.0", "cuda_reason": None})
         (tmp_path / "_ops_cpu.so").write_bytes(b"")
         return tmp_path
 
@@ -239,16 +245,29 @@ class TestCudaLibraryThatDoesNotLoad:
         (folder / "_ops_cuda.so").write_bytes(b"garbage")
         assert library._load().endswith("is built without CUDA")
 
-    @pytest.mark.parametrize(
-        "reason, expected",
-        [
-            ("USE_CUDA=0", "built without CUDA: USE_CUDA=0"),
-            (None, "_ops_cuda.so is missing; install it again"),
-        ],
-    )
-    def test_there_is_none(self, monkeypatch, reason, expected):
-        monkeypatch.setattr(library._C, "build_info", lambda: {"cuda_reason": reason})
-        assert expected in library._load()
+    def test_pytorch_of_another_cuda(self, folder, monkeypatch):
+        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        (folder / "_ops_cuda.so").write_bytes(b"garbage")
+        running = f"PyTorch {torch.__version__}"
+        assert library._load() == f"the kernels are of CUDA 13.0, and {running} is of CUDA 12.8"
+        monkeypatch.setattr(torch.version, "cuda", "13.2")
+        assert "cannot load" in library._load()
+
+    def test_an_older_pytorch(self, folder, monkeypatch):
+        (folder / "_ops_cuda.so").write_bytes(b"garbage")
+        monkeypatch.setattr(torch, "__version__", "2.10.1+cu130")
+        expected = "the CUDA kernels are for PyTorch 2.11 and newer, and this is PyTorch 2.10.1+cu130"
+        assert library._load() == expected
+        monkeypatch.setattr(torch, "__version__", "3.0.0+cu130")
+        assert "cannot load" in library._load()
+
+    def test_there_is_none(self, folder, monkeypatch):
+        assert library._load() == f"{folder / '_ops_cuda.so'} is missing; install drsn_ops again"
+        built = {**library._BUILT, "cuda": None, "cuda_reason": "USE_CUDA=0"}
+        monkeypatch.setattr(library, "_BUILT", built)
+        assert library._load() == "built without CUDA: USE_CUDA=0"
+        (folder / "_ops_cuda.so").write_bytes(b"of an earlier build")
+        assert library._load() == "built without CUDA: USE_CUDA=0"
 
     def test_cuda_tensors_take_the_plain_formula_with_one_warning(self, folder, monkeypatch):
         (folder / "_ops_cuda.so").write_bytes(b"garbage")
@@ -275,8 +294,37 @@ class TestCudaLibraryThatDoesNotLoad:
         assert reason.startswith(sentence) and reason.endswith("; install drsn_ops again")
 
 
+def test_a_package_that_was_not_compiled(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    with pytest.raises(ImportError) as refusal:
+        library._read_build_file()
+    assert str(refusal.value) == f"drsn_ops in {tmp_path} is not compiled: no build_info.json; install it"
+
+
+def test_a_pytorch_that_cannot_load_the_cpu_library(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    monkeypatch.setattr(library, "OPS", object())
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    link(calls("not_in_pytorch"), tmp_path / "_ops_cpu.so")
+    with pytest.raises(ImportError) as refusal:
+        library._load()
+    sentence = "drsn_ops is for PyTorch 2.11 and newer, and PyTorch 2.9.1 cannot load it ("
+    assert str(refusal.value).startswith(sentence) and "not_in_pytorch" in str(refusal.value)
+
+
+def test_the_compiled_module_tells_what_the_build_file_tells():
+    """The one is in `pip install .`, the other in every way to install."""
+    compiled = pytest.importorskip("drsn_ops._C", reason="a wheel for every Python has no _C")
+    written = json.loads((FOLDER / "build_info.json").read_text())
+    assert compiled.build_info() == written
+    info = drsn_ops.build_info()
+    assert {name: info[name] for name in written if name != "cuda_reason"} == {
+        name: value for name, value in written.items() if name != "cuda_reason"
+    }
+
+
 @pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="needs the sources")
 def test_the_build_id_of_the_libraries_is_that_of_the_schemas():
-    schemas = (ROOT / "csrc" / "registration.cpp").read_bytes()
+    schemas = library.NAMESPACE.encode() + (ROOT / "csrc" / "registration.cpp").read_bytes()
     found = {library._build_id(path) for path in FOLDER.glob("_ops_*.so")}
     assert found == {hashlib.sha1(schemas).digest()}

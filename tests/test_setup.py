@@ -43,7 +43,8 @@ def run_setup(monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
         # set, so that what setup.py writes there is undone
-        unset = dict.fromkeys(("USE_CUDA", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "DEBUG"), "")
+        names = "USE_CUDA CUDA_HOME TORCH_CUDA_ARCH_LIST DEBUG PORTABLE OPERATOR_NAMESPACE"
+        unset = dict.fromkeys(names.split(), "")
         for name, value in {**unset, **environment}.items():
             monkeypatch.setenv(name, value)
         arguments = {}
@@ -67,16 +68,17 @@ class TestUseCuda:
             None,
         )
         assert cpp_extension.CUDA_HOME == str(tmp_path)
-        assert names["CUDA_ARCHS"] == os.environ["TORCH_CUDA_ARCH_LIST"] == "7.5;8.0;9.0+PTX"
-        info = dict(names["extensions"]["drsn_ops._C"].define_macros)
-        assert (info["DRSN_CUDA_VERSION"], info["DRSN_CUDA_REASON"]) == ('"13.0"', '""')
+        assert os.environ["TORCH_CUDA_ARCH_LIST"] == "7.5;8.0;9.0+PTX"
+        info = names["build_info"]("1.2.3")
+        assert info["version"] == "1.2.3" and info["cuda_arch"] == ["7.5", "8.0", "9.0+PTX"]
+        assert (info["cuda"], info["cuda_reason"]) == ("13.0", None)
 
     def test_without_it_the_cpu_library_says_why_it_is_alone(self, run_setup, tmp_path):
         names = run_setup(CUDA_HOME=str(tmp_path))
         assert set(names["extensions"]) == {"drsn_ops._ops_cpu", "drsn_ops._C"}
         reason = f"no nvcc in CUDA_HOME ({tmp_path})"
-        assert names["CUDA_REASON"] == reason
-        assert dict(names["extensions"]["drsn_ops._C"].define_macros)["DRSN_CUDA_REASON"] == f'"{reason}"'
+        info = names["build_info"]("1.2.3")
+        assert (info["cuda"], info["cuda_arch"], info["cuda_reason"]) == (None, [], reason)
 
     def test_0(self, run_setup, tmp_path):
         names = run_setup(CUDA_HOME=make_toolkit(tmp_path), USE_CUDA="0")
@@ -92,10 +94,70 @@ class TestUseCuda:
     def test_another_value(self, run_setup, wish):
         with pytest.raises(SystemExit, match=rf"^USE_CUDA may be 0 .* 1 .* or not set, and is '{wish}'\.$"):
             run_setup(USE_CUDA=wish)
+        for name in ("DEBUG", "PORTABLE"):
+            with pytest.raises(SystemExit, match=rf"^{name} may be 0, 1 or not set, and is '{wish}'\.$"):
+                run_setup(**{name: wish})
 
     def test_architectures_that_are_asked_for(self, run_setup, tmp_path):
         names = run_setup(CUDA_HOME=make_toolkit(tmp_path), TORCH_CUDA_ARCH_LIST="8.6 9.0a")
-        assert names["CUDA_ARCHS"] == "8.6;9.0a"
+        assert names["CUDA_ARCHS"] == ["8.6", "9.0a"]
+
+
+class TestPortable:
+    def test_no_python_is_in_it_and_cuda_is_under_any_pytorch(self, run_setup, tmp_path):
+        place = make_toolkit(tmp_path)
+        for cuda in (None, "12.8", "13.0"):
+            names = run_setup(cuda, CUDA_HOME=place, PORTABLE="1")
+            assert set(names["extensions"]) == {"drsn_ops._ops_cpu", "drsn_ops._ops_cuda"}
+            assert names["CUDA_VERSION"] == "13.0"
+            assert names["extensions"]["drsn_ops._ops_cuda"].library_dirs[0] == names["STUBS"]
+        wheel = names["cmdclass"]["bdist_wheel"](
+            setuptools.Distribution({"ext_modules": [*names["extensions"].values()]})
+        )
+        wheel.finalize_options()
+        assert wheel.get_tag()[:2] == ("py3", "none") and wheel.get_tag()[2] != "any"
+
+    def test_without_an_nvcc(self, run_setup, tmp_path):
+        names = run_setup(None, CUDA_HOME=str(tmp_path), PORTABLE="1")
+        assert set(names["extensions"]) == {"drsn_ops._ops_cpu"}
+        assert names["CUDA_REASON"] == f"no nvcc in CUDA_HOME ({tmp_path})"
+
+    def test_the_library_linked_in_the_place_of_pytorchs(self, run_setup, tmp_path):
+        names = run_setup(CUDA_HOME=make_toolkit(tmp_path), PORTABLE="1")
+        names["STUBS"] = tmp_path / "stubs"
+        names["link_stub"]()
+        listed = (ROOT / "tools" / "symbols-2.11.txt").read_text().split()
+        has = subprocess.check_output(["nm", "-D", "--defined-only", tmp_path / "stubs/libtorch_cuda.so"])
+        found = {line.split()[-1].decode() for line in has.splitlines() if b" T " in line}
+        assert found == {
+            name for library, name in zip(listed[::2], listed[1::2], strict=True) if "cuda" in library
+        }
+
+
+class TestNamespace:
+    def test_it_is_that_of_the_package_or_given(self, run_setup):
+        for name in ("", "second_copy"):
+            names = run_setup(USE_CUDA="0", OPERATOR_NAMESPACE=name)
+            flags = names["extensions"]["drsn_ops._ops_cpu"].extra_compile_args["cxx"]
+            assert f"-DDRSN_NAMESPACE={name or 'drsn_ops'}" in flags
+            assert names["build_info"]("1.2.3")["namespace"] == (name or "drsn_ops")
+
+    @pytest.mark.parametrize("name", ["9", "a-b", "a::b", "a b"])
+    def test_another_value(self, run_setup, name):
+        with pytest.raises(
+            SystemExit, match=rf"^OPERATOR_NAMESPACE may be .* identifier, and is '{name}'\.$"
+        ):
+            run_setup(OPERATOR_NAMESPACE=name)
+
+
+@pytest.mark.parametrize("name", ["g++", "clang++"])
+def test_the_compiler_is_named(run_setup, monkeypatch, name):
+    if shutil.which(name) is None:
+        pytest.skip(f"there is no {name}")
+    monkeypatch.setenv("CXX", name)
+    version = subprocess.check_output([name, "-dumpversion"], text=True).split(".")[0].strip()
+    found = run_setup(USE_CUDA="0")["build_info"]("1")["compiler"]
+    assert found.startswith(f"{'clang' if 'clang' in name else 'g++'} {version}.")
 
 
 def test_no_file_of_a_debug_build_gives_others_what_it_compiled_for_newer_processors(run_setup, tmp_path):
@@ -214,7 +276,7 @@ def test_an_older_pytorch(run_setup, monkeypatch):
 
 def test_every_library_is_linked_with_the_build_id_of_the_schemas(run_setup, tmp_path):
     names = run_setup(CUDA_HOME=make_toolkit(tmp_path))
-    expected = hashlib.sha1((ROOT / "csrc" / "registration.cpp").read_bytes()).hexdigest()
+    expected = hashlib.sha1(b"drsn_ops" + (ROOT / "csrc" / "registration.cpp").read_bytes()).hexdigest()
     for library in ("drsn_ops._ops_cpu", "drsn_ops._ops_cuda"):
         assert f"-Wl,--build-id=0x{expected}" in names["extensions"][library].extra_link_args
 
@@ -246,9 +308,9 @@ def test_a_cuda_library_of_an_earlier_build_leaves_the_tree(run_setup, tmp_path,
     stale.parent.mkdir()
     stale.touch()
     command = command_class(setuptools.Distribution({"ext_modules": []}))
-    command.extensions = []
+    command.extensions, command.build_file = [], "{}"
     command.copy_extensions_to_source()
-    assert not stale.exists()
+    assert [path.name for path in stale.parent.iterdir()] == ["build_info.json"]
 
 
 def test_the_sources_do_without_a_macro_that_pytorch_2_11_has_not():

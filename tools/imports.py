@@ -23,8 +23,6 @@ flowchart TD
 
 def draw() -> str:
     graph = grimp.build_graph("drsn_ops", cache_dir=None)
-    # drsn_ops._C, which is compiled, counts as drsn_ops
-    graph.remove_import(importer="drsn_ops.ops.library", imported="drsn_ops")
     # load_model imports it when it is called
     graph.remove_import(importer="drsn_ops", imported="drsn_ops.training.model")
     boxes, lines = {"drsn_ops": "__init__.py"}, []

@@ -11,8 +11,7 @@ import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import drsn_ops
-
+from .. import functional
 from ..layers import BATCH_NORMS
 from ..reference import accumulator
 from .cases import Case
@@ -111,12 +110,12 @@ class BatchNormRelu(nn.Module):
         return self.function(x, self.bn)
 
 
-def functions(case: Case, library: Any = drsn_ops) -> Provider:
-    """The operator of a case by the functions of drsn_ops, or of drsn_ops.reference."""
+def functions(case: Case, library: Any = functional) -> Provider:
+    """The operator of a case by the functions of drsn_ops.functional, or of drsn_ops.reference."""
     inplace = case.inplace
     if case.operator == "batch_norm_relu":
         made = BatchNormRelu(case, library.batch_norm_relu)
-        return made if library is drsn_ops else made.double()
+        return made if library is functional else made.double()
     if case.operator == "soft_threshold":
         return lambda x, tau, _: library.soft_threshold(x, tau, inplace=inplace)
     if case.operator == "abs_mean":

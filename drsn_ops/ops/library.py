@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import struct
 import sys
 import warnings
@@ -11,12 +13,23 @@ from typing import Any
 
 import torch
 
-from .. import _C
+_FOLDER = Path(__file__).parents[1]
 
-NAMESPACE = "drsn_ops"  # of the registered operators, as csrc/ has it
+
+def _read_build_file() -> dict[str, Any]:
+    """What setup.py wrote beside the libraries."""
+    path = _FOLDER / "build_info.json"
+    try:
+        built: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ImportError(f"drsn_ops in {_FOLDER} is not compiled: no {path.name}; install it") from error
+    return built
+
+
+_BUILT = _read_build_file()
+NAMESPACE: str = _BUILT["namespace"]  # of the registered operators, as the libraries have it
 OPS = getattr(torch.ops, NAMESPACE)
 
-_FOLDER = Path(__file__).parents[1]
 _BUILD_ID_NOTE = struct.pack("<3I4s", 4, 20, 3, b"GNU\0")  # sizes of name and content, NT_GNU_BUILD_ID, name
 
 
@@ -24,25 +37,46 @@ def _load() -> str | None:
     """Loads the libraries, once a process; returns why there are no CUDA kernels, or None if there are."""
     # Asked before loading: a second library that defines the same operators would crash the process.
     if not hasattr(OPS, "soft_threshold"):
-        torch.ops.load_library(str(_FOLDER / "_ops_cpu.so"))
+        try:
+            torch.ops.load_library(str(_FOLDER / "_ops_cpu.so"))
+        except OSError as error:
+            oldest = _BUILT["oldest_torch"]
+            raise ImportError(
+                f"drsn_ops is for PyTorch {oldest} and newer, and PyTorch {torch.__version__} cannot load it "
+                f"({_reason(error)})"
+            ) from error
     return _load_cuda(_FOLDER / "_ops_cuda.so")
 
 
 def _load_cuda(library: Path) -> str | None:
+    built, oldest, running = _BUILT["cuda"], _BUILT["oldest_torch"], f"PyTorch {torch.__version__}"
+    if built is None:
+        return f"built without CUDA: {_BUILT['cuda_reason']}"
     if not library.exists():
-        left_out = _C.build_info()["cuda_reason"]
-        return f"built without CUDA: {left_out}" if left_out else f"{library} is missing; install it again"
+        return f"{library} is missing; install drsn_ops again"
     if torch.version.cuda is None:
-        return f"drsn_ops has CUDA kernels, but PyTorch {torch.__version__} is built without CUDA"
+        return f"drsn_ops has CUDA kernels, but {running} is built without CUDA"
+    # Asked before loading: what the kernels do with memory of another CUDA or an older PyTorch is not known.
+    if _numbers(torch.version.cuda)[:1] != _numbers(built)[:1]:
+        return f"the kernels are of CUDA {built}, and {running} is of CUDA {torch.version.cuda}"
+    if _numbers(torch.__version__)[:2] < _numbers(oldest):
+        return f"the CUDA kernels are for PyTorch {oldest} and newer, and this is {running}"
     # Kernels built for other schemas would read arguments that are not there.
     if _build_id(library) != _build_id(_FOLDER / "_ops_cpu.so"):
         return f"{library} is left over from another version of drsn_ops; install drsn_ops again"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        why = error.__cause__ or error  # PyTorch wraps the error of the dynamic loader
-        return f"PyTorch {torch.__version__} cannot load the CUDA kernels ({why}); install drsn_ops again"
+        return f"{running} cannot load the CUDA kernels ({_reason(error)}); install drsn_ops again"
     return None
+
+
+def _reason(error: OSError) -> BaseException:
+    return error.__cause__ or error  # PyTorch wraps the error of the dynamic loader
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
 def _build_id(library: Path) -> bytes:
@@ -85,12 +119,13 @@ def build_info() -> dict[str, Any]:
     """How the package was built and what it runs with.
 
     Returns:
-        Plain values that print and go into JSON: ``version``, ``compiler``, ``cuda`` (nvcc's version or None),
-        ``cuda_arch``, ``cuda_reason`` (why there are no CUDA kernels, or None), ``simd`` (the levels compiled in),
-        ``simd_in_use`` and ``torch``.
+        Plain values that print and go into JSON: ``version``, ``namespace`` (of the operators in ``torch.ops``),
+        ``oldest_torch`` (that the libraries serve), ``compiler``, ``cuda`` (nvcc's version or None), ``cuda_arch``,
+        ``cuda_reason`` (why there are no CUDA kernels, or None), ``simd`` (the levels compiled in), ``simd_in_use`` and
+        ``torch``.
     """
     return {
-        **_C.build_info(),
+        **_BUILT,
         "cuda_reason": cuda_reason,
         "simd_in_use": simd,
         "torch": torch.__version__,
