@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-time emulate sanitize bench docs lint format kernels nvcc wheel clean
+.PHONY: demo test test-time emulate sanitize bench docs lint format kernels nvcc wheel extras clean
 
 demo: $(VENV)/installed
 	$(PY) -m drsn_ops train
@@ -63,6 +63,10 @@ nvcc: $(VENV)/requirements
 # the sdist and, compiled from it, the wheel, in dist/; for PyTorch 2.11 and newer
 wheel: $(VENV)/installed
 	$(PY) tools/wheel.py
+
+# each extra of the wheel in dist/, alone in an environment of its own
+extras: $(VENV)/installed
+	$(PY) tools/check_extras.py dist/*.whl
 
 $(VENV)/requirements: requirements.txt
 	@sh tools/check_prerequisites.sh "$(PYTHON)"

@@ -59,17 +59,20 @@ class Environment:
         self.python = folder / "venv" / "bin" / "python"
         self.run(python, "-m", "venv", "--without-pip", "venv")
 
-    def run(self, *command: str | Path, folder: str = ".") -> str:
-        """What the command prints; ends this program if it fails."""
+    def result(self, *command: str | Path, folder: str = ".") -> subprocess.CompletedProcess[str]:
         hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
         own = {"PYTHONNOUSERSITE": "1", "OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        done = subprocess.run(
+        return subprocess.run(
             command,
             cwd=self.folder / folder,
             env={name: value for name, value in os.environ.items() if name not in hidden} | own,
             capture_output=True,
             text=True,
         )
+
+    def run(self, *command: str | Path, folder: str = ".") -> str:
+        """What the command prints; ends this program if it fails."""
+        done = self.result(*command, folder=folder)
         if done.returncode:
             words = f"{done.stdout}{done.stderr}status {done.returncode}"
             sys.exit(f"{words} of {shlex.join(map(str, command))}")
