@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-time emulate sanitize bench docs lint format kernels nvcc wheel extras clean
+.PHONY: demo test test-time emulate sanitize bench docs lint format kernels nvcc wheel sdist extras checksums clean
 
 demo: $(VENV)/installed
 	$(PY) -m drsn_ops train
@@ -56,9 +56,10 @@ sanitize: $(VENV)/installed
 kernels: $(VENV)/requirements
 	tools/compile_kernels.sh
 
-# PyPI's CUDA compiler into .venv, of the CUDA version that its PyTorch asks for
+# PyPI's CUDA compiler into .venv, of the CUDA version of its PyTorch; for one without CUDA, of PyTorch 2.11's
 nvcc: $(VENV)/requirements
-	$(PY) -m pip install --disable-pip-version-check 'cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]'
+	cuda=$$($(PY) -c 'import torch; print(torch.version.cuda or "13.0")') && $(PY) -m pip install \
+		--disable-pip-version-check "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==$$cuda.*"
 
 # the sdist and, compiled from it, the wheel, in dist/; for PyTorch 2.11 and newer
 wheel: $(VENV)/installed
@@ -67,6 +68,13 @@ wheel: $(VENV)/installed
 # each extra of the wheel in dist/, alone in an environment of its own
 extras: $(VENV)/installed
 	$(PY) tools/check_extras.py dist/*.whl
+
+# the sdist and, from it, wheels for the CPU alone, built as others do: with and without isolation
+sdist: $(VENV)/installed
+	$(PY) tools/check_sdist.py
+
+checksums:
+	cd dist && sha256sum drsn_ops-* > SHA256SUMS
 
 $(VENV)/requirements: requirements.txt
 	@sh tools/check_prerequisites.sh "$(PYTHON)"

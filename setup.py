@@ -36,6 +36,9 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
+    if sys.argv[1:2] in (["egg_info"], ["sdist"]):  # of the sources alone: without PyTorch, as in isolation
+        setup()
+        sys.exit()
     sys.exit(
         f"drsn_ops is built against PyTorch, and {sys.executable} has none. Install both with:\n"
         "    python -m pip install 'torch>=2.11' 'setuptools>=77' ninja"

@@ -1,12 +1,16 @@
 """What a release is made of: its notes, and the workflows' commands, which all run on any machine."""
 
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 CHANGES = """# Changes
 
 ## 0.2.0 (2026-12-01)
@@ -62,3 +66,39 @@ class TestNotes:
     def test_are_refused_where_the_versions_differ(self, notes, tag, changes, version, reason):
         done = notes(tag, changes, version)
         assert done.returncode == 1 and done.stdout == "" and reason in done.stderr
+
+
+class TestWorkflows:
+    def test_call_what_there_is(self):
+        text = "\n".join(path.read_text() for path in WORKFLOWS)
+        makes = re.findall(r"(?:: |&& |\[|, |\d )make ([^#&,\]\n]+)", text)
+        goals = {goal for make in makes for goal in make.split() if "=" not in goal}
+        rules = (ROOT / "Makefile").read_text().replace("$(VENV)", ".venv")
+        assert goals <= set(re.findall(r"^(\S+):", rules, re.MULTILINE)) and len(goals) > 5
+        programs = set(re.findall(r"(?:tools|\.ci)/[\w.]+", text))
+        assert all((ROOT / name).is_file() for name in programs) and len(programs) > 2
+
+    def test_a_release_has_no_secret_but_its_own_token(self):
+        (text,) = [path.read_text() for path in WORKFLOWS if path.name == "release.yml"]
+        assert "secrets." not in text and text.count("contents: write") == 1
+
+
+def test_an_sdist_is_made_where_there_is_no_pytorch(tmp_path):
+    """As in an isolated build of it."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "drsn_ops").mkdir()
+    (tmp_path / "drsn_ops" / "__init__.py").touch()
+    program = """
+import sys
+sys.modules["torch"] = None
+import setuptools.build_meta as backend
+backend.get_requires_for_build_sdist()
+backend.build_sdist("out")
+backend.build_wheel("out")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "drsn_ops is built against PyTorch" in done.stderr  # of the wheel
+    (sdist,) = (tmp_path / "out").iterdir()
+    with tarfile.open(sdist) as archive:
+        assert sdist.name.replace(".tar.gz", "/drsn_ops/__init__.py") in archive.getnames()
