@@ -15,6 +15,7 @@ from test_model import make_model
 from drsn_ops.__main__ import PACKAGES, main
 from drsn_ops.data import datasets, mat_files, rates, read_recordings, signals
 from drsn_ops.data.signals import FileOptions, read_signal
+from drsn_ops.training import model
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -144,6 +145,7 @@ def test_a_missing_reader_is_named_before_the_first_prediction(alone_in, monkeyp
     make_model().save("model.pt")
     np.save("a.npy", np.random.default_rng(0).standard_normal(64))
     Path("b.parquet").touch()
+    monkeypatch.setattr(model, "evaluation_batch", lambda *_: 1)  # it predicts each as soon as it is read
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     message = "drsn_ops predict: reading .parquet files needs pyarrow: pip install 'drsn_ops[files]'\n"
     predict = ["predict", "model.pt", "a.npy", "b.parquet", "--output", "out.csv"]
