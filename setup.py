@@ -5,6 +5,7 @@ Writes drsn_ops/build_info.json, from which ops/library.py knows what was built.
     USE_CUDA=1    stops with the reason if CUDA cannot be built
     PORTABLE=1    for every Python and PyTorch: without _C, and with CUDA under a PyTorch without CUDA too
     OPERATOR_NAMESPACE=name    torch.ops.name, for a second copy of the package in one process
+    OLDEST_TORCH=2.12          that the libraries serve; 2.11 if not set
     DEBUG=1       symbols and no optimisation
     CUDA_HOME     the toolkit; if not set, the one of PyPI's cuda-toolkit packages, then the one that PyTorch finds
     MAX_JOBS, TORCH_CUDA_ARCH_LIST, CXX as for every PyTorch extension
@@ -45,7 +46,9 @@ except ModuleNotFoundError as error:
         " && python -m pip install --no-build-isolation ."
     )
 
-OLDEST_TORCH = "2.11"  # as csrc/torch_api.h has it
+OLDEST_TORCH = os.environ.get("OLDEST_TORCH") or "2.11"  # as csrc/torch_api.h has it
+if not re.fullmatch(r"\d+\.\d+", OLDEST_TORCH):
+    sys.exit(f"OLDEST_TORCH may be a version such as 2.11, and is {OLDEST_TORCH!r}.")
 
 
 def major_minor(version):
@@ -77,7 +80,7 @@ HEADERS = glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", 
 # GCC vectorises the loops only with these flags. Without fused multiply-add all SIMD levels give the same bits.
 CXX_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
 CXX_FLAGS += ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
-CXX_FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", f"-DDRSN_NAMESPACE={NAMESPACE}"]
+CXX_FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 # -O2 is for host code: nvcc always optimises device code. For a profiler: NVCC_APPEND_FLAGS=-lineinfo.
 NVCC_FLAGS = ["-O0", "-g", "-G"] if DEBUG else ["-O2"]
 NVCC_FLAGS += ["-Xcompiler", "-fvisibility=hidden", "--compress-mode=size"]
@@ -224,6 +227,8 @@ def link_flags():
 def operators(name, sources, libraries, include_paths, **options):
     # PyTorch's headers are included as system headers, so that their warnings are not shown.
     system = [f"-isystem{path}" for path in include_paths]
+    oldest = "".join(f"{number:02x}" for number in major_minor(OLDEST_TORCH))
+    defines = [f"-DTORCH_TARGET_VERSION=0x{oldest}000000000000", f"-DDRSN_NAMESPACE={NAMESPACE}"]
     return Extension(
         f"drsn_ops.{name}",
         sorted(sources),
@@ -231,7 +236,7 @@ def operators(name, sources, libraries, include_paths, **options):
         libraries=libraries,
         depends=[*HEADERS, SCHEMAS, "setup.py"],
         language="c++",
-        extra_compile_args={"cxx": CXX_FLAGS + system + options.pop("cxx", []), "nvcc": NVCC_FLAGS},
+        extra_compile_args={"cxx": CXX_FLAGS + defines + system + options.pop("cxx", []), "nvcc": NVCC_FLAGS},
         extra_link_args=link_flags(),
         **options,
     )

@@ -43,7 +43,7 @@ def run_setup(monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
         # set, so that what setup.py writes there is undone
-        names = "USE_CUDA CUDA_HOME TORCH_CUDA_ARCH_LIST DEBUG PORTABLE OPERATOR_NAMESPACE"
+        names = "USE_CUDA CUDA_HOME TORCH_CUDA_ARCH_LIST DEBUG PORTABLE OPERATOR_NAMESPACE OLDEST_TORCH"
         unset = dict.fromkeys(names.split(), "")
         for name, value in {**unset, **environment}.items():
             monkeypatch.setenv(name, value)
@@ -272,6 +272,19 @@ def test_an_older_pytorch(run_setup, monkeypatch):
         SystemExit, match=r"^drsn_ops needs PyTorch 2.11 or newer, and 2.10.1\+cpu is installed\.$"
     ):
         run_setup()
+
+
+def test_the_oldest_pytorch_can_be_given(run_setup):
+    for oldest, define in (("", "0x020b000000000000"), ("2.12", "0x020c000000000000")):
+        names = run_setup(USE_CUDA="0", OLDEST_TORCH=oldest)
+        flags = names["extensions"]["drsn_ops._ops_cpu"].extra_compile_args["cxx"]
+        assert f"-DTORCH_TARGET_VERSION={define}" in flags
+        assert names["build_info"]("1.2.3")["oldest_torch"] == (oldest or "2.11")
+    for wrong in ("2", "2.12.1", "new"):
+        with pytest.raises(
+            SystemExit, match=rf"^OLDEST_TORCH may be a version such as 2.11, and is '{wrong}'"
+        ):
+            run_setup(OLDEST_TORCH=wrong)
 
 
 def test_every_library_is_linked_with_the_build_id_of_the_schemas(run_setup, tmp_path):
