@@ -1,4 +1,4 @@
-"""Builds a second copy of the package, of another name, operator namespace and oldest PyTorch, and runs both in one process.
+"""Builds a second copy of the package, of another name, operator namespace and oldest PyTorch, and runs both at once.
 
 python tools/second_copy.py    compiles the CPU's kernels, which takes minutes
 
