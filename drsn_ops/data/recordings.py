@@ -220,6 +220,7 @@ def read_recordings(
             shorter than a window, or than its parts with the split ``"time"``, has other channels or another rate than
             the others, or whose values are not finite in float32 or lose their differences there; a recording that is
             there twice; a class or load to choose that there is none of, or loads of other recordings.
+        ImportError: a package is missing that reads such files, which the extra ``files`` brings.
     """
     classes, loads = names("classes", classes), numbers(loads)
     splitting = Splitting(split, test_share, validation_share, seed, points)

@@ -103,7 +103,7 @@ def read_signal(path: Path, options: FileOptions) -> Signal:
 
     Raises:
         InputError: it is no file of its ending, is damaged, or holds no signal that can be told.
-        MissingPackage: nothing is installed that reads files of its ending.
+        MissingPackage: a package is missing that reads files of its ending.
     """
     require_readers([path])
     try:
@@ -120,7 +120,7 @@ def read_table(path: Path, options: FileOptions) -> Table:
 
     Raises:
         InputError: it is no file of its ending, is damaged, or holds no table.
-        MissingPackage: nothing is installed that reads files of its ending.
+        MissingPackage: a package is missing that reads files of its ending.
     """
     require_readers([path])
     try:

@@ -128,6 +128,7 @@ class Model:
 
         Raises:
             ValueError: a bad ``jobs``.
+            ImportError: a package is missing that reads such files, which the extra ``files`` brings.
         """
         paths = [paths] if isinstance(paths, str | Path) else paths
         group: list[tuple[Path, Array | InputError]] = []
