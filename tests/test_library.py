@@ -412,6 +412,11 @@ def in_every_type():
     every = every[every.isfinite()]
     results.append(drsn_ops.soft_threshold(every, 0.0))
     results.append(drsn_ops.soft_threshold(every, every.float().abs() * 2**-9))
+    # A ReLU of -0, whose sign torch.equal does not see.
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        batch_norm = torch.nn.BatchNorm1d(4).eval().to(dtype)
+        torch.nn.init.constant_(batch_norm.bias, -0.0)
+        results.append(drsn_ops.batch_norm_relu(torch.full((20, 4), -0.0, dtype=dtype), batch_norm).signbit())
     return results
 
 

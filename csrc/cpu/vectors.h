@@ -18,12 +18,6 @@ using vector_t = typename Lanes<accumulator_t<T>>::Vector;
 template <class T>
 using compare_t = typename Lanes<accumulator_t<T>>::Comparison;
 
-// Elements in a vector, and as many bits.
-template <class T>
-constexpr int kLanes = 8;
-template <class T>
-using bits_t = uint8_t;
-
 typedef uint16_t U16 __attribute__((vector_size(16)));
 typedef uint32_t U32 __attribute__((vector_size(32)));
 
@@ -100,35 +94,6 @@ DRSN_INLINE void store(Half* p, vector_t<float> v) {
   std::memcpy(p, &narrow, sizeof(narrow));
 }
 #endif
-
-// Stores past the caches from an address that is a multiple of the vector's bytes; in float with AVX2 alone.
-template <class T>
-DRSN_INLINE void stream(T* p, vector_t<T> v) {
-  store(p, v);
-}
-#if defined(DRSN_SIMD_AVX2)
-DRSN_INLINE void stream(float* p, vector_t<float> v) { _mm256_stream_ps(p, (__m256)v); }
-#endif
-
-template <class T>
-DRSN_INLINE vector_t<T> load(const T* p, int64_t count) {
-  if (count >= 8) return load(p);
-  T buffer[8] = {};
-  for (int i = 0; i < 7; ++i) {
-    if (i < count) buffer[i] = p[i];  // unrolled: a memcpy of unknown length is a function call
-  }
-  return load(buffer);
-}
-
-template <class T>
-DRSN_INLINE void store(T* p, vector_t<T> v, int64_t count) {
-  if (count >= 8) return store(p, v);
-  T buffer[8];
-  store(buffer, v);
-  for (int i = 0; i < 7; ++i) {
-    if (i < count) p[i] = buffer[i];
-  }
-}
 
 // pack, less and at_most: eight comparisons as eight bits. keep and negate: what to do with the elements whose bits are
 // set.
@@ -220,13 +185,14 @@ template <class T>
 DRSN_INLINE vector_t<T> with_sign(vector_t<T> magnitude, vector_t<T> sign) {
   return (vector_t<T>)((compare_t<T>)magnitude | ((compare_t<T>)sign & sign_bit<T>()));
 }
-// max(x, 0) that keeps NaN: of two operands the instruction returns the second where either is NaN.
+// max(x, 0) that keeps NaN and -0: of two operands the instruction returns the second where either is NaN or both are
+// 0.
 template <class T>
 DRSN_INLINE vector_t<T> positive_part(vector_t<T> x) {
 #if defined(DRSN_SIMD_AVX2)
   if constexpr (sizeof(accumulator_t<T>) == 4) return (vector_t<T>)_mm256_max_ps(_mm256_setzero_ps(), (__m256)x);
 #endif
-  return (vector_t<T>)((compare_t<T>)x & ~(compare_t<T>)(x <= vector_t<T>{}));
+  return (vector_t<T>)((compare_t<T>)x & ~(compare_t<T>)(x < vector_t<T>{}));
 }
 
 // The sum of 32 partial sums.
@@ -239,3 +205,5 @@ DRSN_INLINE double total(const vector_t<T>* part) {
   const Half four = half[0] + half[1];
   return double((four[0] + four[2]) + (four[1] + four[3]));
 }
+
+#include "vectors_tail.h"
