@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-time emulate sanitize bench docs lint format kernels nvcc wheel sdist extras checksums clean
+.PHONY: demo test test-time emulate sanitize bench docs lint format kernels arm64 nvcc wheel sdist extras checksums clean
 
 demo: $(VENV)/installed
 	$(PY) -m drsn_ops train
@@ -35,13 +35,13 @@ lint: $(VENV)/installed
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 	$(PY) tools/imports.py --check
-	find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 format: $(VENV)/installed
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(PY) tools/imports.py
-	find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
+	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
 
 # the CUDA kernels, compiled as C++, in the tests made for them; no GPU and no nvcc is needed
 emulate: $(VENV)/installed
@@ -55,6 +55,11 @@ sanitize: $(VENV)/installed
 # every .cu for every architecture, where an nvcc is found (REQUIRE_NVCC=1: or fail); no GPU is needed
 kernels: $(VENV)/requirements
 	tools/compile_kernels.sh
+
+# the CPU library for arm64, its loops run under qemu, where there are a cross-compiler and qemu-user (REQUIRE_ARM64=1:
+# or fail)
+arm64: $(VENV)/installed
+	tools/arm64.sh
 
 # PyPI's CUDA compiler into .venv, of the CUDA version of its PyTorch; for one without CUDA, of PyTorch 2.11's
 nvcc: $(VENV)/requirements

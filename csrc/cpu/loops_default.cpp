@@ -1,6 +1,8 @@
-// The loops for any x86-64 or arm64 processor.
+// The loops for any x86-64 processor, or with NEON for any of arm64.
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define DRSN_SIMD simd_default

@@ -13,6 +13,8 @@ namespace {
 
 #if defined(DRSN_SIMD_AVX512)
 #include "vectors_avx512.h"
+#elif defined(__aarch64__)
+#include "vectors_neon.h"
 #else
 #include "vectors.h"
 #endif
