@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m drsn_ops", description="Fused operators for Deep Residual Shrinkage Networks."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command")
     commands.add_parser("info", help="print what was built, as JSON")
     try:
         for name, (module, summary) in COMMANDS.items():
@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 implementation.add_arguments(command)
                 command.set_defaults(run=implementation.run)
         args = parser.parse_args(argv)
+        if args.command is None:
+            parser.error(f"expected a command: info, {', '.join(COMMANDS)}")
         status: int = info() if args.command == "info" else args.run(args)
         sys.stdout.flush()
         return status

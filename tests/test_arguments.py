@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import status_of
+from commands import assert_refused, status_of
 
 from benchmarks import __main__ as benchmarks
 from drsn_ops.__main__ import COMMANDS, main
@@ -115,6 +115,10 @@ def test_help_names_the_defaults(command, words, capsys, monkeypatch):
     assert status_of(main, [command, "--help"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in words), out
+
+
+def test_where_no_command_is_given_all_are_named(tmp_path, capsys):
+    assert_refused(main, [[]], f"expected a command: info, {', '.join(COMMANDS)}", tmp_path, capsys)
 
 
 def test_arguments_in_words():
