@@ -166,7 +166,7 @@ class TestWheel:
 
     def test_one_for_too_new_a_glibc_is_not_released(self, tool):
         tool.check_glibc(Path("drsn_ops-0.1.0-py3-none-manylinux_2_34_x86_64.whl"))
-        with pytest.raises(SystemExit, match="manylinux_2_38_x86_64.whl: expected one for glibc 2.34"):
+        with pytest.raises(SystemExit, match="2_38_x86_64.whl: .* a release's is for glibc 2.34"):
             tool.check_glibc(Path("drsn_ops-0.1.0-py3-none-manylinux_2_38_x86_64.whl"))
 
     def test_a_library_that_would_have_to_be_shipped_is_an_error(self, tool, tmp_path):

@@ -68,6 +68,11 @@ class TestNotes:
         assert done.returncode == 1 and done.stdout == "" and reason in done.stderr
 
 
+def test_the_readme_installs_this_version():
+    project = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert set(re.findall(r"drsn_ops-(.+)-py3", (ROOT / "README.md").read_text())) == {project}
+
+
 class TestWorkflows:
     def test_call_what_there_is(self):
         text = "\n".join(path.read_text() for path in WORKFLOWS)

@@ -84,7 +84,7 @@ def check_glibc(wheel: Path) -> None:
     if glibc(wheel) > NEWEST_GLIBC:
         newest = ".".join(map(str, NEWEST_GLIBC))
         sys.exit(
-            f"{wheel.name}: expected one for glibc {newest}; build it on an older Linux, such as Debian 12"
+            f"{wheel.name}: works on this Linux, and a release's is for glibc {newest}; build that on Debian 12"
         )
 
 
