@@ -93,4 +93,4 @@ $(VENV)/installed: $(VENV)/requirements setup.py pyproject.toml $(shell find csr
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info drsn_ops/*.so $(VENV)/installed
+	rm -rf build dist *.egg-info drsn_ops/*.so drsn_ops/build_info.json $(VENV)/installed

@@ -299,6 +299,28 @@ def test_a_package_that_was_not_compiled(monkeypatch, tmp_path):
     with pytest.raises(ImportError) as refusal:
         library._read_build_file()
     assert str(refusal.value) == f"drsn_ops in {tmp_path} is not compiled: no build_info.json; install it"
+    (tmp_path / "build_info.json").write_text("{}")
+    with pytest.raises(ImportError, match=r"is not compiled: no _ops_cpu\.so; install it$"):
+        library._read_build_file()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}"])
+def test_a_build_file_that_is_damaged(monkeypatch, tmp_path, content):
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    (tmp_path / "_ops_cpu.so").touch()
+    (tmp_path / "build_info.json").write_bytes(content)
+    with pytest.raises(ImportError, match=r"build_info\.json is damaged \(.+\); install drsn_ops again$"):
+        library._read_build_file()
+
+
+def test_a_cpu_library_of_another_namespace(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    monkeypatch.setattr(library, "OPS", object())
+    link("", tmp_path / "_ops_cpu.so")
+    with pytest.raises(
+        ImportError, match=r"_ops_cpu\.so is of another build than .*; install drsn_ops again$"
+    ):
+        library._load()
 
 
 def test_a_pytorch_that_cannot_load_the_cpu_library(monkeypatch, tmp_path):

@@ -19,10 +19,15 @@ _FOLDER = Path(__file__).parents[1]
 def _read_build_file() -> dict[str, Any]:
     """What setup.py wrote beside the libraries."""
     path = _FOLDER / "build_info.json"
+    for needed in (path, _FOLDER / "_ops_cpu.so"):
+        if not needed.exists():
+            raise ImportError(f"drsn_ops in {_FOLDER} is not compiled: no {needed.name}; install it")
     try:
         built: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ImportError(f"drsn_ops in {_FOLDER} is not compiled: no {path.name}; install it") from error
+        if not built.keys() >= {"namespace", "oldest_torch", "cuda", "cuda_reason"}:
+            raise ValueError("it lacks what a build writes")
+    except (AttributeError, ValueError) as error:
+        raise ImportError(f"{path} is damaged ({error}); install drsn_ops again") from error
     return built
 
 
@@ -45,6 +50,11 @@ def _load() -> str | None:
                 f"drsn_ops is for PyTorch {oldest} and newer, and PyTorch {torch.__version__} cannot load it "
                 f"({_reason(error)})"
             ) from error
+        if not hasattr(OPS, "soft_threshold"):
+            raise ImportError(
+                f"drsn_ops in {_FOLDER}: _ops_cpu.so is of another build than build_info.json, which says that its "
+                f"operators are torch.ops.{NAMESPACE}; install drsn_ops again"
+            )
     return _load_cuda(_FOLDER / "_ops_cuda.so")
 
 
