@@ -177,9 +177,9 @@ def choose_cuda():
 CUDA_HOME, CUDA_REASON = choose_cuda()
 CUDA_VERSION = cuda_version(CUDA_HOME) if CUDA_HOME else None
 CUDA_ARCHS = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";").split(";") if CUDA_HOME else []
-if CUDA_HOME:
-    # for PORTABLE: PyTorch's BuildExtension follows the headers of .cu files only under a PyTorch with CUDA
-    torch.version.cuda = torch.version.cuda or CUDA_VERSION
+if CUDA_HOME and PORTABLE:
+    # PyTorch's BuildExtension refuses another CUDA's nvcc, and follows no headers of .cu files where it has no CUDA
+    torch.version.cuda = CUDA_VERSION
 
 
 def compiler():
@@ -312,6 +312,10 @@ class BuildExtensions(cpp_extension.BuildExtension):
         # A fixed folder: an editable install uses a temporary one and would compile everything again each time.
         self.build_temp = f"build/temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 
+    def finalize_options(self):
+        super().finalize_options()
+        self.force = True  # without ninja too: setuptools compares times, and no flags
+
     def get_ext_filename(self, ext_name):
         parts = ext_name.split(".")
         if parts[-1].startswith("_ops_"):
@@ -339,11 +343,11 @@ class BuildExtensions(cpp_extension.BuildExtension):
         pathlib.Path(folder, BUILD_FILE).write_text(self.build_file)
 
     def copy_extensions_to_source(self):
+        # an earlier build's kernels may have other schemas; and what is cut off here is not taken for whole
+        for earlier in (*pathlib.Path("drsn_ops").glob("*.so"), pathlib.Path("drsn_ops", BUILD_FILE)):
+            earlier.unlink(missing_ok=True)
         super().copy_extensions_to_source()
         self.write_build_file("drsn_ops")
-        if CUDA_REASON:
-            # an earlier build's kernels may have other schemas
-            pathlib.Path("drsn_ops/_ops_cuda.so").unlink(missing_ok=True)
 
 
 setup(

@@ -109,7 +109,8 @@ class TestPortable:
         for cuda in (None, "12.8", "13.0"):
             names = run_setup(cuda, CUDA_HOME=place, PORTABLE="1")
             assert set(names["extensions"]) == {"drsn_ops._ops_cpu", "drsn_ops._ops_cuda"}
-            assert names["CUDA_VERSION"] == "13.0"
+            # PyTorch's BuildExtension stops where they differ
+            assert names["CUDA_VERSION"] == torch.version.cuda == "13.0"
             assert names["extensions"]["drsn_ops._ops_cuda"].library_dirs[0] == names["STUBS"]
         wheel = names["cmdclass"]["bdist_wheel"](
             setuptools.Distribution({"ext_modules": [*names["extensions"].values()]})
@@ -314,16 +315,39 @@ def test_nothing_of_an_earlier_build_is_packed(run_setup, tmp_path, monkeypatch)
     assert packed == {"drsn_ops/__init__.py", "other/kept.py"}
 
 
-def test_a_cuda_library_of_an_earlier_build_leaves_the_tree(run_setup, tmp_path, monkeypatch):
+def test_libraries_of_an_earlier_build_leave_the_tree(run_setup, tmp_path, monkeypatch):
     command_class = run_setup(USE_CUDA="0")["cmdclass"]["build_ext"]
     monkeypatch.chdir(tmp_path)
-    stale = tmp_path / "drsn_ops" / "_ops_cuda.so"
-    stale.parent.mkdir()
-    stale.touch()
+    folder = tmp_path / "drsn_ops"
+    folder.mkdir()
+    for name in ("_ops_cuda.so", "_C.cpython-311-x86_64-linux-gnu.so", "build_info.json"):
+        (folder / name).touch()
     command = command_class(setuptools.Distribution({"ext_modules": []}))
     command.extensions, command.build_file = [], "{}"
     command.copy_extensions_to_source()
-    assert [path.name for path in stale.parent.iterdir()] == ["build_info.json"]
+    assert [path.read_text() for path in folder.iterdir()] == ["{}"]
+
+
+def test_a_build_cut_off_at_its_end_does_not_pass_for_a_whole_one(run_setup, tmp_path, monkeypatch):
+    command_class = run_setup(USE_CUDA="0")["cmdclass"]["build_ext"]
+    monkeypatch.chdir(tmp_path)
+    stale = tmp_path / "drsn_ops" / "build_info.json"
+    stale.parent.mkdir()
+    stale.touch()
+    command = command_class(setuptools.Distribution({"ext_modules": []}))
+    command.build_lib = "lib"  # which lacks the library
+    command.extensions = [setuptools.Extension("drsn_ops._ops_cpu", [])]
+    with pytest.raises(Exception, match="_ops_cpu"):
+        command.copy_extensions_to_source()
+    assert not stale.exists()
+
+
+def test_everything_is_compiled_anew_where_there_is_no_ninja(run_setup, monkeypatch):
+    """setuptools would leave what was compiled with other flags."""
+    command_class = run_setup(USE_CUDA="0")["cmdclass"]["build_ext"]
+    command = command_class(setuptools.Distribution({"ext_modules": []}), use_ninja=False)
+    command.finalize_options()
+    assert command.force and not command.use_ninja
 
 
 def test_the_sources_do_without_a_macro_that_pytorch_2_11_has_not():
