@@ -42,7 +42,8 @@ def as_input_error(error: ValueError) -> InputError:
 def require_packages(what: str, extra: str, *names: str) -> None:
     """Raise `MissingPackage` unless all of these packages, which the extra brings, are installed."""
     for name in names:
-        if find_spec(name) is None:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # a mere folder of that name, such as of results, has none
             raise MissingPackage(f"{what} needs {name}: pip install 'drsn_ops[{extra}]'", name=name)
 
 

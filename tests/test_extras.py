@@ -13,6 +13,7 @@ from commands import assert_refused, environment
 from test_model import make_model
 
 from drsn_ops.__main__ import PACKAGES, main
+from drsn_ops.arguments import require_packages
 from drsn_ops.data import datasets, mat_files, rates, read_recordings, signals
 from drsn_ops.data.signals import FileOptions, read_signal
 from drsn_ops.training import model
@@ -114,6 +115,13 @@ def test_a_command_names_what_it_needs(command, name, alone_in, monkeypatch, cap
         f"drsn_ops {command}: the command needs {name}: pip install 'drsn_ops[{PACKAGES[command][0]}]'\n"
     )
     assert_refused(main, [[command]], message, alone_in, capsys)
+
+
+def test_a_folder_of_the_name_of_a_package_is_none(tmp_path, monkeypatch):
+    (tmp_path / "tensorbored").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="--tensorboard needs tensorbored"):
+        require_packages("--tensorboard", "tensorboard", "tensorbored")
 
 
 @pytest.mark.parametrize(
