@@ -34,8 +34,8 @@ from .ops.plain_gate import plain_batch_norm, plain_gate
 from .reference import NUMBERS, REAL, STATISTICS, Statistic, accumulator
 
 _WIDE = {dtype: accumulator(dtype) for dtype in REAL}
-# What an operator raises that is called without checks; the latter for a sparse or a quantised tensor.
-_REFUSALS = (ValueError, NotImplementedError)
+# What an operator raises that is called without checks; the latter from PyTorch 2.15 on, and for a sparse tensor.
+_REFUSALS = (ValueError, RuntimeError)
 
 
 def _operators(x: Tensor) -> Any:

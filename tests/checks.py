@@ -11,6 +11,8 @@ import drsn_ops
 from drsn_ops.reference import accumulator
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# what PyTorch makes of the ValueError that an operator raises
+REFUSAL = RuntimeError if torch.__version__ >= (2, 15) else ValueError
 
 # Rows of 1, 49, 784, 1000 and 4097; one sample, one channel; every number of spatial axes.
 SHAPES = (
