@@ -21,7 +21,10 @@ def _read_build_file() -> dict[str, Any]:
     path = _FOLDER / "build_info.json"
     for needed in (path, _FOLDER / "_ops_cpu.so"):
         if not needed.exists():
-            raise ImportError(f"drsn_ops in {_FOLDER} is not compiled: no {needed.name}; install it")
+            raise ImportError(
+                f"drsn_ops in {_FOLDER} is not compiled: no {needed.name}; install it, or leave this source tree if "
+                "another one is installed"
+            )
     try:
         built: dict[str, Any] = json.loads(path.read_text())
         if not built.keys() >= {"namespace", "oldest_torch", "cuda", "cuda_reason"}:
