@@ -67,15 +67,15 @@ nvcc: $(VENV)/requirements
 		--disable-pip-version-check "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==$$cuda.*"
 
 # the sdist and, compiled from it, the wheel, in dist/; for PyTorch 2.11 and newer
-wheel: $(VENV)/installed
+wheel: $(VENV)/requirements
 	$(PY) tools/wheel.py
 
 # each extra of the wheel in dist/, alone in an environment of its own
-extras: $(VENV)/installed
+extras: $(VENV)/requirements
 	$(PY) tools/check_extras.py dist/*.whl
 
 # the sdist and, from it, wheels for the CPU alone, built as others do: with and without isolation
-sdist: $(VENV)/installed
+sdist: $(VENV)/requirements
 	$(PY) tools/check_sdist.py
 
 checksums:
