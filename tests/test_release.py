@@ -1,5 +1,6 @@
 """What a release is made of: its notes, and the workflows' commands, which all run on any machine."""
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -86,6 +87,22 @@ class TestWorkflows:
     def test_a_release_has_no_secret_but_its_own_token(self):
         (text,) = [path.read_text() for path in WORKFLOWS if path.name == "release.yml"]
         assert "secrets." not in text and text.count("contents: write") == 1
+
+
+def test_a_python_is_found_from_the_folder_that_names_it(tmp_path, monkeypatch, capsys):
+    """The wheel is tried in another."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    try_wheel = importlib.import_module("try_wheel")
+    monkeypatch.chdir(tmp_path)
+    Path("python").symlink_to(sys.executable)
+    tried = []
+    monkeypatch.setattr(try_wheel, "attempt", lambda *one: tried.append(one[2]))
+    Path("a.whl").touch()
+    try_wheel.main(["a.whl", "--quick", "--python", "./python"])
+    assert tried == [str(tmp_path / "python")]
+    with pytest.raises(SystemExit):
+        try_wheel.main(["a.whl", "--quick", "--python", "./python4"])
+    assert "there is no ./python4" in capsys.readouterr().err
 
 
 def test_an_sdist_is_made_where_there_is_no_pytorch(tmp_path):

@@ -19,6 +19,7 @@ import math
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -142,10 +143,20 @@ def attempt(wheel: Path, sdist: Path | None, python: str, torch: str) -> str:
     )
 
 
+def program(name: str) -> str:
+    """The path of a program, which is found from every folder."""
+    found = shutil.which(name)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"there is no {name}")
+    return os.path.abspath(found)
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description="Tries a wheel in new environments.")
     parser.add_argument("wheel", type=Path, help="with the sdist of its version beside it, unless --quick")
-    parser.add_argument("--python", action="append", metavar="PATH", help="a Python (default: this one)")
+    parser.add_argument(
+        "--python", action="append", type=program, metavar="PATH", help="a Python (default: this one)"
+    )
     parser.add_argument("--torch", action="append", metavar="VERSION", help="or newest, the default")
     parser.add_argument("--quick", action="store_true", help="without the operators' tests")
     options = parser.parse_args(arguments)
