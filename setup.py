@@ -46,15 +46,14 @@ except ModuleNotFoundError as error:
         " && python -m pip install --no-build-isolation ."
     )
 
-OLDEST_TORCH = os.environ.get("OLDEST_TORCH") or "2.11"  # as csrc/torch_api.h has it
-if not re.fullmatch(r"\d+\.\d+", OLDEST_TORCH):
-    sys.exit(f"OLDEST_TORCH may be a version such as 2.11, and is {OLDEST_TORCH!r}.")
-
 
 def major_minor(version):
     return tuple(int(n) for n in re.findall(r"\d+", version)[:2])
 
 
+OLDEST_TORCH = os.environ.get("OLDEST_TORCH") or "2.11"  # as csrc/torch_api.h has it
+if not re.fullmatch(r"\d+\.\d+", OLDEST_TORCH) or major_minor(OLDEST_TORCH) < (2, 11):
+    sys.exit(f"OLDEST_TORCH may be 2.11 or newer, such as 2.12, and is {OLDEST_TORCH!r}.")
 if major_minor(torch.__version__) < major_minor(OLDEST_TORCH):
     sys.exit(f"drsn_ops needs PyTorch {OLDEST_TORCH} or newer, and {torch.__version__} is installed.")
 

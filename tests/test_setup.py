@@ -281,9 +281,9 @@ def test_the_oldest_pytorch_can_be_given(run_setup):
         flags = names["extensions"]["drsn_ops._ops_cpu"].extra_compile_args["cxx"]
         assert f"-DTORCH_TARGET_VERSION={define}" in flags
         assert names["build_info"]("1.2.3")["oldest_torch"] == (oldest or "2.11")
-    for wrong in ("2", "2.12.1", "new"):
+    for wrong in ("2", "2.9", "2.12.1", "new"):
         with pytest.raises(
-            SystemExit, match=rf"^OLDEST_TORCH may be a version such as 2.11, and is '{wrong}'"
+            SystemExit, match=rf"^OLDEST_TORCH may be 2.11 or newer, such as 2.12, and is '{wrong}'"
         ):
             run_setup(OLDEST_TORCH=wrong)
 
