@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -255,8 +256,11 @@ def test_workers_end_with_their_parent(folder, signum):
     assert list((folder / "part" / "cells").iterdir()) == []
 
 
-def test_an_interrupt_while_workers_start_is_not_lost():
+def test_an_interrupt_while_workers_start_is_not_lost(request):
     """It comes when they have started, and they never get one."""
+    # what a shell starts in the background, these tests perhaps, ignores it
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     started = []
     word = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     with pytest.raises(KeyboardInterrupt), schedule.no_interrupt():
