@@ -331,6 +331,11 @@ def test_opcheck(train, stride, channels, bias):
 @pytest.mark.parametrize("stride, channels", [(1, None), (1, 4), (2, 6)])
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_compile(no_caches, stride, channels, momentum):
+    told = torch.compile(lambda x: x + torch.compiler.is_exporting(), backend="eager")
+    if told(torch.zeros(1)).any():
+        pytest.skip(
+            "this PyTorch, 2.11, takes every compilation for an export, which has its own convolution"
+        )
     pair, codes = make(4, 6, stride, momentum=momentum), []
 
     def backend(graph, inputs):
