@@ -7,7 +7,16 @@ import sys
 
 import pytest
 import torch
-from checks import assert_same_bits, lay_out, leaf, make_features, operators_of, pairwise, randomise
+from checks import (
+    assert_same_bits,
+    lay_out,
+    leaf,
+    make_features,
+    operators_of,
+    pairwise,
+    randomise,
+    require_compilation_no_export,
+)
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch.library import opcheck
@@ -331,11 +340,7 @@ def test_opcheck(train, stride, channels, bias):
 @pytest.mark.parametrize("stride, channels", [(1, None), (1, 4), (2, 6)])
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_compile(no_caches, stride, channels, momentum):
-    told = torch.compile(lambda x: x + torch.compiler.is_exporting(), backend="eager")
-    if told(torch.zeros(1)).any():
-        pytest.skip(
-            "this PyTorch, 2.11, takes every compilation for an export, which has its own convolution"
-        )
+    require_compilation_no_export()
     pair, codes = make(4, 6, stride, momentum=momentum), []
 
     def backend(graph, inputs):

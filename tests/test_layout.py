@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import Replaced, lay_out, randomise
+from checks import Replaced, lay_out, randomise, require_compilation_no_export
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.overrides import TorchFunctionMode
@@ -391,6 +391,8 @@ def test_autocast():
     "name", ["drsn of two channels", "rsnet18", "its post-activation ResNet", "drsn_mnist"]
 )
 def test_compile(name, no_caches):
+    require_compilation_no_export()
+
     def backend(module, inputs):
         called.extend(str(node.target) for node in module.graph.nodes)
         return torch._dynamo.lookup_backend("aot_eager")(module, inputs)
