@@ -141,9 +141,8 @@ def find_cuda():
         return None, "; ".join(reasons)
     if os.environ.get("CUDA_HOME"):
         return None, f"no nvcc in CUDA_HOME ({os.environ['CUDA_HOME']})"
-    if (
-        not PORTABLE and major_minor(torch.version.cuda)[0] < 13
-    ):  # the packages of CUDA 12 have ptxas and no nvcc
+    # the packages of CUDA 12 have ptxas and no nvcc
+    if not PORTABLE and major_minor(torch.version.cuda)[0] < 13:
         return None, f"no nvcc found; PyPI has none of CUDA {torch.version.cuda}, NVIDIA's toolkit has"
     # every part of the compiler by name, for one release of all: nvcc asks for any nvvm and crt, also for newer ones
     return None, "no nvcc found; pip install 'cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]' brings one"

@@ -1,5 +1,6 @@
 """Options, fixtures and the choice of tests by device."""
 
+import importlib.util
 import os
 import resource
 from contextlib import contextmanager
@@ -63,6 +64,22 @@ def alone_in(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     yield tmp_path
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def load_tool(monkeypatch):
+    """Loads the program of that name from tools/, which may import its neighbours there."""
+    tools = Path(__file__).parents[1] / "tools"
+    monkeypatch.syspath_prepend(tools)
+
+    def load(name):
+        # not under the name alone, which may be that of a package
+        spec = importlib.util.spec_from_file_location(f"tools_{name}", tools / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

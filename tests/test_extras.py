@@ -1,7 +1,6 @@
 """What is not installed: the core does without, and everything else names the package and the extra that brings it."""
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
@@ -183,13 +182,8 @@ class TestTheTool:
     LINE = "drsn_ops train: the command needs numpy: pip install 'drsn_ops[train]'\n"
 
     @pytest.fixture
-    def tool(self, monkeypatch):
-        """tools/check_extras.py"""
-        monkeypatch.syspath_prepend(ROOT / "tools")
-        spec = importlib.util.spec_from_file_location("check_extras", ROOT / "tools" / "check_extras.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+    def tool(self, load_tool):
+        return load_tool("check_extras")
 
     @pytest.fixture
     def lacks(self, tool, tmp_path, monkeypatch):

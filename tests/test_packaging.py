@@ -1,7 +1,6 @@
 """What is shipped, with which PyTorch it loads, and what happens where the CUDA library does not."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -134,13 +133,8 @@ def write_wheel(place, files, tags="py3-none-linux_x86_64"):
 
 class TestWheel:
     @pytest.fixture
-    def tool(self, monkeypatch):
-        """tools/wheel.py"""
-        monkeypatch.syspath_prepend(ROOT / "tools")
-        spec = importlib.util.spec_from_file_location("tools_wheel", ROOT / "tools" / "wheel.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+    def tool(self, load_tool):
+        return load_tool("wheel")
 
     @pytest.fixture
     def library(self, tmp_path):

@@ -1,6 +1,5 @@
 """What a release is made of: its notes, and the workflows' commands, which all run on any machine."""
 
-import importlib
 import re
 import shutil
 import subprocess
@@ -89,10 +88,9 @@ class TestWorkflows:
         assert "secrets." not in text and text.count("contents: write") == 1
 
 
-def test_a_python_is_found_from_the_folder_that_names_it(tmp_path, monkeypatch, capsys):
+def test_a_python_is_found_from_the_folder_that_names_it(load_tool, tmp_path, monkeypatch, capsys):
     """The wheel is tried in another."""
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    try_wheel = importlib.import_module("try_wheel")
+    try_wheel = load_tool("try_wheel")
     monkeypatch.chdir(tmp_path)
     Path("python").symlink_to(sys.executable)
     tried = []

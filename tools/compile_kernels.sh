@@ -26,5 +26,5 @@ awk -v bytes="$(stat -c %s "$library")" -v seconds="$seconds" '
     END {
         if (!n) { print "nvcc named no kernel"; exit 1 }
         printf "%d kernels over all architectures, at most %d registers, no local memory\n", n, most
-        printf "%s: PyTorch 2.11 has every symbol that it uses; %d bytes, %d s\n", "_ops_cuda.so", bytes, seconds
+        printf "_ops_cuda.so: PyTorch 2.11 has every symbol that it uses; %d bytes, %d s\n", bytes, seconds
     }' "$log"
