@@ -67,13 +67,15 @@ def test_cold_contenders_have_inputs_of_their_own_and_take_turns(length, cold, m
     call = Contender.call
 
     def recorded(self, index, state):
-        calls.append((self.name, index, self.inputs.x[index].data_ptr()))
+        calls.append(
+            (self.name, index, self.inputs.x[index])
+        )  # kept: of memory that is free, others take the address
         return call(self, index, state)
 
     monkeypatch.setattr(Contender, "call", recorded)
     results = measure(Case("shrink", "forward", (1, 4, length), timer="cold"), (), rounds=1, seconds=0.0)
     names = [runner.name for runner, _ in results[1:]]
-    pointers = {pointer for _, _, pointer in calls}
+    pointers = {x.data_ptr() for _, _, x in calls}
     assert names == ["drsn_ops", "eager/naive", "eager/tidy", "eager/strong"]
     if cold:
         turns = [(name, index) for index in range(2) for name in names]
