@@ -132,12 +132,12 @@ void run_block(unsigned threads) {
 
 void barrier(Place place) { pause(Wait::kBarrier, place); }
 
-uint64_t exchange(uint64_t bits, int distance, Place place) {
-  const unsigned self = running;
-  fibers[self].offered = bits;
+void publish(uint64_t bits, Place place) {
+  fibers[running].offered = bits;
   pause(Wait::kExchange, place);
-  return fibers[self ^ unsigned(distance)].published;
 }
+
+uint64_t published(unsigned lane) { return fibers[running / kWarp * kWarp + lane].published; }
 
 void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
   const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
