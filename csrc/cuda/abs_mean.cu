@@ -14,6 +14,7 @@ struct AbsSum {
   static constexpr int kVector = V;
   static constexpr int kSums = 1;
   using acc_t = Accumulator<scalar_t>;
+  using Row = NoRow;
   using Item = Packed<scalar_t, V>;
 
   const scalar_t* x;
@@ -24,8 +25,8 @@ struct AbsSum {
     return cuda::load<V>(left, x + element);
   }
   template <int W>
-  __device__ __forceinline__ void add(int64_t outer, int64_t position, int64_t, int left, const Item& packed,
-                                      acc_t (&sums)[kSums][W]) const {
+  __device__ __forceinline__ void add(const Row&, int64_t outer, int64_t position, int64_t, int left,
+                                      const Item& packed, acc_t (&sums)[kSums][W]) const {
     const Vector<scalar_t, V> item = unpack(packed);
 #pragma unroll
     for (int j = 0; j < V; ++j) sums[0][j % W] += magnitude_of(acc_t(widen(item.value[j])));

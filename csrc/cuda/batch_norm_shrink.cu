@@ -9,15 +9,14 @@
 namespace drsn::cuda {
 namespace {
 
-// The sample and the first channel of a vector of a reduction over rows.
+// The sample and the first channel of a thread of a reduction over rows.
 template <bool channels_last>
 struct RowOf {
   int64_t n, c;
 
-  __device__ __forceinline__ RowOf(const Divisor& channels, int64_t outer, int64_t position) {
-    const int64_t quotient = channels.divide(channels_last ? position : outer);
-    n = channels_last ? outer : quotient;
-    c = (channels_last ? position : outer) - quotient * channels.value;
+  __device__ __forceinline__ RowOf(const Divisor& channels, int64_t outer, int64_t inner) {
+    n = channels_last ? outer : channels.divide(outer);
+    c = channels_last ? inner : outer - n * channels.value;
   }
 };
 
@@ -29,6 +28,13 @@ struct NormAbsSum {
   static constexpr int kChannels = channels_last ? V : 1;
   using acc_t = Accumulator<scalar_t>;
   using Item = Packed<scalar_t, V>;
+  struct Row {
+    typename InputNorm<acc_t>::Channel channel[kChannels] = {};
+
+    __device__ __forceinline__ Row(const NormAbsSum& op, bool exists, int64_t outer, int64_t inner) {
+      if (exists) op.input.channels(RowOf<channels_last>(op.channels, outer, inner).c, channel);
+    }
+  };
 
   const scalar_t* z;
   InputNorm<acc_t> input;
@@ -38,14 +44,13 @@ struct NormAbsSum {
     return cuda::load<V>(left, z + element);
   }
   template <int W>
-  __device__ __forceinline__ void add(int64_t outer, int64_t position, int64_t, int left, const Item& item,
+  __device__ __forceinline__ void add(const Row& row, int64_t, int64_t, int64_t, int left, const Item& packed,
                                       acc_t (&sums)[kSums][W]) const {
     if (left <= 0) return;
-    typename InputNorm<acc_t>::Channel channel[kChannels];
-    input.channels(RowOf<channels_last>(channels, outer, position).c, channel);
+    const Vector<scalar_t, V> item = unpack(packed);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t x = channel[j % kChannels].x(widen(unpack(item).value[j]));
+      const acc_t x = row.channel[j % kChannels].x(widen(item.value[j]));
       sums[0][j % W] += magnitude_of(x);
     }
   }
@@ -139,6 +144,18 @@ struct NormRowSums {
   struct Item {
     Packed<scalar_t, V> g, z;
   };
+  struct Row {
+    typename InputNorm<acc_t>::Channel channel[kChannels] = {};
+    acc_t tau[kChannels] = {};
+
+    __device__ __forceinline__ Row(const NormRowSums& op, bool exists, int64_t outer, int64_t inner) {
+      if (!exists) return;
+      const RowOf<channels_last> at(op.channels, outer, inner);
+      op.input.channels(at.c, channel);
+#pragma unroll
+      for (int j = 0; j < kChannels; ++j) tau[j] = op.thresholds.at(at.n, at.c + j, op.channels.value);
+    }
+  };
 
   const scalar_t *grad, *z;
   InputNorm<acc_t> input;
@@ -149,19 +166,14 @@ struct NormRowSums {
     return {cuda::load<V>(left, grad + element), cuda::load<V>(left, z + element)};
   }
   template <int W>
-  __device__ __forceinline__ void add(int64_t outer, int64_t position, int64_t, int left, const Item& item,
+  __device__ __forceinline__ void add(const Row& row, int64_t, int64_t, int64_t, int left, const Item& item,
                                       acc_t (&sums)[kSums][W]) const {
     if (left <= 0) return;
-    const RowOf<channels_last> row(channels, outer, position);
-    typename InputNorm<acc_t>::Channel channel[kChannels];
-    acc_t tau[kChannels];
-    input.channels(row.c, channel);
-#pragma unroll
-    for (int j = 0; j < kChannels; ++j) tau[j] = thresholds.at(row.n, row.c + j, channels.value);
+    const Vector<scalar_t, V> values = unpack(item.z), grads = unpack(item.g);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const Element<acc_t> e(channel[j % kChannels], tau[j % kChannels], widen(unpack(item.z).value[j]),
-                             widen(unpack(item.g).value[j]));
+      const int k = j % kChannels;
+      const Element<acc_t> e(row.channel[k], row.tau[k], widen(values.value[j]), widen(grads.value[j]));
       sums[kPassedAlong][j % W] += e.passed * e.sign;
       sums[kPassed][j % W] += e.passed;
       sums[kPassedXhat][j % W] += e.passed * e.xhat;

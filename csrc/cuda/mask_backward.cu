@@ -12,6 +12,7 @@ struct ActiveSum {
   static constexpr int kVector = V;
   static constexpr int kSums = 1;
   using acc_t = Accumulator<scalar_t>;
+  using Row = NoRow;
   struct Item {
     Packed<scalar_t, V> g;
     MaskBytes bytes;
@@ -28,8 +29,8 @@ struct ActiveSum {
                       mask.position_of(position, element))};
   }
   template <int W>
-  __device__ __forceinline__ void add(int64_t, int64_t position, int64_t element, int left, const Item& item,
-                                      acc_t (&sums)[kSums][W]) const {
+  __device__ __forceinline__ void add(const Row&, int64_t, int64_t position, int64_t element, int left,
+                                      const Item& item, acc_t (&sums)[kSums][W]) const {
     const unsigned word = item.bytes.word(mask.position_of(position, element));
     const unsigned active_bits = word >> 8 * active_plane;
     const Vector<scalar_t, V> grads = unpack(item.g);

@@ -1,9 +1,12 @@
 // Sums along one axis of a tensor, and the fold that adds up their partial sums.
 //
 // An Op says what is summed, and may do more to each element. It has scalar_t, kVector (V), kSums, an Item, and
+//   Row(op, exists, outer, inner)
+//     what a thread needs for all of its vectors, whose outer index and inner one, of the first element, are these; it
+//     has none unless it exists;
 //   Item load(outer, position, element, left)
 //     reads V elements from flat index `element`, at `position` within `outer`; `left` of them exist;
-//   void add(outer, position, element, left, item, sums)
+//   void add(row, outer, position, element, left, item, sums)
 //     adds the term of the item's element j to sums[s][j % W], W = 1 or V; the whole warp calls it.
 #pragma once
 
@@ -43,6 +46,12 @@ struct Targets {
   }
 };
 
+// The Row of an Op that needs none.
+struct NoRow {
+  template <class Op>
+  __device__ __forceinline__ NoRow(const Op&, bool, int64_t, int64_t) {}
+};
+
 // Items that a thread loads before it uses the first.
 template <class Op>
 constexpr int kUnroll = Op::kVector == 1 && sizeof(typename Op::Item) <= 16 ? 4 : 2;
@@ -62,6 +71,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const int64_t begin = (piece - outer * shape.pieces) * shape.piece_length;
   const int64_t end = min(begin + shape.piece_length, shape.reduced);
   const bool exists = outer < shape.outer;
+  const typename Op::Row row(op, exists, outer, 0);
 
   acc_t sums[Op::kSums][1] = {};
   // These are counted up: to compute them for each vector would be most of the work. An int is enough: a piece is 4096
@@ -80,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     }
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      op.add(outer, position + u * step, element + u * step, left - u * step, items[u], sums);
+      op.add(row, outer, position + u * step, element + u * step, left - u * step, items[u], sums);
     }
     position += step * kLoads;
     element += step * kLoads;
@@ -116,6 +126,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const int64_t begin = piece * shape.piece_length;
   const int64_t end = min(begin + shape.piece_length, shape.reduced);
   const bool exists = nth < shape.outers && outer < shape.outer && inner < shape.inner;
+  const typename Op::Row row(op, exists, outer, inner);
 
   const int mine = int(min(int64_t(V), shape.inner - inner));  // elements side by side, if the thread exists
   acc_t sums[Op::kSums][V] = {};
@@ -134,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       const int64_t r = base + u * shape.depth + level;
       const int64_t position = r * shape.inner + inner;
       const int left = exists && r < end ? mine : 0;
-      op.add(outer, position, outer * shape.reduced * shape.inner + position, left, items[u], sums);
+      op.add(row, outer, position, outer * shape.reduced * shape.inner + position, left, items[u], sums);
     }
   }
 #pragma unroll

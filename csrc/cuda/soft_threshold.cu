@@ -88,6 +88,7 @@ struct ComplexBackward {
   using scalar_t = real_t;
   static constexpr int kVector = 1;
   static constexpr int kSums = 1;
+  using Row = NoRow;
   struct Item {
     complex_t g, z;
     real_t tau;
@@ -104,7 +105,7 @@ struct ComplexBackward {
     if (left <= 0) return {};
     return {grad[element], x[element], tau == nullptr ? value : tau[over.locate(element).offset]};
   }
-  __device__ __forceinline__ void add(int64_t, int64_t, int64_t element, int left, const Item& item,
+  __device__ __forceinline__ void add(const Row&, int64_t, int64_t, int64_t element, int left, const Item& item,
                                       real_t (&sums)[kSums][1]) const {
     if (left <= 0) return;
     const real_t tau = relu(item.tau);
