@@ -1,6 +1,7 @@
 """The rules of the source tree: short files that say their job, few modules at the door, names kept private."""
 
 import ast
+import re
 from collections import namedtuple
 from pathlib import Path
 
@@ -77,3 +78,13 @@ def test_a_copy_under_another_name_imports_itself():
 def test_private_names_stay_in_their_module():
     found = {path.name: names for path in PACKAGE.rglob("*.py") if (names := private_names(path.read_text()))}
     assert found == {}
+
+
+def test_every_kernel_waits_for_the_one_before():
+    kernels = [
+        kernel.partition(") {")
+        for path in (ROOT / "csrc" / "cuda").iterdir()
+        for kernel in path.read_text().split("__global__ void")[1:]
+    ]
+    assert len(kernels) > 20
+    assert [head for head, _, body in kernels if not re.match(r"\s*wait_for_previous\(\);", body)] == []

@@ -41,7 +41,7 @@ struct AbsSum {
 };
 
 cudaError_t abs_sum(const AbsMean& op, const Reduction& reduction, uint8_t* mask, void* mean, void* workspace,
-                    cudaStream_t stream) {
+                    Stream stream) {
   const double count = double(op.per_sample ? op.rows.channels * op.rows.length : op.rows.length);
   return dispatch(
       op.dtype, [&](int V) { return aligned(op.x) && vectors_fit(reduction, V); },
@@ -75,7 +75,7 @@ cudaError_t abs_mean(const AbsMean& op, void* workspace, cudaStream_t stream) {
   if (mask_pass) {
     DRSN_CUDA_TRY(abs_sum(op, Reduction(sample_axes(op.rows)), op.mask, nullptr, nullptr, stream));
   }
-  return abs_sum(op, reduction_of(op), mask_pass ? nullptr : op.mask, op.mean, workspace, stream);
+  return abs_sum(op, reduction_of(op), mask_pass ? nullptr : op.mask, op.mean, workspace, Stream(stream, mask_pass));
 }
 
 cudaError_t abs_mean_backward(const AbsMeanBackward& op, cudaStream_t stream) {

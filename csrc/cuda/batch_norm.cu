@@ -9,6 +9,7 @@ namespace {
 template <class scalar_t, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     piece_statistics(const scalar_t* z, const __grid_constant__ ChannelWalk walk, Accumulator<scalar_t>* statistics) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   using Place = ChannelPlace<channels_last, V>;
   constexpr int kChannels = Place::kChannels;
@@ -59,6 +60,7 @@ template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     channel_statistics(const __grid_constant__ Norm norm, const __grid_constant__ Rows rows, int64_t pieces,
                        int64_t piece_length, const acc_t* statistics, acc_t* input_state) {
+  wait_for_previous();
   const int64_t c = blockIdx.x;
   NormNumbers<acc_t> numbers;
   if (norm.kind == NormKind::kRunning) {
@@ -109,7 +111,8 @@ cudaError_t input_statistics(DType dtype, const Norm& norm, const Rows& rows_of_
                           static_cast<const scalar_t*>(z), ChannelWalk(rows, V, plan), statistics);
           }));
         }
-        return launch(&channel_statistics<acc_t>, rows.channels, kThreads, stream, norm, rows, plan.pieces,
+        return launch(&channel_statistics<acc_t>, rows.channels, kThreads,
+                      Stream(stream, norm.kind == NormKind::kBatch), norm, rows, plan.pieces,
                       rows.channels_last ? plan.piece : plan.piece * V, static_cast<const acc_t*>(statistics),
                       static_cast<acc_t*>(input_state));
       });

@@ -117,6 +117,7 @@ template <class scalar_t, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     apply_norm_relu(const __grid_constant__ BatchNormRelu op,
                     const __grid_constant__ View<Accumulator<scalar_t>> view) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   using Place = ChannelPlace<channels_last, V>;
   const Geometry& geometry = view.geometry;
@@ -172,6 +173,7 @@ template <class scalar_t, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     norm_relu_sums(const __grid_constant__ BatchNormReluBackward op,
                    const __grid_constant__ View<Accumulator<scalar_t>> view, Accumulator<scalar_t>* partials) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   using Place = ChannelPlace<channels_last, V>;
   constexpr int kChannels = Place::kChannels;
@@ -216,6 +218,7 @@ template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     fold_channel_sums(const __grid_constant__ Rows rows, int64_t pieces, const acc_t* partials,
                       const __grid_constant__ InputGradients<acc_t> to) {
+  wait_for_previous();
   const int64_t c = blockIdx.x;
   acc_t weight = 0, bias = 0;
   for (int64_t i = threadIdx.x; i < pieces; i += kThreads) {
@@ -232,6 +235,7 @@ template <class scalar_t, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     norm_relu_backward(const __grid_constant__ BatchNormReluBackward op,
                        const __grid_constant__ View<Accumulator<scalar_t>> view, const Accumulator<scalar_t>* means) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   using Place = ChannelPlace<channels_last, V>;
   constexpr int kChannels = Place::kChannels;
@@ -297,8 +301,8 @@ cudaError_t batch_norm_relu(const BatchNormRelu& op, void* workspace, cudaStream
         using scalar_t = decltype(scalar);
         const View<Accumulator<scalar_t>> view(op, geometry, V, plan_channels(geometry.walked, V, kSlots<V>));
         return dispatch_layout(geometry.rows.channels_last, [&](auto channels_last) {
-          return launch(&apply_norm_relu<scalar_t, V, channels_last>, view.walk.plan.blocks, view.walk.plan.threads,
-                        stream, op, view);
+          return launch_next(&apply_norm_relu<scalar_t, V, channels_last>, view.walk.plan.blocks,
+                             view.walk.plan.threads, stream, op, view);
         });
       });
 }
@@ -318,19 +322,21 @@ cudaError_t batch_norm_relu_backward(const BatchNormReluBackward& op, void* work
         using acc_t = Accumulator<scalar_t>;
         acc_t *partials = static_cast<acc_t*>(to.partials), *means = static_cast<acc_t*>(to.means);
         return dispatch_layout(rows.channels_last, [&](auto channels_last) {
-          if (op.dweight != nullptr || op.dbias != nullptr || (op.dx != nullptr && over_batch)) {
+          const bool sums = op.dweight != nullptr || op.dbias != nullptr || (op.dx != nullptr && over_batch);
+          if (sums) {
             const ChannelPlan plan = plan_channel_sums(rows, V);
             DRSN_CUDA_TRY(launch(&norm_relu_sums<scalar_t, V, channels_last>, plan.blocks, plan.threads, stream, op,
                                  View<acc_t>(op, to.geometry, V, plan), partials));
-            DRSN_CUDA_TRY(
-                launch(&fold_channel_sums<acc_t>, rows.channels, kThreads, stream, rows, plan.pieces,
-                       static_cast<const acc_t*>(partials),
-                       InputGradients<acc_t>{static_cast<acc_t*>(op.dweight), static_cast<acc_t*>(op.dbias), means}));
+            DRSN_CUDA_TRY(launch_next(
+                &fold_channel_sums<acc_t>, rows.channels, kThreads, stream, rows, plan.pieces,
+                static_cast<const acc_t*>(partials),
+                InputGradients<acc_t>{static_cast<acc_t*>(op.dweight), static_cast<acc_t*>(op.dbias), means}));
           }
           if (op.dx == nullptr) return cudaSuccess;
           const ChannelPlan plan = plan_channels(rows, V, kSlots<V>);
-          return launch(&norm_relu_backward<scalar_t, V, channels_last>, plan.blocks, plan.threads, stream, op,
-                        View<acc_t>(op, to.geometry, V, plan), over_batch ? static_cast<const acc_t*>(means) : nullptr);
+          return launch(&norm_relu_backward<scalar_t, V, channels_last>, plan.blocks, plan.threads,
+                        Stream(stream, sums), op, View<acc_t>(op, to.geometry, V, plan),
+                        over_batch ? static_cast<const acc_t*>(means) : nullptr);
         });
       });
 }

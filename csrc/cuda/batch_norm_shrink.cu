@@ -81,6 +81,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     apply_input_norm(const __grid_constant__ BatchNormShrink op, const __grid_constant__ ChannelWalk walk,
                      const __grid_constant__ InputNorm<Accumulator<scalar_t>> input,
                      const __grid_constant__ Thresholds<Accumulator<scalar_t>> thresholds) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   using Place = ChannelPlace<channels_last, V>;
   constexpr int kSlots = kElementwiseSlots<V>;
@@ -188,6 +189,7 @@ template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     input_gradients(const __grid_constant__ Rows rows, const acc_t* row_sums, const acc_t* share,
                     const __grid_constant__ InputGradients<acc_t> to) {
+  wait_for_previous();
   const int64_t c = blockIdx.x;
   const int64_t count = rows.samples * rows.channels;
   acc_t weight = 0, bias = 0;
@@ -208,6 +210,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
                         const __grid_constant__ InputNorm<Accumulator<scalar_t>> input,
                         const __grid_constant__ Thresholds<Accumulator<scalar_t>> thresholds,
                         const Accumulator<scalar_t>* share, const Accumulator<scalar_t>* means) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   using Place = ChannelPlace<channels_last, V>;
   constexpr int kSlots = kElementwiseSlots<V>;
@@ -301,12 +304,13 @@ cudaError_t batch_norm_shrink(const BatchNormShrink& op, void* workspace, cudaSt
           const NormAbsSum<scalar_t, V, channels_last> abs_sum{static_cast<const scalar_t*>(op.x), input,
                                                                Divisor(rows.channels)};
           DRSN_CUDA_TRY(reduce<channels_last>(op.dtype, abs_sum, row_reduction(rows),
-                                              {Target{op.mean, true, double(rows.length)}}, to.sums, stream));
+                                              {Target{op.mean, true, double(rows.length)}}, to.sums,
+                                              Stream(stream, true)));
           DRSN_CUDA_TRY(gate_forward(to.gate, stream));
           const Thresholds<acc_t> thresholds(op, to.gate.at, to.gate.statistic);
           const ChannelPlan plan = plan_channels(rows, V, kElementwiseSlots<V>);
-          return launch(&apply_input_norm<scalar_t, V, channels_last>, plan.blocks, plan.threads, stream, op,
-                        ChannelWalk(rows, V, plan), input, thresholds);
+          return launch_next(&apply_input_norm<scalar_t, V, channels_last>, plan.blocks, plan.threads, stream, op,
+                             ChannelWalk(rows, V, plan), input, thresholds);
         });
       });
 }
@@ -333,7 +337,8 @@ cudaError_t batch_norm_shrink_backward(const BatchNormShrinkBackward& op, void* 
           const NormRowSums<scalar_t, V, channels_last> sums{static_cast<const scalar_t*>(op.grad),
                                                              static_cast<const scalar_t*>(op.z), input, thresholds,
                                                              Divisor(rows.channels)};
-          DRSN_CUDA_TRY(reduce<channels_last>(op.dtype, sums, row_reduction(rows), targets, to.sums, stream));
+          DRSN_CUDA_TRY(reduce<channels_last>(op.dtype, sums, row_reduction(rows), targets, to.sums,
+                                              Stream(stream, op.per_sample)));
 
           const bool inputs = op.dx != nullptr || op.dinput_weight != nullptr || op.dinput_bias != nullptr;
           to.gate.active_sum = row_sums + kPassedAlong * count;
@@ -342,15 +347,15 @@ cudaError_t batch_norm_shrink_backward(const BatchNormShrinkBackward& op, void* 
           if (!inputs) return cudaSuccess;
           const acc_t* share = static_cast<const acc_t*>(to.share);
           acc_t* gradients = static_cast<acc_t*>(to.gradients);
-          DRSN_CUDA_TRY(launch(&input_gradients<acc_t>, rows.channels, kThreads, stream, rows,
-                               static_cast<const acc_t*>(row_sums), share,
-                               InputGradients<acc_t>{static_cast<acc_t*>(op.dinput_weight),
-                                                     static_cast<acc_t*>(op.dinput_bias), gradients}));
+          DRSN_CUDA_TRY(launch_next(&input_gradients<acc_t>, rows.channels, kThreads, stream, rows,
+                                    static_cast<const acc_t*>(row_sums), share,
+                                    InputGradients<acc_t>{static_cast<acc_t*>(op.dinput_weight),
+                                                          static_cast<acc_t*>(op.dinput_bias), gradients}));
           if (op.dx == nullptr) return cudaSuccess;
           const ChannelPlan plan = plan_channels(rows, V, kElementwiseSlots<V>);
-          return launch(&input_norm_backward<scalar_t, V, channels_last>, plan.blocks, plan.threads, stream, op,
-                        ChannelWalk(rows, V, plan), input, thresholds, share,
-                        op.input.kind == NormKind::kBatch ? static_cast<const acc_t*>(gradients) : nullptr);
+          return launch_next(&input_norm_backward<scalar_t, V, channels_last>, plan.blocks, plan.threads, stream, op,
+                             ChannelWalk(rows, V, plan), input, thresholds, share,
+                             op.input.kind == NormKind::kBatch ? static_cast<const acc_t*>(gradients) : nullptr);
         });
       });
 }

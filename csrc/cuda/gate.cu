@@ -10,6 +10,7 @@ namespace {
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     gate_hidden(const __grid_constant__ GateForward op, const __grid_constant__ NormPieces pieces) {
+  wait_for_previous();
   __shared__ Tiles<acc_t> tiles;
   const int64_t hidden = op.gate.hidden, channels = op.rows.channels;
   const int64_t across = ceil_div(hidden, kTile);
@@ -101,6 +102,7 @@ struct Activation {
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     gate_alpha(const __grid_constant__ GateForward op, const __grid_constant__ NormPieces pieces) {
+  wait_for_previous();
   __shared__ Tiles<acc_t> tiles;
   const int64_t outputs = op.gate.outputs, hidden = op.gate.hidden, samples = op.rows.samples;
   const int64_t across = ceil_div(outputs, kTile);
@@ -135,6 +137,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     sample_statistics_kernel(const acc_t* mean, int64_t samples, int64_t channels, acc_t* statistic) {
+  wait_for_previous();
   const int64_t n = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
   if (n >= samples) return;
   const acc_t value = sample_statistic(mean + n * channels, channels);
@@ -160,9 +163,9 @@ cudaError_t gate_forward(const GateForward& op, cudaStream_t stream) {
   return dispatch_accumulator(op.dtype, [&](auto accumulator) {
     using acc_t = decltype(accumulator);
     DRSN_CUDA_TRY(
-        launch(&gate_hidden<acc_t>, pieces.count * ceil_div(op.gate.hidden, kTile), kThreads, stream, op, pieces));
-    return launch(&gate_alpha<acc_t>, ceil_div(op.rows.samples, kTile) * ceil_div(op.gate.outputs, kTile), kThreads,
-                  stream, op, pieces);
+        launch_next(&gate_hidden<acc_t>, pieces.count * ceil_div(op.gate.hidden, kTile), kThreads, stream, op, pieces));
+    return launch_next(&gate_alpha<acc_t>, ceil_div(op.rows.samples, kTile) * ceil_div(op.gate.outputs, kTile),
+                       kThreads, stream, op, pieces);
   });
 }
 

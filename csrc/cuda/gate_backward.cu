@@ -75,6 +75,7 @@ __device__ __forceinline__ void sample_sums(const GateBackward& op, int64_t n, a
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, 2)
     gate_backward_hidden(const __grid_constant__ GateBackward op, const __grid_constant__ NormPieces pieces) {
+  wait_for_previous();
   __shared__ Tiles<acc_t> tiles;
   const Norm& norm = op.gate.norm;
   const int64_t outputs = op.gate.outputs, hidden = op.gate.hidden, samples = op.rows.samples;
@@ -336,6 +337,7 @@ template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     gate_backward_products_kernel(const __grid_constant__ GateBackward op, const __grid_constant__ ProductBlocks blocks,
                                   const __grid_constant__ Gradients out) {
+  wait_for_previous();
   __shared__ Tiles<acc_t> tiles;
   if (blockIdx.x < blocks.share) {
     write_share(op, tiles, blockIdx.x);
@@ -375,6 +377,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     add_pieces(const __grid_constant__ Gradients out, const acc_t* pieces, int64_t count, int64_t size) {
+  wait_for_previous();
   const int64_t entry = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   int64_t i = entry;
 #pragma unroll 1
@@ -422,19 +425,19 @@ cudaError_t gate_backward_products(const GateBackward& op, cudaStream_t stream) 
   return dispatch_accumulator(op.dtype, [&](auto accumulator) {
     using acc_t = decltype(accumulator);
     const Gradients out(op);
-    DRSN_CUDA_TRY(launch(&gate_backward_products_kernel<acc_t>, blocks.share + pieces * (blocks.w1 + blocks.w2),
-                         kThreads, stream, op, blocks, pieces > 1 ? of_first_piece<acc_t>(op) : out));
+    DRSN_CUDA_TRY(launch_next(&gate_backward_products_kernel<acc_t>, blocks.share + pieces * (blocks.w1 + blocks.w2),
+                              kThreads, stream, op, blocks, pieces > 1 ? of_first_piece<acc_t>(op) : out));
     if (pieces == 1 || blocks.w1 + blocks.w2 == 0) return cudaSuccess;
-    return launch(&add_pieces<acc_t>, ceil_div(op.weights_size(), kThreads), kThreads, stream, out,
-                  static_cast<const acc_t*>(op.piece_gradients), pieces, op.weights_size());
+    return launch_next(&add_pieces<acc_t>, ceil_div(op.weights_size(), kThreads), kThreads, stream, out,
+                       static_cast<const acc_t*>(op.piece_gradients), pieces, op.weights_size());
   });
 }
 
 cudaError_t gate_backward(const GateBackward& op, cudaStream_t stream) {
   const NormPieces pieces(op.rows.samples);
   DRSN_CUDA_TRY(dispatch_accumulator(op.dtype, [&](auto accumulator) {
-    return launch(&gate_backward_hidden<decltype(accumulator)>, pieces.count * ceil_div(op.gate.hidden, kTile),
-                  kThreads, stream, op, pieces);
+    return launch_next(&gate_backward_hidden<decltype(accumulator)>, pieces.count * ceil_div(op.gate.hidden, kTile),
+                       kThreads, stream, op, pieces);
   }));
   return gate_backward_products(op, stream);
 }

@@ -13,6 +13,7 @@ template <class scalar_t, int V>
 __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
     gated_shrink_on_chip(const __grid_constant__ GatedShrink op, const __grid_constant__ OnChip plan,
                          const __grid_constant__ Divisor channels, const __grid_constant__ StateOffsets in_state) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   __shared__ OnChipGate<acc_t> gate;
   const OnChipPlace at(plan, op.rows, channels, V);
@@ -36,6 +37,7 @@ template <class scalar_t, int V>
 __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
     gated_shrink_backward_on_chip(const __grid_constant__ GateBackward op, const __grid_constant__ OnChip plan,
                                   const __grid_constant__ Divisor channels) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   __shared__ OnChipGate<acc_t> gate;
   const OnChipPlace at(plan, op.rows, channels, V);
@@ -120,7 +122,8 @@ struct Backward {
     DRSN_CUDA_TRY(gate_backward(gate, stream));
     if (gate.dx == nullptr) return cudaSuccess;
     const RowValues row_share{share, gate.rows.channels, 1};
-    return combine({gate.dtype, gate.grad, row_share, gate.mask, kShrinkPlanes, gate.dx, gate.rows}, stream);
+    return combine({gate.dtype, gate.grad, row_share, gate.mask, kShrinkPlanes, gate.dx, gate.rows},
+                   Stream(stream, true));
   }
 };
 

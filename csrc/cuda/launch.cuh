@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdint>
 #include <type_traits>
 
@@ -88,8 +89,53 @@ cudaError_t dispatch_accumulator(DType dtype, F f) {
   return accumulates_in_double(dtype) ? f(double{}) : f(float{});
 }
 
+// The kernels of a call run one after the other. Where their code is compiled for 9.0 or newer, launch_next brings a
+// kernel onto the device while the one before it in the stream still runs. The order is kept:
+//   - Every kernel begins with wait_for_previous(), in every thread, before any access to memory and before any return.
+//     It waits there until the kernel before has ended and everything that this wrote is seen.
+//   - So no kernel ends before those before it have, whatever they read or write, and what follows a call in its stream
+//     (another call, an event, a copy, memory that the allocator gives out again) follows all of its kernels.
+//   - The first kernel of a call follows the work of others; `launch` lets it begin after all of that.
+//   - What another thread puts between two kernels of a call has a place in the same order, and so have the nodes of a
+//     graph that captures the stream.
+__device__ __forceinline__ void wait_for_previous() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();  // behind the wait: no more than one kernel waits for the one that runs
+#endif
+}
+
+// True if wait_for_previous waits in the code that the current device runs: a new device may run what was compiled for
+// an old one. All kernels are compiled alike, so that what holds for one on a device holds for all.
+inline bool kernels_wait(const void* kernel) {
+  constexpr int kDevices = 64;
+  static std::atomic<int> versions[kDevices];  // 0: not asked yet
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return false;
+  int version = versions[device].load(std::memory_order_relaxed);
+  if (version == 0) {
+    cudaFuncAttributes attributes{};
+    if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
+      cudaGetLastError();  // the launch will meet it again
+      return false;
+    }
+    version = attributes.ptxVersion;
+    versions[device].store(version, std::memory_order_relaxed);
+  }
+  return version >= 90;
+}
+
+// Where a kernel is launched, and whether another one of the same call is before it there.
+struct Stream {
+  cudaStream_t handle;
+  bool follows;
+
+  Stream(cudaStream_t stream, bool follows_another = false) : handle(stream), follows(follows_another) {}
+  operator cudaStream_t() const { return handle; }
+};
+
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, Stream stream,
                    const Arguments&... arguments) {
   if (blocks <= 0) return cudaSuccess;
   if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
@@ -97,9 +143,21 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, c
   config.gridDim = dim3(unsigned(blocks));
   config.blockDim = dim3(unsigned(threads));
   config.stream = stream;
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = stream.follows && kernels_wait(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error != cudaSuccess) cudaGetLastError();  // cleared: the next caller must not find it
   return error;
+}
+
+// For a kernel that follows another one of the same call.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_next(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
+                        const Arguments&... arguments) {
+  return launch(kernel, blocks, threads, Stream(stream, true), arguments...);
 }
 
 }  // namespace drsn::cuda

@@ -50,6 +50,7 @@ struct ActiveSum {
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     combine_kernel(const __grid_constant__ Combine op, const __grid_constant__ LineWalk walk) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   const scalar_t* grad = static_cast<const scalar_t*>(op.grad);
   const acc_t* shares = static_cast<const acc_t*>(op.share.data);
@@ -93,7 +94,7 @@ cudaError_t active_sum(const ActiveSumCall& op, const Reduction& reduction, void
       });
 }
 
-cudaError_t combine(const Combine& op, cudaStream_t stream) {
+cudaError_t combine(const Combine& op, Stream stream) {
   return dispatch(
       op.dtype, [&](int V) { return aligned(op.grad, op.out) && vectors_fit(op.rows, V); },
       [&](auto scalar, auto V) {

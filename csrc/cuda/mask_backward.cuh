@@ -52,6 +52,6 @@ struct Combine {
   void* out;
   Rows rows;
 };
-cudaError_t combine(const Combine& op, cudaStream_t stream);
+cudaError_t combine(const Combine& op, Stream stream);
 
 }  // namespace drsn::cuda

@@ -15,6 +15,7 @@ struct Fold {
 
 template <class scalar_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks) fold_kernel(const __grid_constant__ Fold p) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   const int lanes = 1 << p.lane_bits;
   const int lane = threadIdx.x & (lanes - 1);
@@ -39,8 +40,8 @@ cudaError_t launch_fold(DType dtype, Fold p, cudaStream_t stream) {
   const int64_t blocks = ceil_div(p.entries * p.pieces, kThreads / lanes);
   if (dtype == DType::kComplexFloat) dtype = DType::kFloat;
   if (dtype == DType::kComplexDouble) dtype = DType::kDouble;
-  return dispatch(dtype,
-                  [&](auto scalar) { return launch(&fold_kernel<decltype(scalar)>, blocks, kThreads, stream, p); });
+  return dispatch(
+      dtype, [&](auto scalar) { return launch_next(&fold_kernel<decltype(scalar)>, blocks, kThreads, stream, p); });
 }
 
 }  // namespace

@@ -60,6 +60,7 @@ template <class Op>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     reduce_rows(const __grid_constant__ Op op, const __grid_constant__ ReduceShape shape,
                 const __grid_constant__ Targets<Op::kSums> targets) {
+  wait_for_previous();
   using scalar_t = typename Op::scalar_t;
   using acc_t = Accumulator<scalar_t>;
   constexpr int V = Op::kVector;
@@ -109,6 +110,7 @@ template <class Op>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     reduce_columns(const __grid_constant__ Op op, const __grid_constant__ ReduceShape shape,
                    const __grid_constant__ Targets<Op::kSums> targets) {
+  wait_for_previous();
   using scalar_t = typename Op::scalar_t;
   using acc_t = Accumulator<scalar_t>;
   constexpr int V = Op::kVector;
@@ -172,7 +174,7 @@ cudaError_t fold(DType dtype, const Reduction& reduction, void* workspace, const
 // the reduced axis may be another than the innermost.
 template <bool columns = true, class Op>
 cudaError_t reduce(DType dtype, const Op& op, const Reduction& reduction, const Target (&wanted)[Op::kSums],
-                   void* workspace, cudaStream_t stream) {
+                   void* workspace, Stream stream) {
   const ReduceShape shape = plan_reduce(reduction, Op::kVector);
   Targets<Op::kSums> targets{};
   void* partials[Op::kSums] = {};

@@ -20,6 +20,7 @@ template <class scalar_t, int V>
 __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
     shrink_on_chip(const __grid_constant__ Shrink op, const __grid_constant__ OnChip plan,
                    const __grid_constant__ Divisor channels) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   const OnChipPlace at(plan, op.rows, channels, V);
   const int length = int(op.rows.length);
@@ -38,6 +39,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     shrink_apply(const __grid_constant__ Shrink op, const __grid_constant__ LineWalk walk) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   const scalar_t* x = static_cast<const scalar_t*>(op.x);
   const scalar_t* residual = static_cast<const scalar_t*>(op.residual);
@@ -100,6 +102,7 @@ template <class scalar_t, int V>
 __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
     shrink_backward_on_chip(const __grid_constant__ ShrinkBackward op, const __grid_constant__ OnChip plan,
                             const __grid_constant__ Divisor channels, void* row_dalpha) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   const OnChipPlace at(plan, op.rows, channels, V);
   const int length = int(op.rows.length);
@@ -126,6 +129,7 @@ template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     shrink_backward_rows(const __grid_constant__ ShrinkBackward op, const acc_t* active_sum, acc_t* row_dalpha,
                          acc_t* share) {
+  wait_for_previous();
   const int64_t channels = op.rows.channels;
   for (int64_t n = blockIdx.x; n < op.rows.samples; n += gridDim.x) {
     acc_t sample = 0;
@@ -180,12 +184,12 @@ struct Backward {
   template <class acc_t>
   cudaError_t run(const ShrinkBackward& op, cudaStream_t stream) const {
     DRSN_CUDA_TRY(row_active_sums(op, active_sum, sums, stream));
-    DRSN_CUDA_TRY(launch(&shrink_backward_rows<acc_t>, std::min<int64_t>(op.rows.samples, 65535), kThreads, stream, op,
-                         static_cast<const acc_t*>(active_sum), static_cast<acc_t*>(row_dalpha),
-                         static_cast<acc_t*>(share)));
+    DRSN_CUDA_TRY(launch_next(&shrink_backward_rows<acc_t>, std::min<int64_t>(op.rows.samples, 65535), kThreads, stream,
+                              op, static_cast<const acc_t*>(active_sum), static_cast<acc_t*>(row_dalpha),
+                              static_cast<acc_t*>(share)));
     if (op.dx == nullptr) return cudaSuccess;
     const RowValues row_share = op.per_sample ? RowValues{share, 1, 0} : RowValues{share, op.rows.channels, 1};
-    return combine({op.dtype, op.grad, row_share, op.mask, kShrinkPlanes, op.dx, op.rows}, stream);
+    return combine({op.dtype, op.grad, row_share, op.mask, kShrinkPlanes, op.dx, op.rows}, Stream(stream, true));
   }
 };
 
@@ -200,8 +204,8 @@ cudaError_t shrink_from_means(const Shrink& op, cudaStream_t stream) {
       op.dtype, [&](int V) { return vectors_apply(op, V); },
       [&](auto scalar, auto V) {
         const LineWalk walk(op.rows, V);
-        return launch(&shrink_apply<decltype(scalar), V>, elementwise_blocks(walk.total, V), kThreads, stream, op,
-                      walk);
+        return launch_next(&shrink_apply<decltype(scalar), V>, elementwise_blocks(walk.total, V), kThreads, stream, op,
+                           walk);
       });
 }
 

@@ -18,6 +18,7 @@ __device__ __forceinline__ Accumulator<scalar_t> read_as(const void* data, bool 
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     soft_threshold_kernel(const __grid_constant__ SoftThreshold op, const __grid_constant__ Axes over) {
+  wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   constexpr int kSlots = kElementwiseSlots<V>;
   const scalar_t* x = static_cast<const scalar_t*>(op.x);
@@ -73,6 +74,7 @@ __device__ __forceinline__ complex_t direction(complex_t z, real_t radius) {
 template <class real_t, class complex_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     soft_threshold_complex(const __grid_constant__ SoftThreshold op, const __grid_constant__ Axes over) {
+  wait_for_previous();
   const int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (e >= op.numel) return;
   const complex_t z = static_cast<const complex_t*>(op.x)[e];
