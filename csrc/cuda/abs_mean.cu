@@ -31,9 +31,7 @@ struct AbsSum {
 #pragma unroll
     for (int j = 0; j < V; ++j) sums[0][j % W] += magnitude_of(acc_t(widen(item.value[j])));
     if (mask != nullptr) {
-      unsigned word = 0;
-#pragma unroll
-      for (int j = 0; j < V; ++j) word |= to_planes(element_mask(acc_t(widen(item.value[j])), acc_t(0)), j);
+      const unsigned word = mask_of(item, [](int) { return acc_t(0); });
       uint8_t* segment = mask + outer * kAbsMeanPlanes * plane_bytes;
       store_mask<V>(left > 0, segment, plane_bytes, kAbsMeanPlanes, position, word);
     }

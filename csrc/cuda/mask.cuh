@@ -11,9 +11,33 @@
 
 namespace drsn::cuda {
 
-// A thread's word: bit 8 * plane + j belongs to element j of its V.
-__device__ __forceinline__ unsigned to_planes(unsigned element_bits, int j) {
-  return ((element_bits & 1) | (element_bits & 2) << 7 | (element_bits & 4) << 14) << j;
+// `word` shifted by one, and 1 in the free place where v is negative. v is an element or a difference. On a GPU this is
+// one instruction, which sees the sign of -0 and of an element that is NaN too. A difference that is NaN has the sign
+// 0.
+__device__ __forceinline__ unsigned shift_in_sign(unsigned word, float v) {
+#if defined(__CUDA_ARCH__)
+  return __funnelshift_l(__float_as_uint(v), word, 1);
+#else
+  return word << 1 | unsigned(v < 0);
+#endif
+}
+__device__ __forceinline__ unsigned shift_in_sign(unsigned word, double v) { return word << 1 | unsigned(v < 0); }
+
+// A thread's word of the mask of shrink, by element_mask: bit 8 * plane + j belongs to element j of its V, whose
+// threshold is tau(j).
+template <class scalar_t, int V, class Tau>
+__device__ __forceinline__ unsigned mask_of(const Vector<scalar_t, V>& x, Tau tau) {
+  using acc_t = Accumulator<scalar_t>;
+  unsigned negative = 0, nonzero = 0, active = 0;
+#pragma unroll
+  for (int j = V - 1; j >= 0; --j) {
+    const acc_t v = widen(x.value[j]);
+    const acc_t magnitude = magnitude_of(v);
+    negative = shift_in_sign(negative, v);
+    nonzero = shift_in_sign(nonzero, acc_t(0) - magnitude);
+    active = shift_in_sign(active, tau(j) - magnitude);
+  }
+  return (negative & nonzero) << (8 * kNegative) | nonzero << (8 * kNonzero) | active << (8 * kActive);
 }
 __device__ __forceinline__ bool test(unsigned word, int plane, int j) { return word >> (8 * plane + j) & 1; }
 

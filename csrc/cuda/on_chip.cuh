@@ -95,9 +95,7 @@ __device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kO
       }
       if (inside) store<V>(V, y + unsigned((begin + i) * at.step), result);
       if (mask_data != nullptr) {
-        unsigned word = 0;
-#pragma unroll
-        for (int j = 0; j < V; ++j) word |= to_planes(element_mask(acc_t(widen(mine.value[j])), tau), j);
+        const unsigned word = mask_of(mine, [&](int) { return tau; });
         store_mask<V>(inside, mask, plane_bytes, kShrinkPlanes, unsigned(position), word);
       }
     }

@@ -69,9 +69,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     }
     if (p.inside) store<V>(V, y + p.element, result);
     if (op.mask != nullptr) {
-      unsigned word = 0;
-#pragma unroll
-      for (int j = 0; j < V; ++j) word |= to_planes(element_mask(acc_t(widen(mine.value[j])), taus[j]), j);
+      const unsigned word = mask_of(mine, [&](int j) { return taus[j]; });
       uint8_t* mask = op.mask + p.line * kShrinkPlanes * walk.plane_bytes;
       store_mask<V>(p.inside, mask, walk.plane_bytes, kShrinkPlanes, p.position, word);
     }

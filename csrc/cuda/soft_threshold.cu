@@ -50,15 +50,16 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     }
     store<V>(op.numel - e, y + e, result);
     if (op.mask != nullptr) {
-      unsigned word = 0;
+      unsigned negative = 0, open = 0, passes = 0;
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
+      for (int j = V - 1; j >= 0; --j) {
         const acc_t v = widen(mine.value[j]);
-        const bool passes = magnitude_of(v) > relu(tau[j]);
-        const bool open = tau[j] < acc_t(0);
-        word |= unsigned(passes && (open || v < acc_t(0))) << (8 * kNegative + j);
-        word |= unsigned(passes && !open) << (8 * kSoftThresholdActive + j);
+        negative = shift_in_sign(negative, v);
+        open = shift_in_sign(open, tau[j] + acc_t(0));  // -0 is not open
+        passes = shift_in_sign(passes, relu(tau[j]) - magnitude_of(v));
       }
+      const unsigned word = (passes & (negative | open)) << (8 * kNegative) | (passes & ~open)
+                                                                                  << (8 * kSoftThresholdActive);
       store_mask<V>(inside, op.mask, mask_bytes(op.numel), kSoftThresholdPlanes, e, word);
     }
   }
