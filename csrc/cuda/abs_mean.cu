@@ -14,26 +14,31 @@ struct AbsSum {
   static constexpr int kVector = V;
   static constexpr int kSums = 1;
   using acc_t = Accumulator<scalar_t>;
-  using Row = NoRow;
   using Item = Packed<scalar_t, V>;
+  struct Row {
+    uint8_t* segment;  // or null
+
+    __device__ __forceinline__ Row(const AbsSum& op, bool, int64_t outer, int64_t)
+        : segment(op.mask == nullptr ? nullptr : op.mask + outer * kAbsMeanPlanes * op.plane_bytes) {}
+  };
 
   const scalar_t* x;
   uint8_t* mask;  // or null
   int64_t plane_bytes;
 
-  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int left) const {
+  template <class left_t>
+  __device__ __forceinline__ Item load(const Row&, int64_t, int64_t element, left_t left) const {
     return cuda::load<V>(left, x + element);
   }
-  template <int W>
-  __device__ __forceinline__ void add(const Row&, int64_t outer, int64_t position, int64_t, int left,
-                                      const Item& packed, acc_t (&sums)[kSums][W]) const {
+  template <int W, class left_t>
+  __device__ __forceinline__ void add(const Row& row, int64_t position, int64_t, left_t left, const Item& packed,
+                                      acc_t (&sums)[kSums][W]) const {
     const Vector<scalar_t, V> item = unpack(packed);
 #pragma unroll
     for (int j = 0; j < V; ++j) sums[0][j % W] += magnitude_of(acc_t(widen(item.value[j])));
     if (mask != nullptr) {
       const unsigned word = mask_of(item, [](int) { return acc_t(0); });
-      uint8_t* segment = mask + outer * kAbsMeanPlanes * plane_bytes;
-      store_mask<V>(left > 0, segment, plane_bytes, kAbsMeanPlanes, position, word);
+      store_mask<V>(left > 0, row.segment, plane_bytes, kAbsMeanPlanes, position, word);
     }
   }
 };

@@ -147,14 +147,14 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
         result.value[j] = narrow<scalar_t>(relu(channel[j % Place::kChannels].x(acc_t(widen(mine.value[j])))));
       }
     }
-    store<V>(V, y + elements[i].y, result);
+    store<V>(true, y + elements[i].y, result);
     if (elements[i].shortcut < 0) continue;
-    store<V>(V, shortcut + elements[i].shortcut, mine);
+    store<V>(true, shortcut + elements[i].shortcut, mine);
     // Channel c of x fills the zeros c, c + C, c + 2 C, ...: those before x, then those behind it.
     const int64_t before = geometry.zeros / 2;
     for (int64_t zero = at.c; zero < geometry.zeros; zero += view.walk.channels) {
       const int64_t ahead = (zero < before ? zero : zero + view.walk.channels) - before - at.c;  // of c, in channels
-      store<V>(V, shortcut + elements[i].shortcut + ahead * geometry.shortcut.channel, Vector<scalar_t, V>{});
+      store<V>(true, shortcut + elements[i].shortcut + ahead * geometry.shortcut.channel, Vector<scalar_t, V>{});
     }
   }
 }
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       const acc_t past_norm = mine.gradient(e.passed, e.xhat, dbias[j % kChannels], dweight[j % kChannels]);
       result.value[j] = narrow<scalar_t>(past_norm + acc_t(widen(unpack(others[i]).value[j])));
     }
-    store<V>(V, dx + element[i], result);
+    store<V>(true, dx + element[i], result);
   }
 }
 

@@ -40,11 +40,12 @@ struct NormAbsSum {
   InputNorm<acc_t> input;
   Divisor channels;
 
-  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int left) const {
+  template <class left_t>
+  __device__ __forceinline__ Item load(const Row&, int64_t, int64_t element, left_t left) const {
     return cuda::load<V>(left, z + element);
   }
-  template <int W>
-  __device__ __forceinline__ void add(const Row& row, int64_t, int64_t, int64_t, int left, const Item& packed,
+  template <int W, class left_t>
+  __device__ __forceinline__ void add(const Row& row, int64_t, int64_t, left_t left, const Item& packed,
                                       acc_t (&sums)[kSums][W]) const {
     if (left <= 0) return;
     const Vector<scalar_t, V> item = unpack(packed);
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau[j % Place::kChannels]) +
                                          acc_t(widen(unpack(residuals[i]).value[j])));
     }
-    store<V>(V, y + at.element(walk, at.vector(i)), result);
+    store<V>(true, y + at.element(walk, at.vector(i)), result);
   }
 }
 
@@ -163,11 +164,12 @@ struct NormRowSums {
   Thresholds<acc_t> thresholds;
   Divisor channels;
 
-  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int left) const {
+  template <class left_t>
+  __device__ __forceinline__ Item load(const Row&, int64_t, int64_t element, left_t left) const {
     return {cuda::load<V>(left, grad + element), cuda::load<V>(left, z + element)};
   }
-  template <int W>
-  __device__ __forceinline__ void add(const Row& row, int64_t, int64_t, int64_t, int left, const Item& item,
+  template <int W, class left_t>
+  __device__ __forceinline__ void add(const Row& row, int64_t, int64_t, left_t left, const Item& item,
                                       acc_t (&sums)[kSums][W]) const {
     if (left <= 0) return;
     const Vector<scalar_t, V> values = unpack(item.z), grads = unpack(item.g);
@@ -249,7 +251,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       const acc_t dx = e.passed + e.sign * row_share[k];
       result.value[j] = narrow<scalar_t>(channel[k].gradient(dx, e.xhat, dbias[k], dweight[k]));
     }
-    store<V>(V, dz + at.element(walk, at.vector(i)), result);
+    store<V>(true, dz + at.element(walk, at.vector(i)), result);
   }
 }
 

@@ -1,4 +1,4 @@
-// Where an element lies: fast division, strided tensors, and the rows of x.
+// Where an element lies: fast division and strided tensors.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -110,68 +110,6 @@ struct Axes {
 
 __device__ __forceinline__ int64_t offset_of(const RowValues& values, int64_t n, int64_t c) {
   return n * values.sample_stride + c * values.channel_stride;
-}
-
-// The elements of x for an elementwise kernel, V per thread. Each line starts at a new byte of the mask and with a new
-// thread.
-struct LineWalk {
-  Divisor lanes;  // threads of a line, 8 / V per byte of the mask
-  Divisor channels;
-  int64_t length;  // of a line
-  int64_t plane_bytes;
-  int64_t total;  // threads in all
-  bool channels_last;
-
-  LineWalk(const Rows& rows, int V)
-      : lanes(mask_bytes(rows.line_length()) * (8 / V)),
-        channels(rows.channels),
-        length(rows.line_length()),
-        plane_bytes(mask_bytes(length)),
-        total(rows.lines() * lanes.value),
-        channels_last(rows.channels_last) {}
-
-  struct Place {
-    int64_t line, position, n, c;
-    int64_t element;  // of x
-    bool inside;
-  };
-  __device__ __forceinline__ Place locate(int64_t t, int V) const {
-    Place p;
-    p.line = lanes.divide(t);
-    p.position = (t - p.line * lanes.value) * V;
-    p.inside = t < total && p.position < length;
-    p.element = fixed(p.line * length + p.position);
-    const int64_t quotient = channels.divide(channels_last ? p.position : p.line);
-    p.n = channels_last ? p.line : quotient;
-    p.c = (channels_last ? p.position : p.line) - quotient * channels.value;
-    return p;
-  }
-  // Moves to the thread's next element. Only in channels_last does it belong to another row.
-  __device__ __forceinline__ void advance(Place& p) const {
-    if (channels_last && ++p.c == channels.value) p.c = 0;
-  }
-};
-
-// An elementwise kernel: load(i, place) for each of the thread's vectors, so that all loads are in flight, then
-// use(i, place). The blocks walk x from its end, which the kernel before has left in the cache.
-template <int V, class Load, class Use>
-__device__ __forceinline__ void walk_lines(const LineWalk& walk, Load load, Use use) {
-  constexpr int kSlots = kElementwiseSlots<V>;
-  const int64_t base = (int64_t(gridDim.x) - 1 - blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
-  LineWalk::Place place[kSlots];
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    const LineWalk::Place p = walk.locate(base + i * kThreads, V);
-    place[i] = p;
-    load(i, p);
-  }
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) use(i, place[i]);
-}
-
-// True if LineWalk can move V elements at once.
-inline bool vectors_fit(const Rows& rows, int V) {
-  return rows.line_length() % V == 0 && (!rows.channels_last || rows.channels >= V);
 }
 
 }  // namespace drsn::cuda

@@ -25,8 +25,6 @@ constexpr int kFewBlocks = 1;
 
 inline int64_t accumulator_bytes(DType t) { return accumulates_in_double(t) ? sizeof(double) : sizeof(float); }
 
-inline int64_t elementwise_blocks(int64_t total, int V) { return ceil_div(total, kThreads * elementwise_slots(V)); }
-
 template <class... Pointers>
 bool aligned(Pointers... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);

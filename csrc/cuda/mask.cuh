@@ -41,31 +41,31 @@ __device__ __forceinline__ unsigned mask_of(const Vector<scalar_t, V>& x, Tau ta
 }
 __device__ __forceinline__ bool test(unsigned word, int plane, int j) { return word >> (8 * plane + j) & 1; }
 
-// One byte of each plane. They become a word in a step of its own, so that a thread has all its loads in flight before
-// it waits for one.
+// One byte of each of N planes. They become a word in a step of its own, so that a thread has all its loads in flight
+// before it waits for one.
+template <int N>
 struct MaskBytes {
-  uint8_t plane[kShrinkPlanes];
+  uint8_t plane[N];
 
   // The word at position `pos` of the segment, a multiple of V.
   template <class index_t>
   __device__ __forceinline__ unsigned word(index_t pos) const {
     unsigned bits = 0;
 #pragma unroll
-    for (int p = 0; p < kShrinkPlanes; ++p) bits |= unsigned(plane[p]) << (8 * p);
+    for (int p = 0; p < N; ++p) bits |= unsigned(plane[p]) << (8 * p);
     return bits >> (unsigned(pos) & 7);
   }
 };
 
-// The bytes with position `pos` of the segment that starts at byte `segment`.
-template <class index_t, class position_t>
-__device__ __forceinline__ MaskBytes load_mask(bool inside, const uint8_t* mask, int64_t segment, index_t plane_bytes,
-                                               int planes, position_t pos) {
-  MaskBytes bytes;
+// The bytes with position `pos` of the segment that starts at byte `segment`; the planes are `apart` bytes apart, and
+// those from `planes` on are 0.
+template <int N, class index_t, class position_t>
+__device__ __forceinline__ MaskBytes<N> load_mask(bool inside, const uint8_t* mask, int64_t segment, index_t apart,
+                                                  position_t pos, int planes = N) {
+  MaskBytes<N> bytes;
   const uint8_t* byte = mask + fixed(segment + int64_t(std::make_unsigned_t<position_t>(pos) / 8));
 #pragma unroll
-  for (int p = 0; p < kShrinkPlanes; ++p) {
-    bytes.plane[p] = inside && p < planes ? byte[p * plane_bytes] : uint8_t(0);
-  }
+  for (int p = 0; p < N; ++p) bytes.plane[p] = inside && p < planes ? byte[p * apart] : uint8_t(0);
   return bytes;
 }
 

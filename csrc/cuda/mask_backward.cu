@@ -1,5 +1,5 @@
 // The kernels of mask_backward.cuh.
-#include "cuda/launch.cuh"
+#include "cuda/lines.cuh"
 #include "cuda/mask.cuh"
 #include "cuda/mask_backward.cuh"
 
@@ -12,34 +12,38 @@ struct ActiveSum {
   static constexpr int kVector = V;
   static constexpr int kSums = 1;
   using acc_t = Accumulator<scalar_t>;
-  using Row = NoRow;
   struct Item {
     Packed<scalar_t, V> g;
-    MaskBytes bytes;
+    MaskBytes<2> bytes;  // negative, active
+  };
+  struct Row {
+    int64_t segment;
+
+    __device__ __forceinline__ Row(const ActiveSum& op, bool, int64_t outer, int64_t)
+        : segment(op.mask.segment_of(outer)) {}
   };
 
   const scalar_t* grad;
   scalar_t* dx;
   MaskView mask;
-  int active_plane;
+  int64_t active_plane;  // in bytes from the first
 
-  __device__ __forceinline__ Item load(int64_t outer, int64_t position, int64_t element, int left) const {
+  template <class left_t>
+  __device__ __forceinline__ Item load(const Row& row, int64_t position, int64_t element, left_t left) const {
     return {cuda::load<V>(left, grad + element),
-            load_mask(left > 0, mask.data, mask.segment_of(outer), mask.plane_bytes, mask.planes,
-                      mask.position_of(position, element))};
+            load_mask<2>(left > 0, mask.data, row.segment, active_plane, mask.position_of(position, element))};
   }
-  template <int W>
-  __device__ __forceinline__ void add(const Row&, int64_t, int64_t position, int64_t element, int left,
-                                      const Item& item, acc_t (&sums)[kSums][W]) const {
+  template <int W, class left_t>
+  __device__ __forceinline__ void add(const Row&, int64_t position, int64_t element, left_t left, const Item& item,
+                                      acc_t (&sums)[kSums][W]) const {
     const unsigned word = item.bytes.word(mask.position_of(position, element));
-    const unsigned active_bits = word >> 8 * active_plane;
     const Vector<scalar_t, V> grads = unpack(item.g);
     Vector<scalar_t, V> passed;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const acc_t g = widen(grads.value[j]);
-      const bool negative = test(word, kNegative, j);
-      const bool active = test(active_bits, 0, j);
+      const bool negative = test(word, 0, j);
+      const bool active = test(word, 1, j);
       sums[0][j % W] += active ? (negative ? -g : g) : acc_t(0);
       passed.value[j] = active || negative ? grads.value[j] : scalar_t{};  // negative alone: open
     }
@@ -55,29 +59,31 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const scalar_t* grad = static_cast<const scalar_t*>(op.grad);
   const acc_t* shares = static_cast<const acc_t*>(op.share.data);
   scalar_t* out = static_cast<scalar_t*>(op.out);
-  Packed<scalar_t, V> g[kElementwiseSlots<V>];
-  MaskBytes bytes[kElementwiseSlots<V>];
+  constexpr int kSlots = kElementwiseSlots<V>;
+  Packed<scalar_t, V> g[kSlots];
+  MaskBytes<kShrinkPlanes> bytes[kSlots];
   const auto load = [&](int i, const LineWalk::Place& p) {
     g[i] = load_if<V>(p.inside && grad != nullptr, grad + p.element);
-    bytes[i] =
-        load_mask(p.inside, op.mask, p.line * op.planes * walk.plane_bytes, walk.plane_bytes, op.planes, p.position);
+    bytes[i] = load_mask<kShrinkPlanes>(p.inside, op.mask, walk.segment(p, op.planes), walk.plane_bytes, p.position,
+                                        op.planes);
   };
-  walk_lines<V>(walk, load, [&](int i, LineWalk::Place p) {
+  walk_lines<V, kSlots>(walk, load, [&](int i, const LineWalk::Place& p) {
     if (!p.inside) return;
     const unsigned word = bytes[i].word(p.position);
+    LineWalk::Row row = walk.row(p);
     acc_t share = 0;
     const Vector<scalar_t, V> grads = unpack(g[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (j == 0 || walk.channels_last) {
-        share = shares[offset_of(op.share, p.n, p.c)];
-        walk.advance(p);
+        share = shares[offset_of(op.share, row.n, row.c)];
+        walk.advance(row);
       }
       result.value[j] = narrow<scalar_t>(drsn::combine(test(word, kNegative, j), test(word, kNonzero, j),
                                                        test(word, kActive, j), acc_t(widen(grads.value[j])), share));
     }
-    store<V>(V, out + p.element, result);
+    store<V>(true, out + p.element, result);
   });
 }
 
@@ -89,18 +95,25 @@ cudaError_t active_sum(const ActiveSumCall& op, const Reduction& reduction, void
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
         const ActiveSum<scalar_t, V> sum{static_cast<const scalar_t*>(op.grad), static_cast<scalar_t*>(op.dx), op.mask,
-                                         op.active_plane};
+                                         op.active_plane * op.mask.plane_bytes};
         return reduce(op.dtype, sum, reduction, {op.sum}, workspace, stream);
       });
 }
 
-cudaError_t combine(const Combine& op, Stream stream) {
+cudaError_t combine(const Combine& whole, Stream stream) {
   return dispatch(
-      op.dtype, [&](int V) { return aligned(op.grad, op.out) && vectors_fit(op.rows, V); },
+      whole.dtype, [&](int V) { return aligned(whole.grad, whole.out) && vectors_fit(whole.rows, V); },
       [&](auto scalar, auto V) {
-        const LineWalk walk(op.rows, V);
-        return launch(&combine_kernel<decltype(scalar), V>, elementwise_blocks(walk.total, V), kThreads, stream, op,
-                      walk);
+        using scalar_t = decltype(scalar);
+        return for_each_part(whole.rows, [&](const Part& part) {
+          Combine op = whole;
+          op.grad = part.at<scalar_t>(whole.grad);
+          op.out = part.at<scalar_t>(whole.out);
+          op.mask += part.in_mask(op.planes);
+          op.share = part.values<Accumulator<scalar_t>>(whole.share);
+          const LineWalk walk(part, V, kElementwiseSlots<V>);
+          return launch(&combine_kernel<scalar_t, V>, walk.blocks(), kThreads, stream, op, walk);
+        });
       });
 }
 

@@ -93,7 +93,7 @@ __device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kO
         const acc_t v = widen(mine.value[j]);
         result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(residual_values.value[j])));
       }
-      if (inside) store<V>(V, y + unsigned((begin + i) * at.step), result);
+      store<V>(inside, y + unsigned((begin + i) * at.step), result);
       if (mask_data != nullptr) {
         const unsigned word = mask_of(mine, [&](int) { return tau; });
         store_mask<V>(inside, mask, plane_bytes, kShrinkPlanes, unsigned(position), word);
@@ -113,12 +113,12 @@ __device__ __forceinline__ void hold_gradient(Packed<scalar_t, V> (&held)[kOnChi
 #pragma unroll
   for (int begin = 0; begin < kOnChipSlots<V>; begin += kMasksInFlight) {
     if (begin * at.step >= length) break;
-    MaskBytes bytes[kMasksInFlight];
+    MaskBytes<kShrinkPlanes> bytes[kMasksInFlight];
 #pragma unroll
     for (int i = 0; i < kMasksInFlight; ++i) {
       const int position = at.position + (begin + i) * at.step;
       bytes[i] =
-          load_mask(at.exists && position < length, mask, segment, plane_bytes, kShrinkPlanes, unsigned(position));
+          load_mask<kShrinkPlanes>(at.exists && position < length, mask, segment, plane_bytes, unsigned(position));
     }
 #pragma unroll
     for (int i = 0; i < kMasksInFlight; ++i) word[begin + i] = bytes[i].word(at.position + (begin + i) * at.step);
@@ -162,7 +162,7 @@ __device__ __forceinline__ void combine_held(const Packed<scalar_t, V> (&held)[k
       result.value[j] = narrow<scalar_t>(drsn::combine(test(word[i], kNegative, j), test(word[i], kNonzero, j),
                                                        test(word[i], kActive, j), acc_t(widen(mine.value[j])), share));
     }
-    if (position < length) store<V>(V, dx + unsigned(position), result);
+    store<V>(position < length, dx + unsigned(position), result);
   }
 }
 

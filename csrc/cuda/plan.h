@@ -39,14 +39,25 @@ constexpr int on_chip_slots(int V) { return V == 1 ? 16 : 8; }
 template <int V>
 constexpr int kOnChipSlots = on_chip_slots(V);
 
-// Vectors of a thread of an elementwise kernel.
-constexpr int elementwise_slots(int V) { return V == 1 ? 4 : 2; }
-template <int V>
-constexpr int kElementwiseSlots = elementwise_slots(V);
+constexpr int64_t kManyBlocks = 1024;  // fill a device
+
+// The most vectors of a thread of an elementwise kernel that reads so many tensors: 64 bytes in flight.
+template <int V, int kTensors = 2>
+constexpr int kElementwiseSlots = V == 1 ? 4 : 4 / kTensors;
+// A thread has fewer where the blocks would be few.
+inline int elementwise_slots(int64_t vectors, int most) {
+  while (most > 1 && vectors <= (kManyBlocks - 1) * kThreads * most) most /= 2;
+  return most;
+}
 
 constexpr int kReduceThreadVectors = 16;  // vectors of a thread of reduce_rows where a sum has several warps
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// True if V elements of a line can be moved at once.
+inline bool vectors_fit(const Rows& rows, int V) {
+  return rows.line_length() % V == 0 && (!rows.channels_last || rows.channels >= V);
+}
 
 inline int power_of_two_at_least(int64_t n) {
   int power = 1;

@@ -4,9 +4,10 @@
 //   Row(op, exists, outer, inner)
 //     what a thread needs for all of its vectors, whose outer index and inner one, of the first element, are these; it
 //     has none unless it exists;
-//   Item load(outer, position, element, left)
-//     reads V elements from flat index `element`, at `position` within `outer`; `left` of them exist;
-//   void add(row, outer, position, element, left, item, sums)
+//   Item load(row, position, element, left)
+//     reads V elements from flat index `element`, at `position` within the outer index; what exists of them, `left`, is
+//     true or false or, for the last ones of an axis that V does not divide, a number;
+//   void add(row, position, element, left, item, sums)
 //     adds the term of the item's element j to sums[s][j % W], W = 1 or V; the whole warp calls it.
 #pragma once
 
@@ -52,9 +53,9 @@ struct NoRow {
   __device__ __forceinline__ NoRow(const Op&, bool, int64_t, int64_t) {}
 };
 
-// Items that a thread loads before it uses the first.
+// Items that a thread loads before it uses the first: about 64 bytes.
 template <class Op>
-constexpr int kUnroll = Op::kVector == 1 && sizeof(typename Op::Item) <= 16 ? 4 : 2;
+constexpr int kUnroll = sizeof(typename Op::Item) <= 20 ? 4 : 2;
 
 template <class Op>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
@@ -78,24 +79,34 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   // These are counted up: to compute them for each vector would be most of the work. An int is enough: a piece is 4096
   // elements or a thousandth of x.
   const int step = lanes * V;
+  const int length = int(end - begin);
+  const int whole = whole_vectors<V>(length);
   int64_t position = begin + lane * V;
   int64_t element = outer * shape.reduced + position;
-  int left = exists ? int(end - begin) - lane * V : 0;
+  int left = exists ? whole - lane * V : 0;
   // The bounds are the same for the whole warp: where an axis has several pieces, each has a block.
 #pragma unroll 1
-  for (int rest = int(end - begin); rest > 0; rest -= step * kLoads) {
+  for (int rest = whole; rest > 0; rest -= step * kLoads) {
     typename Op::Item items[kLoads];
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      items[u] = op.load(outer, position + u * step, element + u * step, left - u * step);
+      items[u] = op.load(row, position + u * step, element + u * step, left > u * step);
     }
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      op.add(row, outer, position + u * step, element + u * step, left - u * step, items[u], sums);
+      op.add(row, position + u * step, element + u * step, left > u * step, items[u], sums);
     }
     position += step * kLoads;
     element += step * kLoads;
     left -= step * kLoads;
+  }
+  if constexpr (V > 1) {  // a cut-off vector
+    if (whole < length) {
+      position = begin + whole + lane * V;
+      element = outer * shape.reduced + position;
+      left = exists ? length - whole - lane * V : 0;
+      op.add(row, position, element, left, op.load(row, position, element, left), sums);
+    }
   }
   const int64_t index = targets.index(piece, outer * shape.reduced);
 #pragma unroll
@@ -130,25 +141,25 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const bool exists = nth < shape.outers && outer < shape.outer && inner < shape.inner;
   const typename Op::Row row(op, exists, outer, inner);
 
-  const int mine = int(min(int64_t(V), shape.inner - inner));  // elements side by side, if the thread exists
   acc_t sums[Op::kSums][V] = {};
+  const int64_t step = shape.depth * shape.inner;  // counted up as in reduce_rows
+  int64_t r = begin + level;
+  int64_t position = r * shape.inner + inner;
+  int64_t element = outer * shape.reduced * shape.inner + position;
 #pragma unroll 1
   for (int64_t base = begin; base < end; base += shape.depth * kLoads) {
     typename Op::Item items[kLoads];
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      const int64_t r = base + u * shape.depth + level;
-      const int64_t position = r * shape.inner + inner;
-      const int left = exists && r < end ? mine : 0;
-      items[u] = op.load(outer, position, outer * shape.reduced * shape.inner + position, left);
+      items[u] = op.load(row, position + u * step, element + u * step, exists && r + u * shape.depth < end);
     }
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      const int64_t r = base + u * shape.depth + level;
-      const int64_t position = r * shape.inner + inner;
-      const int left = exists && r < end ? mine : 0;
-      op.add(row, outer, position, outer * shape.reduced * shape.inner + position, left, items[u], sums);
+      op.add(row, position + u * step, element + u * step, exists && r + u * shape.depth < end, items[u], sums);
     }
+    r += shape.depth * kLoads;
+    position += step * kLoads;
+    element += step * kLoads;
   }
 #pragma unroll
   for (int s = 0; s < Op::kSums; ++s) {
@@ -158,7 +169,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll
       for (int j = 0; j < V; ++j) shared[j][threadIdx.x] = sums[s][j];  // this thread's own place
 #pragma unroll 1
-      for (int j = 0; j < min(int64_t(V), shape.inner - inner); ++j) {
+      for (int j = 0; j < V; ++j) {
         const int64_t index = targets.index((outer * shape.pieces + piece) * shape.inner + inner + j,
                                             outer * shape.reduced * shape.inner + inner + j);
         targets.sum[s].template write<scalar_t>(index, shared[j][threadIdx.x]);
@@ -203,7 +214,7 @@ cudaError_t reduce(DType dtype, const Op& op, const Reduction& reduction, const 
 // True if a reduction can move V elements at once: no vector crosses the end of its outer index, unless there is one.
 inline bool vectors_fit(const Reduction& r, int V) {
   if (r.inner == 1) return r.outer == 1 || r.reduced % V == 0;
-  return (r.outer == 1 && r.reduced == 1) || r.inner % V == 0;
+  return r.inner % V == 0;
 }
 
 }  // namespace drsn::cuda

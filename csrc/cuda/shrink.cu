@@ -1,5 +1,6 @@
 // shrink and its backward: rows on chip, or one kernel after another.
 #include "cuda/backend.h"
+#include "cuda/lines.cuh"
 #include "cuda/mask_backward.cuh"
 #include "cuda/on_chip.cuh"
 #include "cuda/shrink.cuh"
@@ -38,40 +39,45 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
 
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    shrink_apply(const __grid_constant__ Shrink op, const __grid_constant__ LineWalk walk) {
+    shrink_apply(const __grid_constant__ Shrink op, const __grid_constant__ RowValues statistic,
+                 const __grid_constant__ LineWalk walk) {
   wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
+  constexpr int kSlots = kElementwiseSlots<V>;
   const scalar_t* x = static_cast<const scalar_t*>(op.x);
   const scalar_t* residual = static_cast<const scalar_t*>(op.residual);
   const acc_t* alpha = static_cast<const acc_t*>(op.alpha.data);
-  const acc_t* mean = static_cast<const acc_t*>(op.mean);
+  const acc_t* mean = static_cast<const acc_t*>(statistic.data);
   scalar_t* y = static_cast<scalar_t*>(op.y);
-  Packed<scalar_t, V> values[kElementwiseSlots<V>], residuals[kElementwiseSlots<V>];
+  Packed<scalar_t, V> values[kSlots], residuals[kSlots];
   const auto load = [&](int i, const LineWalk::Place& p) {
     values[i] = load_if<V>(p.inside, x + p.element);
     residuals[i] = load_if<V>(p.inside && residual != nullptr, residual + p.element);
   };
-  walk_lines<V>(walk, load, [&](int i, LineWalk::Place p) {
-    acc_t tau = 0;
-    const Vector<scalar_t, V> mine = unpack(values[i]);
-    const Vector<scalar_t, V> residual_values = unpack(residuals[i]);
-    acc_t taus[V];
-    Vector<scalar_t, V> result;
+  walk_lines<V, kSlots>(walk, load, [&](int i, const LineWalk::Place& p) {
+    LineWalk::Row row = walk.row(p);
+    acc_t tau = 0, taus[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (p.inside && (j == 0 || walk.channels_last)) {
-        tau = relu(alpha[offset_of(op.alpha, p.n, p.c)] * mean[statistic_index(op.rows, op.per_sample, p.n, p.c)]);
-        walk.advance(p);
+        tau = relu(alpha[offset_of(op.alpha, row.n, row.c)] * mean[offset_of(statistic, row.n, row.c)]);
+        walk.advance(row);
       }
-      const acc_t v = widen(mine.value[j]);
-      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(residual_values.value[j])));
       taus[j] = tau;
     }
-    if (p.inside) store<V>(V, y + p.element, result);
+    const Vector<scalar_t, V> mine = unpack(values[i]);
+    const Vector<scalar_t, V> residual_values = unpack(residuals[i]);
+    Vector<scalar_t, V> result;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(acc_t(widen(mine.value[j])), taus[j]) +
+                                         acc_t(widen(residual_values.value[j])));
+    }
+    store<V>(p.inside, y + p.element, result);
     if (op.mask != nullptr) {
       const unsigned word = mask_of(mine, [&](int j) { return taus[j]; });
-      uint8_t* mask = op.mask + p.line * kShrinkPlanes * walk.plane_bytes;
-      store_mask<V>(p.inside, mask, walk.plane_bytes, kShrinkPlanes, p.position, word);
+      store_mask<V>(p.inside, op.mask + walk.segment(p, kShrinkPlanes), walk.plane_bytes, kShrinkPlanes, p.position,
+                    word);
     }
   });
 }
@@ -152,6 +158,10 @@ bool always_on_chip(const Rows& rows, bool per_sample) { return plan_on_chip(row
 
 bool vectors_apply(const Shrink& op, int V) { return aligned(op.x, op.y, op.residual) && vectors_fit(op.rows, V); }
 
+RowValues statistics(const Rows& rows, bool per_sample, const void* mean) {
+  return per_sample ? RowValues{mean, 1, 0} : RowValues{mean, rows.channels, 1};
+}
+
 AbsMean mean_of(const Shrink& op) { return {op.dtype, op.x, op.mean, nullptr, op.rows, op.per_sample, false}; }
 
 // How dalpha is summed from one number per row. Direct: dalpha has an entry per row. The axis of size 1 stands for the
@@ -197,13 +207,23 @@ int64_t shrink_workspace(const Shrink& op) {
   return always_on_chip(op.rows, op.per_sample) ? 0 : abs_mean_workspace(mean_of(op));
 }
 
-cudaError_t shrink_from_means(const Shrink& op, cudaStream_t stream) {
+cudaError_t shrink_from_means(const Shrink& whole, cudaStream_t stream) {
   return dispatch(
-      op.dtype, [&](int V) { return vectors_apply(op, V); },
+      whole.dtype, [&](int V) { return vectors_apply(whole, V); },
       [&](auto scalar, auto V) {
-        const LineWalk walk(op.rows, V);
-        return launch_next(&shrink_apply<decltype(scalar), V>, elementwise_blocks(walk.total, V), kThreads, stream, op,
-                           walk);
+        using scalar_t = decltype(scalar);
+        using acc_t = Accumulator<scalar_t>;
+        return for_each_part(whole.rows, [&](const Part& part) {
+          Shrink op = whole;
+          op.x = part.at<scalar_t>(whole.x);
+          op.residual = part.at<scalar_t>(whole.residual);
+          op.y = part.at<scalar_t>(whole.y);
+          if (op.mask != nullptr) op.mask += part.in_mask(kShrinkPlanes);
+          op.alpha = part.values<acc_t>(whole.alpha);
+          const RowValues statistic = part.values<acc_t>(statistics(whole.rows, whole.per_sample, whole.mean));
+          const LineWalk walk(part, V, kElementwiseSlots<V>);
+          return launch_next(&shrink_apply<scalar_t, V>, walk.blocks(), kThreads, stream, op, statistic, walk);
+        });
       });
 }
 

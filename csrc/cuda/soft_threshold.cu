@@ -15,53 +15,63 @@ __device__ __forceinline__ Accumulator<scalar_t> read_as(const void* data, bool 
   return widen(static_cast<const scalar_t*>(data)[i]);
 }
 
+// Soft-thresholds the V elements from e. The whole warp calls it, where there is a mask.
+template <int V, class scalar_t, class left_t>
+__device__ __forceinline__ void threshold(const SoftThreshold& op, const Axes& over, int64_t e, left_t left,
+                                          const Packed<scalar_t, V>& values) {
+  using acc_t = Accumulator<scalar_t>;
+  acc_t tau[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) tau[j] = acc_t(op.value);
+  if (left > 0 && op.tau != nullptr) {
+    over.read(tau, e, op.numel,
+              [&](int64_t offset) { return read_as<scalar_t>(op.tau, op.tau_in_accumulator, offset); });
+  }
+  const Vector<scalar_t, V> mine = unpack(values);
+  Vector<scalar_t, V> result;
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    result.value[j] = narrow<scalar_t>(drsn::soft_threshold(acc_t(widen(mine.value[j])), relu(tau[j])));
+  }
+  store<V>(left, static_cast<scalar_t*>(op.y) + e, result);
+  if (op.mask == nullptr) return;
+  unsigned negative = 0, open = 0, passes = 0;
+#pragma unroll
+  for (int j = V - 1; j >= 0; --j) {
+    const acc_t v = widen(mine.value[j]);
+    negative = shift_in_sign(negative, v);
+    open = shift_in_sign(open, tau[j] + acc_t(0));  // -0 is not open
+    passes = shift_in_sign(passes, relu(tau[j]) - magnitude_of(v));
+  }
+  const unsigned word = (passes & (negative | open)) << (8 * kNegative) | (passes & ~open)
+                                                                              << (8 * kSoftThresholdActive);
+  store_mask<V>(left > 0, op.mask, mask_bytes(op.numel), kSoftThresholdPlanes, e, word);
+}
+
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    soft_threshold_kernel(const __grid_constant__ SoftThreshold op, const __grid_constant__ Axes over) {
+    soft_threshold_kernel(const __grid_constant__ SoftThreshold op, const __grid_constant__ Axes over,
+                          const __grid_constant__ int slots) {
   wait_for_previous();
-  using acc_t = Accumulator<scalar_t>;
-  constexpr int kSlots = kElementwiseSlots<V>;
+  constexpr int kSlots = kElementwiseSlots<V, 1>;
   const scalar_t* x = static_cast<const scalar_t*>(op.x);
-  scalar_t* y = static_cast<scalar_t*>(op.y);
-  const int64_t base = int64_t(blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
-
+  const int64_t whole = whole_vectors<V>(op.numel);
+  const int64_t base = (int64_t(blockIdx.x) * slots * kThreads + threadIdx.x) * V;
   Packed<scalar_t, V> values[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
-    const int64_t e = (base + i * kThreads) * V;
-    values[i] = load<V>(op.numel - e, x + e);
+    const int64_t e = base + i * kThreads * V;
+    values[i] = load<V>(i < slots && e < whole, x + e);
   }
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
-    const int64_t e = (base + i * kThreads) * V;
-    const bool inside = e < op.numel;
-    acc_t tau[V];
-#pragma unroll
-    for (int j = 0; j < V; ++j) tau[j] = acc_t(op.value);
-    if (inside && op.tau != nullptr) {
-      over.read(tau, e, op.numel,
-                [&](int64_t offset) { return read_as<scalar_t>(op.tau, op.tau_in_accumulator, offset); });
-    }
-    const Vector<scalar_t, V> mine = unpack(values[i]);
-    Vector<scalar_t, V> result;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(acc_t(widen(mine.value[j])), relu(tau[j])));
-    }
-    store<V>(op.numel - e, y + e, result);
-    if (op.mask != nullptr) {
-      unsigned negative = 0, open = 0, passes = 0;
-#pragma unroll
-      for (int j = V - 1; j >= 0; --j) {
-        const acc_t v = widen(mine.value[j]);
-        negative = shift_in_sign(negative, v);
-        open = shift_in_sign(open, tau[j] + acc_t(0));  // -0 is not open
-        passes = shift_in_sign(passes, relu(tau[j]) - magnitude_of(v));
-      }
-      const unsigned word = (passes & (negative | open)) << (8 * kNegative) | (passes & ~open)
-                                                                                  << (8 * kSoftThresholdActive);
-      store_mask<V>(inside, op.mask, mask_bytes(op.numel), kSoftThresholdPlanes, e, word);
-    }
+    const int64_t e = base + i * kThreads * V;
+    if (i < slots) threshold<V>(op, over, e, e < whole, values[i]);
+  }
+  if constexpr (V > 1) {
+    if (blockIdx.x > 0 || whole == op.numel) return;
+    const int64_t e = whole + threadIdx.x * V;
+    threshold<V>(op, over, e, op.numel - e, load<V>(op.numel - e, x + e));
   }
 }
 
@@ -104,11 +114,13 @@ struct ComplexBackward {
   real_t value;
   Axes over;
 
-  __device__ __forceinline__ Item load(int64_t, int64_t, int64_t element, int left) const {
+  template <class left_t>
+  __device__ __forceinline__ Item load(const Row&, int64_t, int64_t element, left_t left) const {
     if (left <= 0) return {};
     return {grad[element], x[element], tau == nullptr ? value : tau[over.locate(element).offset]};
   }
-  __device__ __forceinline__ void add(const Row&, int64_t, int64_t, int64_t element, int left, const Item& item,
+  template <class left_t>
+  __device__ __forceinline__ void add(const Row&, int64_t, int64_t element, left_t left, const Item& item,
                                       real_t (&sums)[kSums][1]) const {
     if (left <= 0) return;
     const real_t tau = relu(item.tau);
@@ -158,8 +170,9 @@ cudaError_t soft_threshold(const SoftThreshold& op, cudaStream_t stream) {
   return dispatch(
       op.dtype, [&](int V) { return aligned(op.x, op.y) && (op.tau == nullptr || vectors_fit(op.over, V)); },
       [&](auto scalar, auto V) {
-        return launch(&soft_threshold_kernel<decltype(scalar), V>, elementwise_blocks(ceil_div(op.numel, V), V),
-                      kThreads, stream, op, over);
+        const int slots = elementwise_slots(ceil_div(op.numel, V), kElementwiseSlots<V, 1>);
+        return launch(&soft_threshold_kernel<decltype(scalar), V>, ceil_div(op.numel, kThreads * slots * V), kThreads,
+                      stream, op, over, slots);
       });
 }
 

@@ -75,52 +75,40 @@ __device__ __forceinline__ Packed<scalar_t, V> load_if(bool inside, const scalar
   }
 }
 
-// A cut-off vector is moved in integers of at most 32 bits, so that the whole one stays 32-bit words as well.
-template <class scalar_t>
-using Fraction = std::conditional_t<sizeof(scalar_t) == 2, uint16_t, uint32_t>;
-
-// V elements where the tensor may end inside the vector: `left` elements remain at p.
-template <int V, class index_t, class scalar_t>
-__device__ __forceinline__ Packed<scalar_t, V> load(index_t left, const scalar_t* p) {
-  Packed<scalar_t, V> v = load_if<V>(left >= V, p);
-  if constexpr (V > 1) {
-    if (left > 0 && left < V) {
-      using fraction_t = Fraction<scalar_t>;
-      constexpr int kOfWord = 4 / sizeof(fraction_t);
-      unsigned words[4] = {};
-#pragma unroll 1
-      for (int j = 0; j < int(left) * int(sizeof(scalar_t) / sizeof(fraction_t)); ++j) {
-        const unsigned bits = unsigned(reinterpret_cast<const fraction_t*>(p)[j])
-                              << 8 * sizeof(fraction_t) * (j % kOfWord);
-#pragma unroll
-        for (int w = 0; w < 4; ++w) words[w] |= j / kOfWord == w ? bits : 0;
-      }
-      v.bits = {words[0], words[1], words[2], words[3]};
-    }
-  }
-  return v;
+// Of `length` elements, those in whole vectors. A cut-off vector is handled with those that share its byte of mask.
+template <int V, class index_t>
+__device__ __forceinline__ index_t whole_vectors(index_t length) {
+  return length % V == 0 ? length : length / 8 * 8;
 }
 
-template <int V, class index_t, class scalar_t>
-__device__ __forceinline__ void store(index_t left, scalar_t* p, const Vector<scalar_t, V>& v) {
-  if (left >= V) {
-    if constexpr (V == 1) {
-      *p = v.value[0];
-    } else {
-      uint4 bits;
-      memcpy(&bits, &v, sizeof(v));
-      *reinterpret_cast<uint4*>(p) = bits;
-    }
-  } else if constexpr (V > 1) {
-    using fraction_t = Fraction<scalar_t>;
-    constexpr int kOfWord = 4 / sizeof(fraction_t);
+// How much of a vector is there: true or false, or the number of elements that are left of a tensor that may end inside
+// it. The latter moves them one by one.
+template <int V, class left_t, class scalar_t>
+__device__ __forceinline__ Packed<scalar_t, V> load(left_t left, const scalar_t* p) {
+  if constexpr (V == 1 || std::is_same_v<left_t, bool>) {
+    return load_if<V>(left > 0, p);
+  } else {
+    Vector<scalar_t, V> v;
+#pragma unroll
+    for (int j = 0; j < V; ++j) v.value[j] = j < left ? p[j] : scalar_t{};
+    Packed<scalar_t, V> packed;
+    memcpy(&packed, &v, sizeof(v));
+    return packed;
+  }
+}
+
+template <int V, class left_t, class scalar_t>
+__device__ __forceinline__ void store(left_t left, scalar_t* p, const Vector<scalar_t, V>& v) {
+  if constexpr (V == 1) {
+    if (left > 0) *p = v.value[0];
+  } else if constexpr (std::is_same_v<left_t, bool>) {
     uint4 bits;
     memcpy(&bits, &v, sizeof(v));
-#pragma unroll 1
-    for (int j = 0; j < int(left) * int(sizeof(scalar_t) / sizeof(fraction_t)); ++j) {
-      const int w = j / kOfWord;
-      const unsigned word = w < 2 ? (w == 0 ? bits.x : bits.y) : (w == 2 ? bits.z : bits.w);
-      reinterpret_cast<fraction_t*>(p)[j] = fraction_t(word >> 8 * sizeof(fraction_t) * (j % kOfWord));
+    if (left) *reinterpret_cast<uint4*>(p) = bits;
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      if (j < left) p[j] = v.value[j];
     }
   }
 }
