@@ -131,9 +131,35 @@ def test_gates(device, rows, dtype, norm, statistic):
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("norm", ["batch", "rms"])
-def test_gates_of_more_samples_than_one_sum_takes(device, norm, dtype):
+@pytest.mark.parametrize("samples", [32, 33, 64, 65, 600])
+def test_gates_of_more_samples_than_one_block_or_one_sum_takes(device, samples, norm, dtype):
     gate = make_gate(3, 5, 3, norm).to(device, dtype)
-    compare_gated_shrink((600, 3, 8), dtype, gate)
+    compare_gated_shrink((samples, 3, 8), dtype, gate)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm, training", [("batch", True), ("batch", False), ("rms", True), ("none", True)])
+def test_a_gate_in_one_launch_has_the_bits_of_one_in_two(device, norm, training, dtype):
+    """A batch norm's gate grows by features without a weight behind, others' batches by samples without a gradient."""
+    channels, samples = 6, 32
+    gate, wide = (make_gate(channels, h, channels, norm).to(device, dtype).train(training) for h in (5, 96))
+    wide[3].weight.data.zero_()
+    for own, other in zip(gate.state_dict().values(), wide.state_dict().values(), strict=True):
+        other[tuple(map(slice, own.shape))] = own
+    x = lay_out(make_features((160, channels, 3, 3), device).to(dtype), "channels_last")
+    grad = torch.randn_like(x)
+    grad[samples:] = 0
+
+    def results(gate, samples):
+        rows = leaf(x[:samples])
+        y = drsn_ops.gated_shrink(rows, gate)
+        return y, *torch.autograd.grad(y, (rows, *gate.parameters()), grad[:samples]), *gate.buffers()
+
+    in_one = results(gate, samples)
+    in_two = results(wide, samples) if norm == "batch" else results(gate, len(x))
+    for one, two in zip(in_one, in_two, strict=True):
+        assert torch.equal(one, two[tuple(map(slice, one.shape))])
 
 
 @pytest.mark.sanitizer

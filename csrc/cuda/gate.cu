@@ -1,6 +1,7 @@
-// The gate over a whole batch, forward: two kernels of tiles.
-//   gate_hidden  z1 = w1 m + b1; for kBatch mean and squares of each piece of the batch
-//   gate_alpha   alpha = sigmoid(w2 relu(norm(z1)) + b2), the running statistics, the samples' statistics
+// The gate over a whole batch, forward: two layers of tiles, one launch each, or one for both where one block makes
+// them.
+//   hidden_layer  z1 = w1 m + b1; for kBatch mean and squares of each piece of the batch
+//   alpha_layer   alpha = sigmoid(w2 relu(norm(z1)) + b2), the running statistics, the samples' statistics
 #include "cuda/gate.cuh"
 #include "cuda/gate_tiles.cuh"
 
@@ -8,14 +9,12 @@ namespace drsn::cuda {
 namespace {
 
 template <class acc_t>
-__global__ void __launch_bounds__(kThreads, kFewBlocks)
-    gate_hidden(const __grid_constant__ GateForward op, const __grid_constant__ NormPieces pieces) {
-  wait_for_previous();
-  __shared__ Tiles<acc_t> tiles;
+__device__ __forceinline__ void hidden_layer(const GateForward& op, const NormPieces& pieces, Tiles<acc_t>& tiles,
+                                             int64_t block) {
   const int64_t hidden = op.gate.hidden, channels = op.rows.channels;
   const int64_t across = ceil_div(hidden, kTile);
-  const int64_t piece = blockIdx.x / across;
-  const int64_t h0 = (blockIdx.x - piece * across) * kTile;
+  const int64_t piece = block / across;
+  const int64_t h0 = (block - piece * across) * kTile;
   const int64_t begin = piece * pieces.tiles * kTile;
   const int64_t end = min(begin + pieces.tiles * kTile, op.rows.samples);
   RowMajor<acc_t> means{{static_cast<const acc_t*>(op.mean), end, channels}};
@@ -100,14 +99,12 @@ struct Activation {
 };
 
 template <class acc_t>
-__global__ void __launch_bounds__(kThreads, kFewBlocks)
-    gate_alpha(const __grid_constant__ GateForward op, const __grid_constant__ NormPieces pieces) {
-  wait_for_previous();
-  __shared__ Tiles<acc_t> tiles;
+__device__ __forceinline__ void alpha_layer(const GateForward& op, const NormPieces& pieces, Tiles<acc_t>& tiles,
+                                            int64_t block) {
   const int64_t outputs = op.gate.outputs, hidden = op.gate.hidden, samples = op.rows.samples;
   const int64_t across = ceil_div(outputs, kTile);
-  const int64_t tile = blockIdx.x / across;
-  const int64_t k0 = (blockIdx.x - tile * across) * kTile;
+  const int64_t tile = block / across;
+  const int64_t k0 = (block - tile * across) * kTile;
   const int64_t n0 = tile * kTile;
   const bool first = threadIdx.x % kWarp == 0;
 #pragma unroll 1
@@ -123,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       if (first) static_cast<acc_t*>(op.statistic)[n0 + i] = statistic;
     }
   }
-  Activation<acc_t> activations{op, pieces, tiles, blockIdx.x == 0, samples};
+  Activation<acc_t> activations{op, pieces, tiles, block == 0, samples};
   RowMajor<acc_t> weights{{static_cast<const acc_t*>(op.gate.w2), outputs, hidden}};
   acc_t sums[kColumns];
   products(tiles, activations, weights, n0, k0, 0, hidden, sums);
@@ -131,7 +128,17 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   for_each_sum(n0, k0, samples, outputs, sums, [&](int64_t n, int64_t k, acc_t sum) {
     alpha[n * outputs + k] = sigmoid(sum + value_or<acc_t>(op.gate.b2, k, 0));
   });
-  count_batch(op.gate.norm);  // block 0 alone reads the counter, and all of it is past that
+}
+
+template <class acc_t>
+__global__ void __launch_bounds__(kThreads, kGateBlocks<acc_t>)
+    gate_layers(const __grid_constant__ GateForward op, const __grid_constant__ NormPieces pieces,
+                const __grid_constant__ Layers layers) {
+  wait_for_previous();
+  __shared__ Tiles<acc_t> tiles;
+  for_each_block(layers.first, [&](int64_t block) { hidden_layer(op, pieces, tiles, block); });
+  for_each_block(layers.second, [&](int64_t block) { alpha_layer(op, pieces, tiles, block); });
+  if (layers.second > 0) count_batch(op.gate.norm);  // block 0 alone reads the counter, and all of it is past that
 }
 
 template <class acc_t>
@@ -160,12 +167,14 @@ GateForward::GateForward(const GatedShrink& op, Carve& carve)
 
 cudaError_t gate_forward(const GateForward& op, cudaStream_t stream) {
   const NormPieces pieces(op.rows.samples);
+  const Layers all{pieces.count * ceil_div(op.gate.hidden, kTile),
+                   ceil_div(op.rows.samples, kTile) * ceil_div(op.gate.outputs, kTile)};
+  const int64_t products = tile_products(op.rows.samples, op.gate.hidden, op.rows.channels) +
+                           tile_products(op.rows.samples, op.gate.hidden, op.gate.outputs);
   return dispatch_accumulator(op.dtype, [&](auto accumulator) {
-    using acc_t = decltype(accumulator);
-    DRSN_CUDA_TRY(
-        launch_next(&gate_hidden<acc_t>, pieces.count * ceil_div(op.gate.hidden, kTile), kThreads, stream, op, pieces));
-    return launch_next(&gate_alpha<acc_t>, ceil_div(op.rows.samples, kTile) * ceil_div(op.gate.outputs, kTile),
-                       kThreads, stream, op, pieces);
+    return launch_layers(all, products, [&](int64_t blocks, const Layers& layers) {
+      return launch_next(&gate_layers<decltype(accumulator)>, blocks, kThreads, stream, op, pieces, layers);
+    });
   });
 }
 

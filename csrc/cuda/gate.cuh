@@ -53,6 +53,20 @@ struct GateBackward : GatedShrinkBackward {
   }
 };
 
+// The blocks of a gate's two layers; 0 where a launch does without one.
+struct Layers {
+  int64_t first, second;
+};
+
+// One launch for both layers, run(blocks, layers), where one block makes all their products of tiles; else one for
+// each.
+template <class Run>
+cudaError_t launch_layers(const Layers& all, int64_t products, Run run) {
+  if (all.first > 0 && fits_one_block(products)) return run(1, all);
+  DRSN_CUDA_TRY(run(all.first, Layers{all.first, 0}));
+  return run(all.second, Layers{0, all.second});
+}
+
 cudaError_t gate_forward(const GateForward& op, cudaStream_t stream);
 cudaError_t gate_backward(const GateBackward& op, cudaStream_t stream);
 // The second half of gate_backward, from dz2, dh, sample_norm and piece_sums.

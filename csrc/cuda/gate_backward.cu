@@ -1,8 +1,9 @@
-// The gate over a whole batch, backward: two kernels of tiles, and a third for a very long batch.
-//   gate_backward_hidden           dz2; dh = [h > 0] w2^T dz2, and the sums over it that the norm's gradient needs
-//   gate_backward_products_kernel  w1^T dz1 for the share of each row; dz1^T m and dz2^T a for the parameters'
-//                                  gradients; dz1, the gradient before the norm, is made on the way
-//   add_pieces                     adds up the parameters' gradients of pieces of the batch
+// The gate over a whole batch, backward: two layers of tiles, one launch each, or one for both where one block makes
+// them; and one launch more for a very long batch.
+//   hidden_gradient  dz2; dh = [h > 0] w2^T dz2, and the sums over it that the norm's gradient needs
+//   make_product     w1^T dz1 for the share of each row; dz1^T m and dz2^T a for the parameters' gradients; dz1, the
+//                    gradient before the norm, is made on the way
+//   add_pieces       adds up the parameters' gradients of pieces of the batch
 #include "cuda/gate.cuh"
 #include "cuda/gate_tiles.cuh"
 
@@ -71,17 +72,14 @@ __device__ __forceinline__ void sample_sums(const GateBackward& op, int64_t n, a
   sums[2] = warp_sum(dstatistic);
 }
 
-// Two blocks fit a multiprocessor: without the bound ptxas takes more registers on some architectures.
 template <class acc_t>
-__global__ void __launch_bounds__(kThreads, 2)
-    gate_backward_hidden(const __grid_constant__ GateBackward op, const __grid_constant__ NormPieces pieces) {
-  wait_for_previous();
-  __shared__ Tiles<acc_t> tiles;
+__device__ __forceinline__ void hidden_gradient(const GateBackward& op, const NormPieces& pieces, Tiles<acc_t>& tiles,
+                                                int64_t block) {
   const Norm& norm = op.gate.norm;
   const int64_t outputs = op.gate.outputs, hidden = op.gate.hidden, samples = op.rows.samples;
   const int64_t across = ceil_div(hidden, kTile);
-  const int64_t piece = blockIdx.x / across;
-  const int64_t tile = blockIdx.x - piece * across;
+  const int64_t piece = block / across;
+  const int64_t tile = block - piece * across;
   const int64_t h0 = tile * kTile;
   const int64_t begin = piece * pieces.tiles * kTile;
   const int64_t end = min(begin + pieces.tiles * kTile, samples);
@@ -287,10 +285,23 @@ Gradients of_first_piece(const GateBackward& op) {
   return gradients;
 }
 
-// The blocks of gate_backward_products_kernel: first those of the shares, then those of w1 and w2, piece by piece.
+WeightPieces weight_pieces(const GateBackward& op) {
+  const int64_t across = ceil_div(op.rows.channels, kTile) + ceil_div(op.gate.outputs, kTile);
+  return {op.rows.samples, ceil_div(op.gate.hidden, kTile) * across};
+}
+
+// The blocks of the products: first those of the shares, then those of w1 and w2, piece by piece.
 struct ProductBlocks {
-  int64_t share, w1, w2;  // of one piece
+  int64_t share, w1, w2;  // the last two of one piece
   WeightPieces pieces;
+
+  explicit ProductBlocks(const GateBackward& op) : share(0), w1(0), w2(0), pieces(weight_pieces(op)) {
+    const int64_t hidden_tiles = ceil_div(op.gate.hidden, kTile), channel_tiles = ceil_div(op.rows.channels, kTile);
+    if (op.share != nullptr) share = ceil_div(op.rows.samples, kTile) * channel_tiles;
+    if (op.dw1 || op.db1 || op.dnorm_weight || op.dnorm_bias) w1 = hidden_tiles * channel_tiles;
+    if (op.dw2 || op.db2) w2 = ceil_div(op.gate.outputs, kTile) * hidden_tiles;
+  }
+  constexpr int64_t count() const { return share + pieces.count * (w1 + w2); }
 };
 
 template <class acc_t>
@@ -334,17 +345,14 @@ __device__ __forceinline__ void write_sum(Tiles<acc_t>& tiles, void* out, int64_
 }
 
 template <class acc_t>
-__global__ void __launch_bounds__(kThreads, kFewBlocks)
-    gate_backward_products_kernel(const __grid_constant__ GateBackward op, const __grid_constant__ ProductBlocks blocks,
-                                  const __grid_constant__ Gradients out) {
-  wait_for_previous();
-  __shared__ Tiles<acc_t> tiles;
-  if (blockIdx.x < blocks.share) {
-    write_share(op, tiles, blockIdx.x);
+__device__ __forceinline__ void make_product(const GateBackward& op, const ProductBlocks& blocks, const Gradients& out,
+                                             Tiles<acc_t>& tiles, int64_t block) {
+  if (block < blocks.share) {
+    write_share(op, tiles, block);
     return;
   }
   const int64_t channels = op.rows.channels, hidden = op.gate.hidden, outputs = op.gate.outputs;
-  int64_t block = blockIdx.x - blocks.share;
+  block -= blocks.share;
   const int64_t piece = block / (blocks.w1 + blocks.w2);
   block -= piece * (blocks.w1 + blocks.w2);
   const int64_t begin = piece * blocks.pieces.samples;
@@ -375,6 +383,17 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 }
 
 template <class acc_t>
+__global__ void __launch_bounds__(kThreads, kGateBlocks<acc_t>)
+    gate_backward_layers(const __grid_constant__ GateBackward op, const __grid_constant__ NormPieces pieces,
+                         const __grid_constant__ ProductBlocks blocks, const __grid_constant__ Gradients out,
+                         const __grid_constant__ Layers layers) {
+  wait_for_previous();
+  __shared__ Tiles<acc_t> tiles;
+  for_each_block(layers.first, [&](int64_t block) { hidden_gradient(op, pieces, tiles, block); });
+  for_each_block(layers.second, [&](int64_t block) { make_product(op, blocks, out, tiles, block); });
+}
+
+template <class acc_t>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     add_pieces(const __grid_constant__ Gradients out, const acc_t* pieces, int64_t count, int64_t size) {
   wait_for_previous();
@@ -394,11 +413,6 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   }
 }
 
-WeightPieces weight_pieces(const GateBackward& op) {
-  const int64_t across = ceil_div(op.rows.channels, kTile) + ceil_div(op.gate.outputs, kTile);
-  return {op.rows.samples, ceil_div(op.gate.hidden, kTile) * across};
-}
-
 }  // namespace
 
 GateBackward::GateBackward(const GatedShrinkBackward& op, Carve& carve)
@@ -415,31 +429,35 @@ GateBackward::GateBackward(const GatedShrinkBackward& op, Carve& carve)
   piece_gradients = count > 1 && needs_weights() ? carve.take(count * weights_size()) : nullptr;
 }
 
-cudaError_t gate_backward_products(const GateBackward& op, cudaStream_t stream) {
-  const int64_t hidden_tiles = ceil_div(op.gate.hidden, kTile), channel_tiles = ceil_div(op.rows.channels, kTile);
-  ProductBlocks blocks{0, 0, 0, weight_pieces(op)};
-  if (op.share != nullptr) blocks.share = ceil_div(op.rows.samples, kTile) * channel_tiles;
-  if (op.dw1 || op.db1 || op.dnorm_weight || op.dnorm_bias) blocks.w1 = hidden_tiles * channel_tiles;
-  if (op.dw2 || op.db2) blocks.w2 = ceil_div(op.gate.outputs, kTile) * hidden_tiles;
-  const int64_t pieces = blocks.pieces.count;
+namespace {
+
+// The layer of the products, after that of the hidden gradient where `both`.
+cudaError_t run_layers(const GateBackward& op, bool both, cudaStream_t stream) {
+  const NormPieces norm_pieces(op.rows.samples);
+  const ProductBlocks blocks(op);
+  const int64_t hidden_tiles = ceil_div(op.gate.hidden, kTile);
+  const Layers all{both ? norm_pieces.count * hidden_tiles : 0, blocks.count()};
+  const int64_t products = tile_products(op.rows.samples, op.gate.hidden, op.gate.outputs) +
+                           blocks.share * hidden_tiles + (blocks.w1 + blocks.w2) * ceil_div(op.rows.samples, kTile);
   return dispatch_accumulator(op.dtype, [&](auto accumulator) {
     using acc_t = decltype(accumulator);
     const Gradients out(op);
-    DRSN_CUDA_TRY(launch_next(&gate_backward_products_kernel<acc_t>, blocks.share + pieces * (blocks.w1 + blocks.w2),
-                              kThreads, stream, op, blocks, pieces > 1 ? of_first_piece<acc_t>(op) : out));
-    if (pieces == 1 || blocks.w1 + blocks.w2 == 0) return cudaSuccess;
+    DRSN_CUDA_TRY(launch_layers(all, products, [&](int64_t count, const Layers& layers) {
+      return launch_next(&gate_backward_layers<acc_t>, count, kThreads, stream, op, norm_pieces, blocks,
+                         blocks.pieces.count > 1 ? of_first_piece<acc_t>(op) : out, layers);
+    }));
+    if (blocks.pieces.count == 1 || blocks.w1 + blocks.w2 == 0) return cudaSuccess;
     return launch_next(&add_pieces<acc_t>, ceil_div(op.weights_size(), kThreads), kThreads, stream, out,
-                       static_cast<const acc_t*>(op.piece_gradients), pieces, op.weights_size());
+                       static_cast<const acc_t*>(op.piece_gradients), blocks.pieces.count, op.weights_size());
   });
 }
 
-cudaError_t gate_backward(const GateBackward& op, cudaStream_t stream) {
-  const NormPieces pieces(op.rows.samples);
-  DRSN_CUDA_TRY(dispatch_accumulator(op.dtype, [&](auto accumulator) {
-    return launch_next(&gate_backward_hidden<decltype(accumulator)>, pieces.count * ceil_div(op.gate.hidden, kTile),
-                       kThreads, stream, op, pieces);
-  }));
-  return gate_backward_products(op, stream);
+}  // namespace
+
+cudaError_t gate_backward_products(const GateBackward& op, cudaStream_t stream) {
+  return run_layers(op, false, stream);
 }
+
+cudaError_t gate_backward(const GateBackward& op, cudaStream_t stream) { return run_layers(op, true, stream); }
 
 }  // namespace drsn::cuda

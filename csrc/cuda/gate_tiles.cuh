@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/gate_math.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/plan.h"
 #include "cuda/vectors.cuh"
 
@@ -9,6 +10,7 @@ namespace drsn::cuda {
 
 constexpr int kThreadsPerPlace = kThreads / kTile;  // threads for each place along a tile's edge
 constexpr int kColumns = 4;                         // neighbouring sums of a thread
+constexpr int kTermsAtOnce = 8;
 static_assert(kTile == kWarp && kThreadsPerPlace * kColumns == kTile);
 
 // The shared memory of a block.
@@ -21,6 +23,21 @@ struct Tiles {
   NormNumbers<acc_t> norm[kTile];  // of a tile's features or samples
   acc_t sample[2][kTile];
 };
+
+// For __launch_bounds__: without the bound ptxas takes more registers than two blocks have; in double it would spill.
+template <class acc_t>
+constexpr int kGateBlocks = sizeof(acc_t) == sizeof(float) ? 2 : kFewBlocks;
+
+// make(b) for each of a layer's `count` blocks, which the blocks of the launch share out. All that a block's threads
+// have written is then seen by all of them.
+template <class Make>
+__device__ __forceinline__ void for_each_block(int64_t count, Make make) {
+#pragma unroll 1
+  for (int64_t b = blockIdx.x; b < count; b += gridDim.x) {
+    make(b);
+    __syncthreads();
+  }
+}
 
 // The sum over the threads of each place threadIdx.x % kTile, in every thread.
 template <class acc_t>
@@ -87,12 +104,16 @@ __device__ __forceinline__ void products(Tiles<acc_t>& tiles, Left& left, Right&
     load_tile(left, tiles.left, i0, k0, end);
     load_tile(right, tiles.right, j0, k0, end);
     __syncthreads();
-#pragma unroll 8
-    for (int k = 0; k < kTile; ++k) {
-      const acc_t a = tiles.left[k][row];
-      const auto b = *reinterpret_cast<const Vector<acc_t, kColumns>*>(&tiles.right[k][column]);
+    const int terms = int(min(int64_t(kTile), end - k0));  // behind them are zeros
+#pragma unroll 1
+    for (int first = 0; first < terms; first += kTermsAtOnce) {
 #pragma unroll
-      for (int q = 0; q < kColumns; ++q) sums[q] += a * b.value[q];
+      for (int k = first; k < first + kTermsAtOnce; ++k) {
+        const acc_t a = tiles.left[k][row];
+        const auto b = *reinterpret_cast<const Vector<acc_t, kColumns>*>(&tiles.right[k][column]);
+#pragma unroll
+        for (int q = 0; q < kColumns; ++q) sums[q] += a * b.value[q];
+      }
     }
   }
 }
