@@ -178,8 +178,11 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   }
 }
 
-// Adds up the partial sums of `reduction`. They are in `workspace`, and after them is room for those of the fold.
-cudaError_t fold(DType dtype, const Reduction& reduction, void* workspace, const Target& target, cudaStream_t stream);
+// Adds up the partial sums of `reduction` for each of the targets. They are in `workspace`, and after those of a target
+// is room for the ones of the fold.
+constexpr int kMostTargets = 5;
+cudaError_t fold(DType dtype, const Reduction& reduction, void* workspace, const Target* targets, int count,
+                 cudaStream_t stream);
 
 // Sums and fold. The workspace has reduction.workspace_elements() accumulators for each sum that is wanted. `columns`:
 // the reduced axis may be another than the innermost.
@@ -187,28 +190,26 @@ template <bool columns = true, class Op>
 cudaError_t reduce(DType dtype, const Op& op, const Reduction& reduction, const Target (&wanted)[Op::kSums],
                    void* workspace, Stream stream) {
   const ReduceShape shape = plan_reduce(reduction, Op::kVector);
+  static_assert(Op::kSums <= kMostTargets);
   Targets<Op::kSums> targets{};
-  void* partials[Op::kSums] = {};
+  Target folded[Op::kSums];
+  int count = 0;
   char* free = static_cast<char*>(workspace);
   targets.direct = reduction.direct;
   targets.over = Axes(reduction.over);
   for (int s = 0; s < Op::kSums; ++s) {
     targets.sum[s] = wanted[s];
     if (reduction.direct || wanted[s].data == nullptr) continue;
-    partials[s] = free;
+    folded[count++] = wanted[s];
+    targets.sum[s] = {free, true, 1};
     free += reduction.workspace_elements() * accumulator_bytes(dtype);
-    targets.sum[s] = {partials[s], true, 1};
   }
   auto kernel = &reduce_rows<Op>;
   if constexpr (columns) {
     if (reduction.inner > 1) kernel = &reduce_columns<Op>;
   }
   DRSN_CUDA_TRY(launch(kernel, shape.blocks, shape.threads, stream, op, shape, targets));
-  for (int s = 0; s < Op::kSums; ++s) {
-    if (reduction.direct || wanted[s].data == nullptr) continue;
-    DRSN_CUDA_TRY(fold(dtype, reduction, partials[s], wanted[s], stream));
-  }
-  return cudaSuccess;
+  return fold(dtype, reduction, workspace, folded, count, stream);
 }
 
 // True if a reduction can move V elements at once: no vector crosses the end of its outer index, unless there is one.

@@ -256,7 +256,8 @@ cudaError_t shrink_backward(const ShrinkBackward& op, void* workspace, cudaStrea
                       Divisor(op.rows.channels), backward.row_dalpha);
       }));
   if (backward.row_dalpha == op.dalpha) return cudaSuccess;
-  return fold(op.dtype, alpha_reduction(op), backward.row_dalpha, Target{op.dalpha, true, 1}, stream);
+  const Target dalpha{op.dalpha, true, 1};
+  return fold(op.dtype, alpha_reduction(op), backward.row_dalpha, &dalpha, 1, stream);
 }
 
 }  // namespace drsn::cuda
