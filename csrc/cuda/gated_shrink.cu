@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   const int length = int(op.rows.length);
   Packed<scalar_t, V> held[kOnChipSlots<V>];
   hold(held, at, length, static_cast<const scalar_t*>(op.x) + at.row * length);
+  prefetch_row<scalar_t, V>(at, length, static_cast<const scalar_t*>(op.residual));
   const acc_t mean = lane_sum(held_abs_sum(held, at, length), 1 << plan.lane_bits) / acc_t(length);
   if (at.first) {
     gate.channel[at.c] = mean;

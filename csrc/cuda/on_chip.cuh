@@ -43,6 +43,18 @@ __device__ __forceinline__ void hold(Packed<scalar_t, V> (&held)[kOnChipSlots<V>
   }
 }
 
+// Prefetches a row that the thread will read after a sum over the held one.
+template <class scalar_t, int V>
+__device__ __forceinline__ void prefetch_row(const OnChipPlace& at, int length, const scalar_t* x) {
+  if (x == nullptr || !at.exists) return;
+#pragma unroll
+  for (int i = 0; i < kOnChipSlots<V>; ++i) {
+    if (i * at.step >= length) break;
+    const int position = at.position + i * at.step;
+    if (position < length) prefetch(x + at.row * length + unsigned(position));
+  }
+}
+
 template <class scalar_t, int V>
 __device__ __forceinline__ Accumulator<scalar_t> held_abs_sum(Packed<scalar_t, V> (&held)[kOnChipSlots<V>],
                                                               const OnChipPlace& at, int length) {

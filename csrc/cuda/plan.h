@@ -41,6 +41,7 @@ template <int V>
 constexpr int kOnChipSlots = on_chip_slots(V);
 
 constexpr int64_t kManyBlocks = 1024;  // fill a device
+constexpr int64_t kBusyBlocks = 512;   // give each of its multiprocessors some
 
 // The most vectors of a thread of an elementwise kernel that reads so many tensors: 64 bytes in flight.
 template <int V, int kTensors = 2>
@@ -81,6 +82,12 @@ inline int64_t row_lanes(int64_t vectors, int V, int slots) {
   return std::max<int64_t>(lanes, 8 / V);
 }
 
+// More lanes, up to `most`, while the blocks of so many threads would leave multiprocessors idle.
+inline int64_t spread_lanes(int64_t lanes, int64_t rows, int64_t vectors, int64_t most) {
+  while (lanes < std::min(vectors, most) && ceil_div(rows, most / lanes) < kBusyBlocks) lanes *= 2;
+  return lanes;
+}
+
 // An on-chip launch: `rows` rows per block, 1 << lane_bits lanes per row.
 struct OnChip {
   bool fits;
@@ -94,10 +101,12 @@ inline OnChip plan_on_chip(const Rows& rows, bool per_sample, int V) {
   const int slots = on_chip_slots(V);
   const int64_t vectors = ceil_div(rows.length, V);
   int64_t lanes = row_lanes(vectors, V, slots);
+  constexpr int64_t kRowThreads = 128;  // of a block of short rows
   if (per_sample) {
     while (lanes * rows.channels > kOnChipThreads && lanes > 8 / V && vectors <= lanes / 2 * slots) lanes /= 2;
   }
-  const int64_t block_rows = per_sample ? rows.channels : std::max<int64_t>(1, 128 / lanes);
+  if (!per_sample) lanes = spread_lanes(lanes, rows.samples * rows.channels, vectors, kRowThreads);
+  const int64_t block_rows = per_sample ? rows.channels : std::max<int64_t>(1, kRowThreads / lanes);
   plan.blocks = per_sample ? rows.samples : ceil_div(rows.samples * rows.channels, block_rows);
   plan.fits = !rows.channels_last && vectors <= lanes * slots && block_rows <= kOnChipThreads &&
               lanes * block_rows <= kOnChipThreads && plan.blocks <= kMaxBlocks;
@@ -182,6 +191,8 @@ struct WeightPieces {
   }
 };
 
+constexpr int64_t kMostPieces = 8192;  // of all outer indices
+
 // A sum over the axes of `over` with stride 0, in two steps. The first sums along the innermost of these axes and sees
 // memory as (outer, reduced, inner); it cuts a long axis into pieces. The second step, the fold, adds up the (outer,
 // pieces, inner) partial sums; there is none where they are the result already.
@@ -199,14 +210,15 @@ struct Reduction {
       outer *= over.size[i];
       if (over.stride[i] == 0) direct = false;
     }
-    // A thousand blocks fill a device; a few thousand elements are worth a block.
+    // Where kManyBlocks would not be there there are more, so that the last to run are few among them; a few thousand
+    // elements are worth a block.
     int64_t wanted, step;
     if (inner == 1) {
-      wanted = std::min(ceil_div(1024, std::max<int64_t>(outer, 1)), reduced / 4096);
+      wanted = outer >= kManyBlocks ? 1 : std::min(ceil_div(kMostPieces, std::max<int64_t>(outer, 1)), reduced / 4096);
       step = kThreads * 8;  // whole bytes of mask, whole steps of a block
     } else {
       wanted =
-          std::min<int64_t>(1024, outer * reduced * inner / 8192) / std::max<int64_t>(1, outer * ceil_div(inner, 1024));
+          std::min(kMostPieces, outer * reduced * inner / 8192) / std::max<int64_t>(1, outer * ceil_div(inner, 1024));
       step = 1;
     }
     piece_length = ceil_div(std::max<int64_t>(1, ceil_div(reduced, std::max<int64_t>(1, wanted))), step) * step;
@@ -251,8 +263,8 @@ inline ReduceShape plan_reduce(const Reduction& r, int V) {
   s.outer = r.outer, s.reduced = r.reduced, s.inner = r.inner, s.piece_length = r.piece_length, s.pieces = r.pieces;
   if (r.inner == 1) {
     const int64_t vectors = ceil_div(r.reduced, V);
-    const int64_t lanes =
-        r.pieces > 1 ? kThreads : std::min<int64_t>(kThreads, row_lanes(vectors, V, kReduceThreadVectors));
+    const int64_t one_warp_or_more = std::min<int64_t>(kThreads, row_lanes(vectors, V, kReduceThreadVectors));
+    const int64_t lanes = r.pieces > 1 ? kThreads : spread_lanes(one_warp_or_more, r.outer, vectors, kThreads);
     while (int64_t(1) << s.lane_bits < lanes) ++s.lane_bits;
     s.threads = kThreads;
     s.blocks = ceil_div(r.outer * r.pieces, kThreads >> s.lane_bits);

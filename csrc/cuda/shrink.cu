@@ -27,13 +27,15 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   const int length = int(op.rows.length);
   Packed<scalar_t, V> held[kOnChipSlots<V>];
   hold(held, at, length, static_cast<const scalar_t*>(op.x) + fixed(at.row * length));
+  // Loaded before the sum, which waits for x.
+  const acc_t alpha = at.exists ? static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, at.n, at.c)] : acc_t(0);
+  prefetch_row<scalar_t, V>(at, length, static_cast<const scalar_t*>(op.residual));
   acc_t sum = held_abs_sum(held, at, length);
   sum = op.per_sample ? block_sum(sum) : lane_sum(sum, 1 << plan.lane_bits);
   const acc_t mean = sum / count_of<acc_t>(op.rows, op.per_sample);
   if (at.first && (at.c == 0 || !op.per_sample)) {
     static_cast<acc_t*>(op.mean)[statistic_index(op.rows, op.per_sample, at.n, at.c)] = mean;
   }
-  const acc_t alpha = at.exists ? static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, at.n, at.c)] : acc_t(0);
   shrink_held(held, at, length, relu(alpha * mean), op.residual, op.y, op.mask);
 }
 
@@ -82,25 +84,26 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   });
 }
 
-// A row's gradient of the mean from its active sum; writes its gradient of alpha where row_dalpha is given.
+// What a row's gradients are made of beside its active sum.
 template <class acc_t>
-__device__ __forceinline__ acc_t mean_gradient(const ShrinkBackward& op, acc_t active_sum, int64_t n, int64_t c,
-                                               acc_t* row_dalpha) {
-  const acc_t alpha = static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, n, c)];
-  const acc_t mean = static_cast<const acc_t*>(op.mean)[statistic_index(op.rows, op.per_sample, n, c)];
-  const acc_t dtau = alpha * mean < acc_t(0) ? acc_t(0) : -active_sum;
-  if (row_dalpha != nullptr) row_dalpha[n * op.rows.channels + c] = dtau * mean;
-  return dtau * alpha;
-}
+struct RowNumbers {
+  acc_t alpha = 0, mean = 0, grad_mean = 0;
 
-// What each element of a row receives along its sign.
-template <class acc_t>
-__device__ __forceinline__ acc_t mean_share(const ShrinkBackward& op, acc_t dmean, int64_t n, int64_t c) {
-  if (op.grad_mean != nullptr) {
-    dmean += static_cast<const acc_t*>(op.grad_mean)[statistic_index(op.rows, op.per_sample, n, c)];
+  __device__ __forceinline__ RowNumbers(const ShrinkBackward& op, bool exists, int64_t n, int64_t c) {
+    if (!exists) return;
+    const int64_t i = statistic_index(op.rows, op.per_sample, n, c);
+    alpha = static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, n, c)];
+    mean = static_cast<const acc_t*>(op.mean)[i];
+    if (op.grad_mean != nullptr) grad_mean = static_cast<const acc_t*>(op.grad_mean)[i];
   }
-  return dmean / count_of<acc_t>(op.rows, op.per_sample);
-}
+  __device__ __forceinline__ acc_t dtau(acc_t active_sum) const {
+    return alpha * mean < acc_t(0) ? acc_t(0) : -active_sum;
+  }
+  // What each element of the row receives along its sign, from what reaches the mean through tau.
+  __device__ __forceinline__ acc_t share(const ShrinkBackward& op, acc_t dmean) const {
+    return (dmean + grad_mean) / count_of<acc_t>(op.rows, op.per_sample);
+  }
+};
 
 template <class scalar_t, int V>
 __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
@@ -113,18 +116,16 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   Packed<scalar_t, V> held[kOnChipSlots<V>];
   unsigned word[kOnChipSlots<V>];
   hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + fixed(at.row * length), op.mask);
-  acc_t sum = held_active_sum(held, word, at, length);
-  sum = lane_sum(sum, 1 << plan.lane_bits);
-  acc_t dmean = 0;
-  if (at.exists) {
-    acc_t* dalpha = at.first ? static_cast<acc_t*>(row_dalpha) : nullptr;
-    dmean = mean_gradient(op, sum, at.n, at.c, dalpha);
-  }
+  const RowNumbers<acc_t> numbers(op, at.exists, at.n, at.c);
+  const acc_t sum = lane_sum(held_active_sum(held, word, at, length), 1 << plan.lane_bits);
+  const acc_t dtau = numbers.dtau(sum);
+  if (at.first && row_dalpha != nullptr) static_cast<acc_t*>(row_dalpha)[at.row] = dtau * numbers.mean;
+  acc_t dmean = dtau * numbers.alpha;
   if (op.per_sample) dmean = block_sum(at.first ? dmean : acc_t(0));
   if (op.dx == nullptr || !at.exists) return;
 
-  const acc_t share = mean_share(op, dmean, at.n, at.c);
-  combine_held(held, word, at, length, share, static_cast<scalar_t*>(op.dx) + fixed(at.row * length));
+  combine_held(held, word, at, length, numbers.share(op, dmean),
+               static_cast<scalar_t*>(op.dx) + fixed(at.row * length));
 }
 
 // From the rows' active sums to each row's gradient of alpha, and to the share of each row or, where per_sample, of
@@ -139,16 +140,19 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     acc_t sample = 0;
     for (int64_t c = threadIdx.x; c < channels; c += blockDim.x) {
       const int64_t row = n * channels + c;
-      const acc_t dmean = mean_gradient(op, active_sum[row], n, c, row_dalpha);
+      const RowNumbers<acc_t> numbers(op, true, n, c);
+      const acc_t dtau = numbers.dtau(active_sum[row]);
+      const acc_t dmean = dtau * numbers.alpha;
+      if (row_dalpha != nullptr) row_dalpha[row] = dtau * numbers.mean;
       if (op.per_sample) {
         sample += dmean;
       } else {
-        share[row] = mean_share(op, dmean, n, c);
+        share[row] = numbers.share(op, dmean);
       }
     }
     if (op.per_sample) {
       sample = block_sum(sample);
-      if (threadIdx.x == 0) share[n] = mean_share(op, sample, n, 0);
+      if (threadIdx.x == 0) share[n] = RowNumbers<acc_t>(op, true, n, 0).share(op, sample);
     }
   }
 }

@@ -113,6 +113,13 @@ __device__ __forceinline__ void store(left_t left, scalar_t* p, const Vector<sca
   }
 }
 
+// Brings the memory at p nearer.
+__device__ __forceinline__ void prefetch(const void* p) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+
 // Hides how an offset was computed: the compiler would otherwise compute it anew for every access.
 __device__ __forceinline__ int64_t fixed(int64_t offset) {
 #if defined(__CUDA_ARCH__)
