@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-time emulate sanitize bench docs lint format kernels arm64 nvcc wheel sdist extras checksums clean
+.PHONY: demo test test-time emulate sanitize bench docs lint format kernels predictions arm64 nvcc wheel sdist extras checksums clean
 
 demo: $(VENV)/installed
 	$(PY) -m drsn_ops train
@@ -56,15 +56,20 @@ sanitize: $(VENV)/installed
 kernels: $(VENV)/requirements
 	tools/compile_kernels.sh
 
+# what the kernels' machine code lets expect of them, into csrc/cuda/README.md; nvcc and nvdisasm are needed, no GPU is
+predictions: $(VENV)/installed
+	$(PY) -m tools.predictions
+
 # the CPU library for arm64, its loops run under qemu, where there are a cross-compiler and qemu-user (REQUIRE_ARM64=1:
 # or fail)
 arm64: $(VENV)/installed
 	tools/arm64.sh
 
-# PyPI's CUDA compiler into .venv, of the CUDA version of its PyTorch; for one without CUDA, of PyTorch 2.11's
+# PyPI's CUDA compiler into .venv, of the CUDA version of its PyTorch; for one without CUDA, of PyTorch 2.11's. The
+# disassembler reads the machine code of older versions too
 nvcc: $(VENV)/requirements
 	cuda=$$($(PY) -c 'import torch; print(torch.version.cuda or "13.0")') && $(PY) -m pip install \
-		--disable-pip-version-check "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==$$cuda.*"
+		--disable-pip-version-check "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==$$cuda.*" nvidia-cuda-nvdisasm
 
 # the sdist and, compiled from it, the wheel, in dist/; for PyTorch 2.11 and newer
 wheel: $(VENV)/requirements
