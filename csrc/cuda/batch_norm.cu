@@ -13,35 +13,37 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   using acc_t = Accumulator<scalar_t>;
   using Place = ChannelPlace<channels_last, V>;
   constexpr int kChannels = Place::kChannels;
-  const Place at(walk, blockIdx.x);
+  Place at(walk, blockIdx.x);
   Packed<scalar_t, V> held[kOnChipSlots<V>];
-  acc_t first[kChannels] = {}, means[kChannels] = {}, squares[kChannels] = {};
+  acc_t first[kChannels], means[kChannels] = {}, squares[kChannels] = {};
+  const Packed<scalar_t, kChannels> start = load_if<kChannels>(at.exists, z + at.first_element(walk));
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
-    held[i] = load_if<V>(at.inside(i), z + at.element(walk, at.vector(i)));
+    held[i] = load_if<V>(at.inside(i), z + at.element);
+    at.advance(walk);
   }
 #pragma unroll
-  for (int j = 0; j < kChannels; ++j) {
-    if (at.exists) first[j] = acc_t(widen(z[at.element(walk, 0) + j]));
-  }
+  for (int j = 0; j < kChannels; ++j) first[j] = acc_t(widen(unpack(start).value[j]));
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
+    if (!at.inside(i)) break;
+    const Vector<scalar_t, V> mine = unpack(held[i]);
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      means[j % kChannels] += at.inside(i) ? acc_t(widen(unpack(held[i]).value[j])) - first[j % kChannels] : acc_t(0);
-    }
+    for (int j = 0; j < V; ++j) means[j % kChannels] += acc_t(widen(mine.value[j])) - first[j % kChannels];
   }
   at.sum(means);
-  const acc_t count = acc_t((at.end - at.piece * walk.plan.piece) * Place::kLength);
+  const acc_t count = acc_t(at.in_piece * Place::kLength);
 #pragma unroll
   for (int j = 0; j < kChannels; ++j) means[j] /= count;
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
+    if (!at.inside(i)) break;
+    const Vector<scalar_t, V> mine = unpack(held[i]);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const int k = j % kChannels;
-      const acc_t distance = acc_t(widen(unpack(held[i]).value[j])) - first[k] - means[k];
-      squares[k] += at.inside(i) ? distance * distance : acc_t(0);
+      const acc_t distance = acc_t(widen(mine.value[j])) - first[k] - means[k];
+      squares[k] += distance * distance;
     }
   }
   at.sum(squares);

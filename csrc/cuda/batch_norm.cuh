@@ -56,53 +56,84 @@ struct InputNorm {
   }
 };
 
+// Vectors of a thread that are in flight.
+template <int V>
+constexpr int kChannelSlots = V == 1 ? 8 : 4;
+
 // The launch of a ChannelPlan over a tensor of these rows.
 struct ChannelWalk {
   ChannelPlan plan;
   Divisor of_sample;  // vectors of a channel in a sample
+  Divisor tiles, columns;
   int64_t channels, length;
 
   ChannelWalk(const Rows& rows, int V, const ChannelPlan& channel_plan)
       : plan(channel_plan),
         of_sample(rows.channels_last ? rows.length : rows.length / V),
+        tiles(plan.tiles),
+        columns(plan.columns),
         channels(rows.channels),
         length(rows.length) {}
 };
 
-// A thread's channels, kChannels from c, and its vectors: `depth` apart from `begin` to `end`.
+// A thread's channels, kChannels from c, and its vectors, `depth` apart, at one of which it is.
 template <bool channels_last, int V>
 struct ChannelPlace {
   static constexpr int kChannels = channels_last ? V : 1;
-  static constexpr int kLength = channels_last ? 1 : V;  // elements of a channel in a vector
-  int columns, depth, column, level;
-  int64_t c, piece, begin, end;
+  static constexpr int kLength = channels_last ? 1 : V;      // elements of a channel in a vector
+  using index_t = std::conditional_t<V == 1, int64_t, int>;  // of samples, channels and positions: channel_vectors_fit
+  int columns, depth, column, level, piece;
+  index_t c;
   bool exists;
+  int in_piece, left;        // vectors of the piece; those from the thread's first on, 0 where it does not exist
+  index_t sample, position;  // of the vector; the position counts a sample's vectors
+  int64_t element;           // where the vector begins
 
   __device__ __forceinline__ ChannelPlace(const ChannelWalk& walk, unsigned block)
-      : columns(walk.plan.columns),
+      : columns(channels_last ? walk.plan.columns : 1),
         depth(walk.plan.depth),
-        column(threadIdx.x % columns),
-        level(threadIdx.x / columns),
-        c((int64_t(block % unsigned(walk.plan.tiles)) * columns + column) * kChannels),
-        piece(block / unsigned(walk.plan.tiles)),
-        begin(piece * walk.plan.piece + level),
-        end(min((piece + 1) * walk.plan.piece, walk.plan.vectors)),
-        exists(level < depth && c < walk.channels) {}
-  __device__ __forceinline__ int64_t vector(int i) const { return begin + i * depth; }
-  __device__ __forceinline__ bool inside(int i) const { return exists && vector(i) < end; }
+        column(0),
+        level(threadIdx.x),
+        piece(walk.tiles.divide(block)) {
+    if constexpr (channels_last) {
+      level = walk.columns.divide(threadIdx.x);
+      column = threadIdx.x - level * columns;
+    }
+    c = (index_t(block - piece * unsigned(walk.tiles.value)) * columns + column) * kChannels;
+    exists = level < depth && c < index_t(walk.channels);
+    const int64_t first = piece * walk.plan.piece;
+    in_piece = int(min(walk.plan.piece, walk.plan.vectors - first));  // an int is enough: memory is not larger
+    left = exists ? in_piece - level : 0;
+    const int64_t quotient = walk.of_sample.divide(first + level);
+    sample = index_t(quotient);
+    position = index_t(first + level - quotient * walk.of_sample.value);
+    element = (first + level) * walk.channels + c;
+    if constexpr (!channels_last) element = (quotient * walk.channels + c) * walk.length + int64_t(position) * kLength;
+  }
+  // Moves on by `depth` vectors.
+  __device__ __forceinline__ void advance(const ChannelWalk& walk) {
+    const index_t of_sample = index_t(walk.of_sample.value);
+    const index_t samples = index_t(walk.of_sample.divide(unsigned(depth)));
+    const index_t rest = depth - samples * of_sample;
+    sample += samples;
+    position += rest;
+    if constexpr (channels_last) {
+      element += depth * walk.channels;
+    } else {
+      element += samples * walk.channels * walk.length + rest * kLength;
+    }
+    if (position < of_sample) return;
+    ++sample;
+    position -= of_sample;
+    if constexpr (!channels_last) element += (walk.channels - 1) * walk.length;
+  }
+  // Whether the thread has an i-th vector.
+  __device__ __forceinline__ bool inside(int i) const { return i * depth < left; }
   __device__ __forceinline__ bool first() const { return exists && level == 0; }
 
-  // The sample of vector i, and its place among those of the sample's channel.
-  __device__ __forceinline__ int64_t sample(const ChannelWalk& walk, int64_t i) const {
-    return walk.of_sample.divide(i);
-  }
-  __device__ __forceinline__ int64_t position(const ChannelWalk& walk, int64_t i) const {
-    return (i - sample(walk, i) * walk.of_sample.value) * kLength;
-  }
-  // The element where vector i begins.
-  __device__ __forceinline__ int64_t element(const ChannelWalk& walk, int64_t i) const {
-    if constexpr (channels_last) return i * walk.channels + c;
-    return (sample(walk, i) * walk.channels + c) * walk.length + position(walk, i);
+  // The first element of the channels.
+  __device__ __forceinline__ int64_t first_element(const ChannelWalk& walk) const {
+    return channels_last ? int64_t(c) : c * walk.length;
   }
   // Where the partial sum of this piece is, of the thread's j-th channel: pieces side by side.
   __device__ __forceinline__ int64_t partial(const ChannelWalk& walk, int64_t j) const {
@@ -149,9 +180,11 @@ int64_t channel_partials(const Rows& rows, Plan plan) {
   return rows.channels * pieces;
 }
 
-// True if the threads of a ChannelPlan can move V elements at once.
+// True if the threads of a ChannelPlan can move V elements at once. Their indices are ints then, and so is the sum of
+// two.
 inline bool channel_vectors_fit(const Rows& rows, int V) {
-  return (rows.channels_last ? rows.channels : rows.length) % V == 0;
+  return (rows.channels_last ? rows.channels : rows.length) % V == 0 &&
+         std::max({rows.samples, rows.channels, rows.length}) < int64_t(1) << 30;
 }
 
 // Where the gradients of weight and bias go.

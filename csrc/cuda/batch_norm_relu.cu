@@ -7,21 +7,23 @@
 namespace drsn::cuda {
 namespace {
 
+// `axis`: in positions.
 struct Strides {
-  int64_t sample, channel, axis[3];
+  int64_t sample, channel, position, axis[3];
 };
 
 Strides strides_of(bool channels_last, int64_t channels, const int64_t (&size)[3]) {
-  const int64_t inner = channels_last ? channels : 1, length = size[0] * size[1] * size[2];
-  return {channels * length, channels_last ? 1 : length, {inner * size[2] * size[1], inner * size[2], inner}};
+  const int64_t length = size[0] * size[1] * size[2];
+  return {channels * length, channels_last ? 1 : length, channels_last ? channels : 1, {size[2] * size[1], size[2], 1}};
 }
 
 // How x, padded y and the shortcut lie to each other. The forward walks y, the backward x.
 struct Geometry {
   Rows rows, walked;  // of x, and of the tensor that is walked
   bool shortcut_wanted;
-  bool same;       // y is not padded, and no shortcut is wanted
-  int outer_axis;  // the axes before it have one position
+  bool same;           // y is not padded, and no shortcut is wanted
+  bool short_indices;  // of every axis of all three tensors, and of their positions
+  int outer_axis;      // the axes before it have one position
   Divisor walked_size[3], stride;
   int64_t size[3], before[3], origin[3];  // of x; where x begins in y, and in the tensor that is walked
   int64_t zeros;                          // channels of the shortcut beside those of x
@@ -49,6 +51,7 @@ struct Geometry {
     walked = rows;
     if (walks_y) walked.length = padded_length;
     same = rows.length == padded_length && !shortcut_wanted;
+    short_indices = std::max({rows.samples, op.shortcut_channels, padded_length, op.stride}) < int64_t(1) << 30;
     x = strides_of(rows.channels_last, rows.channels, size);
     y = strides_of(rows.channels_last, rows.channels, padded);
     shortcut = strides_of(rows.channels_last, op.shortcut_channels, kept);
@@ -57,7 +60,7 @@ struct Geometry {
   // True if vectors of V elements stay whole in all three tensors.
   template <class Op>
   bool vectors_fit(const Op& op, int V) const {
-    if (!channel_vectors_fit(rows, V)) return false;
+    if (!channel_vectors_fit(rows, V) || !short_indices) return false;
     if (!rows.channels_last) return op.stride == 1;
     return aligned(op.state, op.norm.weight, op.norm.bias) &&
            (!shortcut_wanted || (zeros % V == 0 && zeros / 2 % V == 0));
@@ -66,33 +69,42 @@ struct Geometry {
   struct Elements {
     int64_t x, y, shortcut;  // -1: none
   };
-  // The elements that belong to a thread's vector i of the tensor that is walked.
-  template <class Place>
-  __device__ __forceinline__ Elements locate(const Place& at, const ChannelWalk& walk, int64_t i) const {
-    if (same) {
-      const int64_t element = at.element(walk, i);
-      return {element, element, -1};
-    }
-    const int64_t n = at.sample(walk, i);
-    int64_t position = at.position(walk, i);
-    Elements e{n * x.sample + at.c * x.channel, n * y.sample + at.c * y.channel,
-               n * shortcut.sample + (at.c + zeros / 2) * shortcut.channel};
+  // The elements that belong to a thread's vector of the tensor that is walked.
+  template <bool walks_y, class Place>
+  __device__ __forceinline__ Elements locate(const Place& at) const {
+    if (same) return {at.element, at.element, -1};
+    return short_indices ? locate_as<walks_y, int>(at) : locate_as<walks_y, typename Place::index_t>(at);
+  }
+
+ private:
+  template <bool walks_y, class index_t, class Place>
+  __device__ __forceinline__ Elements locate_as(const Place& at) const {
+    using number_t = std::conditional_t<std::is_same_v<index_t, int>, unsigned, int64_t>;
+    const index_t n = index_t(at.sample), c = index_t(at.c);
+    number_t position = number_t(at.position) * Place::kLength;
+    const Strides& other = walks_y ? x : y;
+    index_t in_other = 0, in_shortcut = 0;
     bool inside = true, kept = shortcut_wanted;
 #pragma unroll
     for (int k = 2; k >= 0; --k) {
       if (k < outer_axis) break;
-      const int64_t next = walked_size[k].divide(position);
-      const int64_t here = position - next * walked_size[k].value - origin[k];
+      const number_t next = k == outer_axis ? 0 : walked_size[k].divide(position);
+      const index_t here = index_t(position - next * number_t(walked_size[k].value)) - index_t(origin[k]);
       position = next;
-      inside = inside && here >= 0 && here < size[k];
-      e.x += here * x.axis[k];
-      e.y += (here + before[k]) * y.axis[k];
+      inside = inside && number_t(here) < number_t(size[k]);  // not negative either
+      in_other += (walks_y ? here : here + index_t(before[k])) * index_t(other.axis[k]);
       if (!shortcut_wanted) continue;
-      const int64_t quotient = stride.divide(max(here, int64_t(0)));  // before x begins there is none
-      kept = kept && quotient * stride.value == here;
-      e.shortcut += quotient * shortcut.axis[k];
+      const index_t quotient = index_t(stride.divide(number_t(here)));
+      kept = kept && quotient * index_t(stride.value) == here;
+      in_shortcut += quotient * index_t(shortcut.axis[k]);
     }
-    return {inside ? e.x : -1, e.y, inside && kept ? e.shortcut : -1};
+    const int64_t element = element_of(other, n, c, in_other);
+    return {walks_y ? (inside ? element : -1) : at.element, walks_y ? at.element : element,
+            inside && kept ? element_of(shortcut, n, c + index_t(zeros / 2), in_shortcut) : -1};
+  }
+  template <class index_t>
+  static __device__ __forceinline__ int64_t element_of(const Strides& of, index_t n, index_t c, index_t position) {
+    return n * of.sample + c * int64_t(index_t(of.channel)) + position * int64_t(index_t(of.position));
   }
 };
 
@@ -108,10 +120,6 @@ struct View {
       : geometry(seen), input(op.norm, op.state, seen.rows.channels), walk(seen.walked, V, plan) {}
 };
 
-// Vectors of a thread that are in flight.
-template <int V>
-constexpr int kSlots = V == 1 ? 8 : 4;
-
 // The blocks walk y from its end: the statistics have left that of x in the cache.
 template <class scalar_t, int V, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
@@ -125,19 +133,20 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   scalar_t* y = static_cast<scalar_t*>(op.y);
   scalar_t* shortcut = static_cast<scalar_t*>(op.shortcut);
   count_batch(op.norm);  // input_statistics could not: each of its blocks reads the counter
-  const Place at(view.walk, gridDim.x - 1 - blockIdx.x);
+  Place at(view.walk, gridDim.x - 1 - blockIdx.x);
   if (!at.exists) return;
   typename InputNorm<acc_t>::Channel channel[Place::kChannels];
   view.input.channels(at.c, channel);
-  Packed<scalar_t, V> values[kSlots<V>];
-  Geometry::Elements elements[kSlots<V>];
+  Packed<scalar_t, V> values[kChannelSlots<V>];
+  Geometry::Elements elements[kChannelSlots<V>];
 #pragma unroll
-  for (int i = 0; i < kSlots<V>; ++i) {
-    elements[i] = geometry.locate(at, view.walk, at.vector(i));
+  for (int i = 0; i < kChannelSlots<V>; ++i) {
+    elements[i] = geometry.locate<true>(at);
     values[i] = load_if<V>(at.inside(i) && elements[i].x >= 0, x + elements[i].x);
+    at.advance(view.walk);
   }
 #pragma unroll
-  for (int i = 0; i < kSlots<V>; ++i) {
+  for (int i = 0; i < kChannelSlots<V>; ++i) {
     if (!at.inside(i)) break;
     const Vector<scalar_t, V> mine = unpack(values[i]);
     Vector<scalar_t, V> result{};
@@ -184,21 +193,22 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   if (at.exists) view.input.channels(at.c, channel);
   acc_t sums[2 * kChannels] = {};
 #pragma unroll 1
-  for (; at.inside(0); at.begin += at.depth * kSlots<V>) {
-    Packed<scalar_t, V> values[kSlots<V>], grads[kSlots<V>];
+  for (; at.inside(0); at.left -= at.depth * kChannelSlots<V>) {
+    Packed<scalar_t, V> values[kChannelSlots<V>], grads[kChannelSlots<V>];
 #pragma unroll
-    for (int i = 0; i < kSlots<V>; ++i) {
-      const Geometry::Elements e = view.geometry.locate(at, view.walk, at.vector(i));
+    for (int i = 0; i < kChannelSlots<V>; ++i) {
+      const Geometry::Elements e = view.geometry.template locate<false>(at);
       values[i] = load_if<V>(at.inside(i), x + e.x);
       grads[i] = load_if<V>(at.inside(i), grad + e.y);
+      at.advance(view.walk);
     }
 #pragma unroll
-    for (int i = 0; i < kSlots<V>; ++i) {
+    for (int i = 0; i < kChannelSlots<V>; ++i) {
       if (!at.inside(i)) break;
+      const Vector<scalar_t, V> mine = unpack(values[i]), above = unpack(grads[i]);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        const Element<acc_t> e(channel[j % kChannels], widen(unpack(values[i]).value[j]),
-                               widen(unpack(grads[i]).value[j]));
+        const Element<acc_t> e(channel[j % kChannels], widen(mine.value[j]), widen(above.value[j]));
         sums[j % kChannels] += e.passed;
         sums[kChannels + j % kChannels] += e.passed * e.xhat;
       }
@@ -243,33 +253,35 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const scalar_t* grad = static_cast<const scalar_t*>(op.grad);
   const scalar_t* grad_shortcut = static_cast<const scalar_t*>(op.grad_shortcut);
   scalar_t* dx = static_cast<scalar_t*>(op.dx);
-  const Place at(view.walk, gridDim.x - 1 - blockIdx.x);
+  Place at(view.walk, gridDim.x - 1 - blockIdx.x);
   if (!at.exists) return;
   typename InputNorm<acc_t>::Channel channel[kChannels];
   acc_t dbias[kChannels], dweight[kChannels];
   view.input.channels(at.c, channel);
   read_means(means, view.walk.channels, at.c, dbias, dweight);
-  Packed<scalar_t, V> values[kSlots<V>], grads[kSlots<V>], others[kSlots<V>];
-  int64_t element[kSlots<V>];
+  Packed<scalar_t, V> values[kChannelSlots<V>], grads[kChannelSlots<V>], others[kChannelSlots<V>];
+  int64_t element[kChannelSlots<V>];
 #pragma unroll
-  for (int i = 0; i < kSlots<V>; ++i) {
-    const Geometry::Elements e = view.geometry.locate(at, view.walk, at.vector(i));
+  for (int i = 0; i < kChannelSlots<V>; ++i) {
+    const Geometry::Elements e = view.geometry.template locate<false>(at);
     element[i] = e.x;
     values[i] = load_if<V>(at.inside(i), x + e.x);
     grads[i] = load_if<V>(at.inside(i), grad + e.y);
     const bool kept = at.inside(i) && e.shortcut >= 0;
     others[i] = load_if<V>(kept, grad_shortcut + (kept ? e.shortcut : 0));
+    at.advance(view.walk);
   }
 #pragma unroll
-  for (int i = 0; i < kSlots<V>; ++i) {
+  for (int i = 0; i < kChannelSlots<V>; ++i) {
     if (!at.inside(i)) break;
+    const Vector<scalar_t, V> mine = unpack(values[i]), above = unpack(grads[i]), beside = unpack(others[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const auto& mine = channel[j % kChannels];
-      const Element<acc_t> e(mine, widen(unpack(values[i]).value[j]), widen(unpack(grads[i]).value[j]));
-      const acc_t past_norm = mine.gradient(e.passed, e.xhat, dbias[j % kChannels], dweight[j % kChannels]);
-      result.value[j] = narrow<scalar_t>(past_norm + acc_t(widen(unpack(others[i]).value[j])));
+      const int k = j % kChannels;
+      const Element<acc_t> e(channel[k], widen(mine.value[j]), widen(above.value[j]));
+      const acc_t past_norm = channel[k].gradient(e.passed, e.xhat, dbias[k], dweight[k]);
+      result.value[j] = narrow<scalar_t>(past_norm + acc_t(widen(beside.value[j])));
     }
     store<V>(true, dx + element[i], result);
   }
@@ -299,7 +311,7 @@ cudaError_t batch_norm_relu(const BatchNormRelu& op, void* workspace, cudaStream
       op.dtype, [&](int V) { return aligned(op.x, op.y, op.shortcut) && geometry.vectors_fit(op, V); },
       [&](auto scalar, auto V) {
         using scalar_t = decltype(scalar);
-        const View<Accumulator<scalar_t>> view(op, geometry, V, plan_channels(geometry.walked, V, kSlots<V>));
+        const View<Accumulator<scalar_t>> view(op, geometry, V, plan_channels(geometry.walked, V, kChannelSlots<V>));
         return dispatch_layout(geometry.rows.channels_last, [&](auto channels_last) {
           return launch_next(&apply_norm_relu<scalar_t, V, channels_last>, view.walk.plan.blocks,
                              view.walk.plan.threads, stream, op, view);
@@ -333,7 +345,7 @@ cudaError_t batch_norm_relu_backward(const BatchNormReluBackward& op, void* work
                 InputGradients<acc_t>{static_cast<acc_t*>(op.dweight), static_cast<acc_t*>(op.dbias), means}));
           }
           if (op.dx == nullptr) return cudaSuccess;
-          const ChannelPlan plan = plan_channels(rows, V, kSlots<V>);
+          const ChannelPlan plan = plan_channels(rows, V, kChannelSlots<V>);
           return launch(&norm_relu_backward<scalar_t, V, channels_last>, plan.blocks, plan.threads,
                         Stream(stream, sums), op, View<acc_t>(op, to.geometry, V, plan),
                         over_batch ? static_cast<const acc_t*>(means) : nullptr);

@@ -71,9 +71,25 @@ struct Thresholds {
         statistic(static_cast<const acc_t*>(op.per_sample ? statistic : op.mean)),
         outputs(op.gate.outputs),
         per_sample(op.per_sample) {}
-  __device__ __forceinline__ acc_t at(int64_t n, int64_t c, int64_t channels) const {
-    const acc_t a = alpha[n * outputs + (outputs == 1 ? 0 : c)];
-    return relu(a * statistic[per_sample ? n : n * channels + c]);
+  // N channels from c.
+  template <int N>
+  __device__ __forceinline__ void read(int64_t n, int64_t c, int64_t channels, acc_t (&tau)[N]) const {
+    acc_t alphas[N], statistics[N];
+    values(alphas, alpha, n, c, outputs);
+    values(statistics, statistic, n, c, per_sample ? 1 : channels);
+#pragma unroll
+    for (int j = 0; j < N; ++j) tau[j] = relu(alphas[j] * statistics[j]);
+  }
+
+ private:
+  // `count` of each sample, one or one of each channel.
+  template <int N>
+  static __device__ __forceinline__ void values(acc_t (&out)[N], const acc_t* data, int64_t n, int64_t c,
+                                                int64_t count) {
+    const acc_t* first = data + n * count + (count == 1 ? 0 : c);
+    out[0] = first[0];
+#pragma unroll
+    for (int j = 1; j < N; ++j) out[j] = count == 1 ? out[0] : first[j];
   }
 };
 
@@ -85,37 +101,41 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   using Place = ChannelPlace<channels_last, V>;
-  constexpr int kSlots = kElementwiseSlots<V>;
+  constexpr int kSlots = kChannelSlots<V>;
   const scalar_t* z = static_cast<const scalar_t*>(op.x);
   const scalar_t* residual = static_cast<const scalar_t*>(op.residual);
   scalar_t* y = static_cast<scalar_t*>(op.y);
   count_batch(op.input);  // input_statistics could not: each of its blocks reads the counter
-  const Place at(walk, gridDim.x - 1 - blockIdx.x);
+  Place at(walk, gridDim.x - 1 - blockIdx.x);
   if (!at.exists) return;
   typename InputNorm<acc_t>::Channel channel[Place::kChannels];
+  acc_t tau[Place::kChannels];
   input.channels(at.c, channel);
+  thresholds.read(at.sample, at.c, walk.channels, tau);
   Packed<scalar_t, V> values[kSlots], residuals[kSlots];
+  typename Place::index_t sample[kSlots];
+  int64_t element[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
-    const int64_t element = at.element(walk, at.vector(i));
-    values[i] = load_if<V>(at.inside(i), z + element);
-    residuals[i] = load_if<V>(at.inside(i) && residual != nullptr, residual + element);
+    sample[i] = at.sample;
+    element[i] = at.element;
+    values[i] = load_if<V>(at.inside(i), z + at.element);
+    residuals[i] = load_if<V>(at.inside(i) && residual != nullptr, residual + at.element);
+    at.advance(walk);
   }
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     if (!at.inside(i)) break;
-    acc_t tau[Place::kChannels];
-    const int64_t n = at.sample(walk, at.vector(i));
-#pragma unroll
-    for (int j = 0; j < Place::kChannels; ++j) tau[j] = thresholds.at(n, at.c + j, walk.channels);
+    if (i > 0 && sample[i] != sample[i - 1]) thresholds.read(sample[i], at.c, walk.channels, tau);
+    const Vector<scalar_t, V> mine = unpack(values[i]), beside = unpack(residuals[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t x = channel[j % Place::kChannels].x(widen(unpack(values[i]).value[j]));
-      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau[j % Place::kChannels]) +
-                                         acc_t(widen(unpack(residuals[i]).value[j])));
+      const int k = j % Place::kChannels;
+      const acc_t x = channel[k].x(widen(mine.value[j]));
+      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau[k]) + acc_t(widen(beside.value[j])));
     }
-    store<V>(true, y + at.element(walk, at.vector(i)), result);
+    store<V>(true, y + element[i], result);
   }
 }
 
@@ -154,8 +174,7 @@ struct NormRowSums {
       if (!exists) return;
       const RowOf<channels_last> at(op.channels, outer, inner);
       op.input.channels(at.c, channel);
-#pragma unroll
-      for (int j = 0; j < kChannels; ++j) tau[j] = op.thresholds.at(at.n, at.c + j, op.channels.value);
+      op.thresholds.read(at.n, at.c, op.channels.value, tau);
     }
   };
 
@@ -215,43 +234,47 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   using Place = ChannelPlace<channels_last, V>;
-  constexpr int kSlots = kElementwiseSlots<V>;
+  constexpr int kSlots = kChannelSlots<V>;
   constexpr int kChannels = Place::kChannels;
   const scalar_t* grad = static_cast<const scalar_t*>(op.grad);
   const scalar_t* z = static_cast<const scalar_t*>(op.z);
   scalar_t* dz = static_cast<scalar_t*>(op.dx);
-  const Place at(walk, gridDim.x - 1 - blockIdx.x);
+  Place at(walk, gridDim.x - 1 - blockIdx.x);
   if (!at.exists) return;
   typename InputNorm<acc_t>::Channel channel[kChannels];
-  acc_t dbias[kChannels], dweight[kChannels];
+  acc_t dbias[kChannels], dweight[kChannels], tau[kChannels], row_share[kChannels];
   input.channels(at.c, channel);
   read_means(means, walk.channels, at.c, dbias, dweight);
-  Packed<scalar_t, V> g[kSlots], values[kSlots];
+  const auto read_row = [&](int64_t n) {
+    thresholds.read(n, at.c, walk.channels, tau);
+    channel_values(row_share, share, n * walk.channels + at.c, 0);
+  };
+  read_row(at.sample);
+  Packed<scalar_t, V> grads[kSlots], values[kSlots];
+  typename Place::index_t sample[kSlots];
+  int64_t element[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
-    const int64_t element = at.element(walk, at.vector(i));
-    g[i] = load_if<V>(at.inside(i), grad + element);
-    values[i] = load_if<V>(at.inside(i), z + element);
+    sample[i] = at.sample;
+    element[i] = at.element;
+    grads[i] = load_if<V>(at.inside(i), grad + at.element);
+    values[i] = load_if<V>(at.inside(i), z + at.element);
+    at.advance(walk);
   }
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     if (!at.inside(i)) break;
-    const int64_t n = at.sample(walk, at.vector(i));
-    acc_t tau[kChannels], row_share[kChannels];
-#pragma unroll
-    for (int j = 0; j < kChannels; ++j) {
-      tau[j] = thresholds.at(n, at.c + j, walk.channels);
-      row_share[j] = share[n * walk.channels + at.c + j];
-    }
+    if (i > 0 && sample[i] != sample[i - 1]) read_row(sample[i]);
+    const Vector<scalar_t, V> mine = unpack(values[i]), above = unpack(grads[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const int k = j % kChannels;
-      const Element<acc_t> e(channel[k], tau[k], widen(unpack(values[i]).value[j]), widen(unpack(g[i]).value[j]));
+      const Element<acc_t> e(channel[k], tau[k], widen(mine.value[j]), widen(above.value[j]));
       const acc_t dx = e.passed + e.sign * row_share[k];
       result.value[j] = narrow<scalar_t>(channel[k].gradient(dx, e.xhat, dbias[k], dweight[k]));
     }
-    store<V>(true, dz + at.element(walk, at.vector(i)), result);
+    store<V>(true, dz + element[i], result);
   }
 }
 
@@ -310,7 +333,7 @@ cudaError_t batch_norm_shrink(const BatchNormShrink& op, void* workspace, cudaSt
                                               Stream(stream, true)));
           DRSN_CUDA_TRY(gate_forward(to.gate, stream));
           const Thresholds<acc_t> thresholds(op, to.gate.at, to.gate.statistic);
-          const ChannelPlan plan = plan_channels(rows, V, kElementwiseSlots<V>);
+          const ChannelPlan plan = plan_channels(rows, V, kChannelSlots<V>);
           return launch_next(&apply_input_norm<scalar_t, V, channels_last>, plan.blocks, plan.threads, stream, op,
                              ChannelWalk(rows, V, plan), input, thresholds);
         });
@@ -354,7 +377,7 @@ cudaError_t batch_norm_shrink_backward(const BatchNormShrinkBackward& op, void* 
                                     InputGradients<acc_t>{static_cast<acc_t*>(op.dinput_weight),
                                                           static_cast<acc_t*>(op.dinput_bias), gradients}));
           if (op.dx == nullptr) return cudaSuccess;
-          const ChannelPlan plan = plan_channels(rows, V, kElementwiseSlots<V>);
+          const ChannelPlan plan = plan_channels(rows, V, kChannelSlots<V>);
           return launch_next(&input_norm_backward<scalar_t, V, channels_last>, plan.blocks, plan.threads, stream, op,
                              ChannelWalk(rows, V, plan), input, thresholds, share,
                              op.input.kind == NormKind::kBatch ? static_cast<const acc_t*>(gradients) : nullptr);

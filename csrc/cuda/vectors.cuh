@@ -104,7 +104,7 @@ __device__ __forceinline__ void store(left_t left, scalar_t* p, const Vector<sca
   } else if constexpr (std::is_same_v<left_t, bool>) {
     uint4 bits;
     memcpy(&bits, &v, sizeof(v));
-    if (left) *reinterpret_cast<uint4*>(p) = bits;
+    if (left) __stwb(reinterpret_cast<uint4*>(p), bits);  // an assignment is at times split into elements
   } else {
 #pragma unroll
     for (int j = 0; j < V; ++j) {

@@ -34,6 +34,7 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 using std::exp, std::hypot, std::max, std::min, std::sqrt;
 
+inline void __stwb(uint4* p, uint4 v) { *p = v; }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((static_cast<unsigned __int128>(a) * b) >> 64); }
 
 namespace emulator {
