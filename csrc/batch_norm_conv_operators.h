@@ -71,7 +71,7 @@ struct BatchNormConvOperators {
     }
   };
 
-  // All but y and the state.
+  // All but y and the state, once the tensors are wide.
   static BatchNormReluConv forward(const Inputs& in, const NormTensors& norm, int64_t stride, const Tensor& shortcut) {
     BatchNormReluConv p{};
     in.describe(p, stride);
@@ -86,10 +86,12 @@ struct BatchNormConvOperators {
     const Tensor shortcut = Common::empty_shortcut(in.shapes, in.x, shortcut_channels, true);
     const Tensor y = empty(in.shape(), ScalarType::Float, in.x, true);
     const Tensor state = empty({2, in.rows.channels}, ScalarType::Float, in.x);
+    norm.wide.template widen<Backend>();
     BatchNormReluConv p = forward(in, norm, stride, shortcut);
     p.state = state.mutable_data_ptr();
     p.out = static_cast<float*>(y.mutable_data_ptr());
     Backend::batch_norm_relu_conv(p, in.x);
+    norm.wide.template narrow<Backend>();
     return {y, shortcut, state};
   }
 
@@ -97,8 +99,9 @@ struct BatchNormConvOperators {
                                       Optional running_var, int64_t kind, double eps, Tensor conv_weight,
                                       Optional conv_bias, int64_t stride, int64_t shortcut_channels) {
     const Inputs in(x, conv_weight, conv_bias, stride);
-    NormTensors norm = Common::norm_of(in.x, kind, eps, weight, bias);
-    norm.read_running(running_mean, running_var, in.x);
+    WideTensors wide(in.x);
+    NormTensors norm = Common::norm_of(wide, in.x, kind, eps, weight, bias);
+    norm.read_running(running_mean, running_var);
     return run(in, norm, stride, shortcut_channels);
   }
 
@@ -107,8 +110,9 @@ struct BatchNormConvOperators {
                                        double eps, Tensor conv_weight, Optional conv_bias, int64_t stride,
                                        int64_t shortcut_channels) {
     const Inputs in(x, conv_weight, conv_bias, stride);
-    NormTensors norm = Common::norm_of(in.x, kind, eps, weight, bias);
-    norm.write_running(running_mean, running_var, batches, momentum, in.x);
+    WideTensors wide(in.x);
+    NormTensors norm = Common::norm_of(wide, in.x, kind, eps, weight, bias);
+    norm.write_running(running_mean, running_var, batches, momentum);
     const Access updated = norm.updates() ? Access::kWrites : Access::kReads;
     check_overlap({{"x", x, Access::kReads},
                    {kOnlyNorm.weight, weight, Access::kReads},
@@ -118,16 +122,15 @@ struct BatchNormConvOperators {
                    {kOnlyNorm.batches, batches, updated},
                    {"conv_weight", conv_weight, Access::kReads},
                    {"conv_bias", conv_bias, Access::kReads}});
-    Outputs outputs = run(in, norm, stride, shortcut_channels);
-    norm.finish();
-    return outputs;
+    return run(in, norm, stride, shortcut_channels);
   }
 
   static Gradients batch_norm_relu_conv_backward(Tensor grad, Optional grad_shortcut, Tensor x, Optional weight,
                                                  Optional bias, int64_t kind, Tensor state, Tensor conv_weight,
                                                  int64_t stride, bool need_x, bool need_parameters, bool need_conv) {
     const Inputs in(x, conv_weight, std::nullopt, stride);
-    const NormTensors norm = Common::norm_of(in.x, kind, 0, weight, bias);
+    WideTensors wide(in.x);
+    const NormTensors norm = Common::norm_of(wide, in.x, kind, 0, weight, bias);
     const int64_t channels = in.rows.channels;
     BatchNormReluConvBackward p{};
     in.describe(p, stride);
@@ -139,21 +142,21 @@ struct BatchNormConvOperators {
     };
     const bool wanted = need_x || need_parameters;
     const Tensor dx = empty(wanted ? shape_of(x) : Shape{0}, ScalarType::Float, in.x, wanted);
-    const Tensor dweight = one(need_parameters && weight, {channels}), dbias = one(need_parameters && bias, {channels});
+    const auto [dweight, dbias] = norm.gradients(need_parameters, p.dweight, p.dbias);
     const Tensor dconv_weight = one(need_conv, shape_of(conv_weight)),
                  dconv_bias = one(need_conv, {in.conv.out_channels});
     p.grad_shortcut = data(grad_shortcut);
     p.shortcut_channels = grad_shortcut ? grad_shortcut->size(1) : 0;
+    wide.widen<Backend>();
     p.norm = norm.norm;
     p.state = data(state);
     p.grad = p.dx = pointer_or_null(dx);
-    p.dweight = pointer_or_null(dweight);
-    p.dbias = pointer_or_null(dbias);
     p.grad_conv = static_cast<const float*>(data(grad));
     p.need_x = need_x;
     p.dconv_weight = static_cast<float*>(pointer_or_null(dconv_weight));
     p.dconv_bias = static_cast<float*>(pointer_or_null(dconv_bias));
     Backend::batch_norm_relu_conv_backward(p, in.x);
+    wide.narrow<Backend>();
     return {need_x ? dx : one(false, {}), dweight, dbias, dconv_weight, dconv_bias};
   }
 
@@ -172,17 +175,19 @@ struct BatchNormConvOperators {
     if (second.rows.line_length() > ResidualUnit::kMostOfSample)
       refuse("x", words(x), "at most " + std::to_string(ResidualUnit::kMostOfSample) + " elements of a sample of y");
     if (gate_norm == int64_t(NormKind::kBatch)) refuse("gate_norm", "that over the batch", "another");
-    NormTensors norm1(kFirstNorm, running, eps1, weight1, bias1, first.rows.channels, x);
-    NormTensors norm2(kSecondNorm, running, eps2, weight2, bias2, second.rows.channels, y);
-    norm1.read_running(mean1, var1, first.x);
-    norm2.read_running(mean2, var2, y);
-    GateTensors gate(y, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
-    gate.norm.read_running(running_mean, running_var, y);
+    WideTensors wide(x);
+    NormTensors norm1(wide, kFirstNorm, running, eps1, weight1, bias1, first.rows.channels);
+    NormTensors norm2(wide, kSecondNorm, running, eps2, weight2, bias2, second.rows.channels);
+    norm1.read_running(mean1, var1);
+    norm2.read_running(mean2, var2);
+    GateTensors gate(wide, second.rows.channels, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    gate.norm.read_running(running_mean, running_var);
     const bool itself = stride == 1 && second.rows.channels == first.rows.channels;
     const auto shortcut_of = [&](const Inputs& in, int64_t channels) {
       return Common::empty_shortcut(in.shapes, in.x, channels, true);
     };
     const Tensor none = shortcut_of(second, 0), made = itself ? none : shortcut_of(first, second.rows.channels);
+    wide.widen<Backend>();
     ResidualUnit p{forward(first, norm1, stride, made), forward(second, norm2, 1, none),
                    GatedOperators<Backend>::template prepared<GatedShrink>("y", y, per_sample, true)};
     p.second.out = static_cast<float*>(y.mutable_data_ptr());

@@ -59,6 +59,7 @@ struct BatchNormOperators {
     x = laid_out(x, channels_last);
     const Tensor y = empty(shapes.y, type, x, channels_last);
     const Tensor state = empty({2, p.rows.channels}, accumulator_of(type), x);
+    norm.wide.template widen<Backend>();
     p.x = data(x);
     p.norm = norm.norm;
     p.state = state.mutable_data_ptr();
@@ -68,20 +69,23 @@ struct BatchNormOperators {
     p.shortcut_channels = shortcut_channels;
     p.spatial = shapes.spatial;
     Backend::batch_norm_relu(p, x);
+    norm.wide.template narrow<Backend>();
     return {y, shortcut, state};
   }
 
   // Checks x before its channels are asked for.
-  static NormTensors norm_of(const Tensor& x, int64_t kind, double eps, const Optional& weight, const Optional& bias) {
+  static NormTensors norm_of(WideTensors& wide, const Tensor& x, int64_t kind, double eps, const Optional& weight,
+                             const Optional& bias) {
     dtype_of("x", x.scalar_type());
-    return NormTensors(kOnlyNorm, kind, eps, weight, bias, rows_with_elements("x", x, false).channels, x);
+    return NormTensors(wide, kOnlyNorm, kind, eps, weight, bias, rows_with_elements("x", x, false).channels);
   }
 
   static Outputs batch_norm_relu(Tensor x, Optional weight, Optional bias, Optional running_mean, Optional running_var,
                                  int64_t kind, double eps, int64_t stride, int64_t shortcut_channels) {
     const typename Backend::Guard guard(x);
-    NormTensors norm = norm_of(x, kind, eps, weight, bias);
-    norm.read_running(running_mean, running_var, x);
+    WideTensors wide(x);
+    NormTensors norm = norm_of(wide, x, kind, eps, weight, bias);
+    norm.read_running(running_mean, running_var);
     return run(x, norm, stride, shortcut_channels);
   }
 
@@ -89,8 +93,9 @@ struct BatchNormOperators {
                                   Optional batches, double momentum, int64_t kind, double eps, int64_t stride,
                                   int64_t shortcut_channels) {
     const typename Backend::Guard guard(x);
-    NormTensors norm = norm_of(x, kind, eps, weight, bias);
-    norm.write_running(running_mean, running_var, batches, momentum, x);
+    WideTensors wide(x);
+    NormTensors norm = norm_of(wide, x, kind, eps, weight, bias);
+    norm.write_running(running_mean, running_var, batches, momentum);
     const Access updated = norm.updates() ? Access::kWrites : Access::kReads;
     check_overlap({{"x", x, Access::kReads},
                    {kOnlyNorm.weight, weight, Access::kReads},
@@ -98,18 +103,17 @@ struct BatchNormOperators {
                    {kOnlyNorm.mean, running_mean, updated},
                    {kOnlyNorm.var, running_var, updated},
                    {kOnlyNorm.batches, batches, updated}});
-    Outputs outputs = run(x, norm, stride, shortcut_channels);
-    norm.finish();
-    return outputs;
+    return run(x, norm, stride, shortcut_channels);
   }
 
   static Outputs batch_norm_relu_backward(Tensor grad, Optional grad_shortcut, Tensor x, Optional weight, Optional bias,
                                           int64_t kind, Tensor state, int64_t stride, bool need_x,
                                           bool need_parameters) {
     const typename Backend::Guard guard(x);
-    const NormTensors norm = norm_of(x, kind, 0, weight, bias);
+    WideTensors wide(x);
+    const NormTensors norm = norm_of(wide, x, kind, 0, weight, bias);
     const bool channels_last = is_channels_last(x);
-    const ScalarType type = x.scalar_type(), wide = accumulator_of(type);
+    const ScalarType type = x.scalar_type();
     const UnitShapes shapes(x, stride);
     BatchNormReluBackward p{};
     p.dtype = dtype_of("x", type);
@@ -117,22 +121,21 @@ struct BatchNormOperators {
     grad = checked("grad", grad, shapes.y, type, x, channels_last);
     grad_shortcut = checked_shortcut(grad_shortcut, shapes, x, channels_last);
     p.shortcut_channels = grad_shortcut ? grad_shortcut->size(1) : 0;
-    state = checked("state", state, {2, p.rows.channels}, wide, x);
+    state = checked("state", state, {2, p.rows.channels}, accumulator_of(type), x);
     x = laid_out(x, channels_last);
     const Tensor dx = empty(need_x ? shape_of(x) : Shape{0}, type, x, need_x && channels_last);
-    const auto one = [&](bool wanted) { return empty({wanted ? p.rows.channels : 0}, wide, x); };
-    const Tensor dweight = one(need_parameters && weight), dbias = one(need_parameters && bias);
+    const auto [dweight, dbias] = norm.gradients(need_parameters, p.dweight, p.dbias);
+    wide.widen<Backend>();
     p.grad = data(grad);
     p.grad_shortcut = data(grad_shortcut);
     p.x = data(x);
     p.norm = norm.norm;
     p.state = data(state);
     p.dx = pointer_or_null(dx);
-    p.dweight = pointer_or_null(dweight);
-    p.dbias = pointer_or_null(dbias);
     p.stride = stride;
     p.spatial = shapes.spatial;
     Backend::batch_norm_relu_backward(p, x);
+    wide.narrow<Backend>();
     return {dx, dweight, dbias};
   }
 

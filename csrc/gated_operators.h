@@ -19,7 +19,7 @@ struct GatedOperators {
     return p;
   }
 
-  // Fills in what both operators share; returns mean and state.
+  // Fills in what both operators share, once the tensors are wide; returns mean and state.
   static std::tuple<Tensor, Tensor> fill_forward(GatedShrink& p, const Tensor& x, const GateTensors& gate,
                                                  const Optional& residual, const Tensor& y) {
     const ScalarType wide = accumulator_of(x.scalar_type());
@@ -43,8 +43,10 @@ struct GatedOperators {
     const Tensor y = inplace ? empty({0}, x.scalar_type(), x) : empty(shape_of(x), x.scalar_type(), x, channels_last);
     const Tensor mask = with_mask ? empty_mask(p.rows, kShrinkPlanes, x) : empty({0}, ScalarType::Byte, x);
     if (with_mask) p.mask = bytes(mask);
+    gate.wide.template widen<Backend>();
     const auto [mean, state] = fill_forward(p, x, gate, residual, inplace ? x : y);
     Backend::gated_shrink(p, x);
+    gate.wide.template narrow<Backend>();
     return {y, mean, state, mask};
   }
 
@@ -69,8 +71,9 @@ struct GatedOperators {
     const typename Backend::Guard guard(x);
     const bool channels_last = is_channels_last(x);
     const auto p = prepared<GatedShrink>("x", x, per_sample, channels_last);
-    GateTensors gate(x, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
-    gate.norm.read_running(running_mean, running_var, x);
+    WideTensors wide(x);
+    GateTensors gate(wide, p.rows.channels, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    gate.norm.read_running(running_mean, running_var);
     const Optional dense_residual = checked("residual", residual, shape_of(x), x.scalar_type(), x, channels_last);
     return run_gated_shrink(p, x, gate, dense_residual, false, with_mask);
   }
@@ -85,8 +88,9 @@ struct GatedOperators {
     const bool channels_last = is_channels_last(x);
     const auto p = prepared<GatedShrink>("x", x, per_sample, channels_last);
     if (inplace) check_overwritten(x, channels_last);
-    GateTensors gate(x, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
-    gate.norm.write_running(running_mean, running_var, batches, momentum, x);
+    WideTensors wide(x);
+    GateTensors gate(wide, p.rows.channels, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    gate.norm.write_running(running_mean, running_var, batches, momentum);
     residual = checked("residual", residual, shape_of(x), x.scalar_type(), x, channels_last);
     const Access updated = gate.norm.updates() ? Access::kWrites : Access::kReads;
     if (inplace || updated == Access::kWrites) {
@@ -102,28 +106,22 @@ struct GatedOperators {
                      {kGateNorm.var, running_var, updated},
                      {kGateNorm.batches, batches, updated}});
     }
-    auto result = run_gated_shrink(p, x, gate, residual, inplace, with_mask);
-    gate.norm.finish();
-    return result;
+    return run_gated_shrink(p, x, gate, residual, inplace, with_mask);
   }
 
-  // Fills in what both backward passes share; returns the gradients of the gate's parameters.
+  // Fills in what both backward passes share, and makes the tensors wide; returns the gradients of the gate's
+  // parameters.
   static Gradients fill_backward(GatedShrinkBackward& p, const Tensor& grad, const GateTensors& gate, Tensor& mean,
                                  Tensor& state, bool need_gate) {
     const ScalarType wide = accumulator_of(grad.scalar_type());
     mean = checked("mean", mean, shape_of_mean(p.rows, false), wide, grad);
     state = checked("state", state, {gate.state_size(p.rows.samples)}, wide, grad);
-    const Gradients found = gate.gradients(need_gate, wide, grad);
+    const Gradients found = gate.gradients(need_gate, p);
+    gate.wide.template widen<Backend>();
     p.grad = data(grad);
     p.gate = gate.gate();
     p.mean = data(mean);
     p.state = data(state);
-    p.dw1 = pointer_or_null(found[0]);
-    p.db1 = pointer_or_null(found[1]);
-    p.dnorm_weight = pointer_or_null(found[2]);
-    p.dnorm_bias = pointer_or_null(found[3]);
-    p.dw2 = pointer_or_null(found[4]);
-    p.db2 = pointer_or_null(found[5]);
     return found;
   }
 
@@ -135,7 +133,8 @@ struct GatedOperators {
     const ScalarType type = grad.scalar_type();
     const Shape shape = shape_of(grad);
     auto p = prepared<GatedShrinkBackward>("grad", grad, per_sample, channels_last);
-    const GateTensors gate(grad, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    WideTensors wide(grad);
+    const GateTensors gate(wide, p.rows.channels, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     grad = laid_out(grad, channels_last);
     grad_mean = checked("grad_mean", grad_mean, shape_of_mean(p.rows, false), accumulator_of(type), grad);
     mask = checked("mask", mask, shape_of_mask(p.rows, kShrinkPlanes), ScalarType::Byte, grad);
@@ -145,6 +144,7 @@ struct GatedOperators {
     p.dx = pointer_or_null(dx);
     const Gradients g = fill_backward(p, grad, gate, mean, state, need_gate);
     Backend::gated_shrink_backward(p, grad);
+    wide.narrow<Backend>();
     return {dx, g[0], g[1], g[2], g[3], g[4], g[5]};
   }
 
@@ -153,13 +153,15 @@ struct GatedOperators {
                                                                           const GateTensors& gate, Optional residual) {
     const bool channels_last = p.rows.channels_last;
     residual = checked("residual", residual, shape_of(z), z.scalar_type(), z, channels_last);
-    p.input = input.norm;
     z = laid_out(z, channels_last);
     const Tensor y = empty(shape_of(z), z.scalar_type(), z, channels_last);
     const Tensor input_state = empty({2, p.rows.channels}, accumulator_of(z.scalar_type()), z);
     p.input_state = input_state.mutable_data_ptr();
+    gate.wide.template widen<Backend>();
+    p.input = input.norm;
     const auto [mean, state] = fill_forward(p, z, gate, residual, y);
     Backend::batch_norm_shrink(p, z);
+    gate.wide.template narrow<Backend>();
     return {y, mean, state, input_state};
   }
 
@@ -170,10 +172,11 @@ struct GatedOperators {
       bool per_sample) {
     const typename Backend::Guard guard(z);
     const auto p = prepared<BatchNormShrink>("z", z, per_sample, is_channels_last(z));
-    NormTensors input(kInputNorm, input_norm, input_eps, weight, bias, p.rows.channels, z);
-    input.read_running(running_mean, running_var, z);
-    GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps, kSecondGateNorm);
-    gate.norm.read_running(gate_running_mean, gate_running_var, z);
+    WideTensors wide(z);
+    NormTensors input(wide, kInputNorm, input_norm, input_eps, weight, bias, p.rows.channels);
+    input.read_running(running_mean, running_var);
+    GateTensors gate(wide, p.rows.channels, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps, kSecondGateNorm);
+    gate.norm.read_running(gate_running_mean, gate_running_var);
     return run_batch_norm_shrink(p, z, input, gate, residual);
   }
 
@@ -185,10 +188,11 @@ struct GatedOperators {
       bool per_sample) {
     const typename Backend::Guard guard(z);
     const auto p = prepared<BatchNormShrink>("z", z, per_sample, is_channels_last(z));
-    NormTensors input(kInputNorm, input_norm, input_eps, weight, bias, p.rows.channels, z);
-    input.write_running(running_mean, running_var, batches, momentum, z);
-    GateTensors gate(z, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps, kSecondGateNorm);
-    gate.norm.write_running(gate_running_mean, gate_running_var, gate_batches, gate_momentum, z);
+    WideTensors wide(z);
+    NormTensors input(wide, kInputNorm, input_norm, input_eps, weight, bias, p.rows.channels);
+    input.write_running(running_mean, running_var, batches, momentum);
+    GateTensors gate(wide, p.rows.channels, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps, kSecondGateNorm);
+    gate.norm.write_running(gate_running_mean, gate_running_var, gate_batches, gate_momentum);
     const Access input_updated = input.updates() ? Access::kWrites : Access::kReads;
     const Access gate_updated = gate.norm.updates() ? Access::kWrites : Access::kReads;
     check_overlap({{"z", z, Access::kReads},
@@ -207,10 +211,7 @@ struct GatedOperators {
                    {kSecondGateNorm.mean, gate_running_mean, gate_updated},
                    {kSecondGateNorm.var, gate_running_var, gate_updated},
                    {kSecondGateNorm.batches, gate_batches, gate_updated}});
-    auto result = run_batch_norm_shrink(p, z, input, gate, residual);
-    input.finish();
-    gate.norm.finish();
-    return result;
+    return run_batch_norm_shrink(p, z, input, gate, residual);
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_shrink_backward(
@@ -218,26 +219,25 @@ struct GatedOperators {
       Tensor input_state, Tensor w1, Optional b1, Optional norm_weight, Optional norm_bias, Tensor w2, Optional b2,
       int64_t gate_norm, double eps, bool per_sample, bool need_z, bool need_parameters) {
     const typename Backend::Guard guard(grad);
-    const ScalarType type = grad.scalar_type(), wide = accumulator_of(type);
+    const ScalarType type = grad.scalar_type();
     const Shape shape = shape_of(grad);
     const bool channels_last = is_channels_last(z);
     auto p = prepared<BatchNormShrinkBackward>("grad", grad, per_sample, channels_last);
-    const NormTensors input(kInputNorm, input_norm, 0, weight, bias, p.rows.channels, grad);
-    const GateTensors gate(grad, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
+    WideTensors wide(grad);
+    const NormTensors input(wide, kInputNorm, input_norm, 0, weight, bias, p.rows.channels);
+    const GateTensors gate(wide, p.rows.channels, w1, b1, norm_weight, norm_bias, w2, b2, gate_norm, eps);
     z = checked("z", z, shape, type, grad, channels_last);
-    input_state = checked("input_state", input_state, {2, p.rows.channels}, wide, grad);
+    input_state = checked("input_state", input_state, {2, p.rows.channels}, accumulator_of(type), grad);
     grad = laid_out(grad, channels_last);
-    const auto one = [&](bool wanted) { return empty({wanted ? p.rows.channels : 0}, wide, grad); };
     const Tensor dz = empty(need_z ? shape : Shape{0}, type, grad, need_z && channels_last);
-    const Tensor dweight = one(need_parameters && weight), dbias = one(need_parameters && bias);
     p.z = data(z);
-    p.input = input.norm;
     p.input_state = data(input_state);
     p.dx = pointer_or_null(dz);
-    p.dinput_weight = pointer_or_null(dweight);
-    p.dinput_bias = pointer_or_null(dbias);
+    const auto [dweight, dbias] = input.gradients(need_parameters, p.dinput_weight, p.dinput_bias);
     const Gradients g = fill_backward(p, grad, gate, mean, state, need_parameters);
+    p.input = input.norm;
     Backend::batch_norm_shrink_backward(p, grad);
+    wide.narrow<Backend>();
     return {dz, dweight, dbias, g[0], g[1], g[2], g[3], g[4], g[5]};
   }
 

@@ -114,6 +114,23 @@ struct ShrinkBackward {
   bool per_sample;
 };
 
+// A matrix of any real type and strides, in elements, and the same numbers of the accumulator's type, contiguous.
+struct Conversion {
+  void* data;
+  void* wide;
+  DType dtype;  // of data
+  int64_t rows, columns, row_stride, column_stride;
+};
+
+// Copies `data` to `wide`, or back.
+struct Conversions {
+  static constexpr int kMost = 16;  // the parameters and running statistics of a residual unit
+  DType accumulator;                // kFloat or kDouble
+  bool narrows;                     // writes data
+  int count;
+  Conversion of[kMost];
+};
+
 // A normalisation of some features of each sample. Every pointer is of the accumulator's type; null weights are 1, null
 // biases 0. With n numbers per feature, variances are biased where they divide and unbiased in the running one:
 //   kBatch    over the batch's own statistics, which then enter the running ones where there are any:
@@ -187,7 +204,7 @@ struct GatedShrinkBackward {
   const void* mean;
   const void* state;
   void* dx;  // or null
-  // Gradients of the gate's parameters, contiguous; each may be null.
+  // Gradients of the gate's parameters, contiguous, of the accumulator's type; each may be null.
   void *dw1, *db1, *dnorm_weight, *dnorm_bias, *dw2, *db2;
   Rows rows;
   bool per_sample;

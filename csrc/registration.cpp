@@ -5,6 +5,9 @@
 // empty. `alpha`, and the grad of abs_mean_backward, which is divided by the count already, are (N or 1, C or 1); they
 // and means are of the accumulator's type.
 //
+// The parameters and running statistics of a gate or a normalisation may have any real type; their gradients have
+// theirs.
+//
 // gate_norm and input_norm are a NormKind of params.h. The operators with a gate only read running statistics, and
 // return the batch's own in state and input_state; their forms with an underscore update running statistics.
 // gated_shrink_ writes into x only where inplace, and then returns an empty y.

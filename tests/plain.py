@@ -113,7 +113,7 @@ def gated_shrink_backward(grad, grad_mean, mask, mean, state, *rest):
         needs_input_grad=(need_x, False, *[need_gate] * 6),
     )
     dx, _, *found = gated_autograd.GatedShrink.backward(context, grad, grad_mean)[:8]
-    return dx, *(t if t is None else t.to(mean.dtype) for t in found)
+    return dx, *found
 
 
 def batch_norm_shrink_backward(grad, z, weight, bias, input_norm, mean, state, input_state, *rest):
@@ -128,7 +128,7 @@ def batch_norm_shrink_backward(grad, z, weight, bias, input_norm, mean, state, i
     )
     needs = (need_z, False, *[need_parameters] * 8)
     dz, _, *found = gated_autograd.BatchNormShrink.gradients(context, grad, needs)
-    return dz, *(t if t is None else t.to(mean.dtype) for t in found)
+    return dz, *found
 
 
 def batch_norm_relu_backward(
@@ -142,7 +142,7 @@ def batch_norm_relu_backward(
     need_x, need_norm, *need_conv = needs
     wanted = need_x, need_norm, need_norm, *need_conv * len(conv)
     dx, *found = batch_norm_autograd.BatchNormRelu.gradients(context, wanted, grad, grad_shortcut)
-    return dx, *(t if t is None else t.to(state.dtype) for t in found)
+    return dx, *found
 
 
 def batch_norm_relu_conv_backward(grad, grad_shortcut, x, weight, bias, norm, state, conv_weight, *rest):

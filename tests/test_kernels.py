@@ -5,12 +5,13 @@
 
 import pytest
 import torch
-from checks import REAL, lay_out, leaf, make_features, make_gate, misaligned
+from checks import REAL, lay_out, leaf, make_features, make_gate, misaligned, pairwise
 from test_batch_norm_relu import compare_rounded as compare_batch_norm_relu
 from test_batch_norm_relu import make as make_batch_norm
 from test_batch_norm_shrink import compare_rounded as compare_batch_norm_shrink
 from test_batch_norm_shrink import make as make_batch_norm_shrink
 from test_gated_shrink import compare_rounded as compare_gated_shrink
+from test_parameter_types import compare as compare_parameters
 from test_shrink import STATISTICS, compare_abs_mean
 from test_shrink import compare as compare_shrink
 from test_shrink import make as make_shrink
@@ -213,3 +214,9 @@ def test_a_batch_norm_and_relu_of_many_blocks(device, shape, layout, dtype):
 @pytest.mark.parametrize("offset", [1, 3])
 def test_a_batch_norm_and_relu_of_memory_between_two_vectors(device, offset, stride, more, dtype):
     compare_normed((3, 8, 64), "contiguous", dtype, device, stride, more, offset)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("x_dtype, dtype", pairwise((torch.float32, torch.float64), REAL))
+def test_parameters_of_other_types_and_strides(device, x_dtype, dtype):
+    compare_parameters("batch_norm_shrink", x_dtype, dtype, device, spreads=True)

@@ -20,5 +20,6 @@ void batch_norm_relu_backward(const BatchNormReluBackward& p);
 void batch_norm_relu_conv(const BatchNormReluConv& p);
 void batch_norm_relu_conv_backward(const BatchNormReluConvBackward& p);
 void residual_unit(const ResidualUnit& p);
+void convert(const Conversions& p);
 
 }  // namespace drsn::cpu

@@ -50,6 +50,7 @@ struct Cpu {
     drsn::cpu::batch_norm_relu_conv_backward(p);
   }
   static void residual_unit(const drsn::ResidualUnit& p, const Tensor&) { drsn::cpu::residual_unit(p); }
+  static void convert(const drsn::Conversions& p, const Tensor&) { drsn::cpu::convert(p); }
 };
 
 std::string cpu_simd() { return drsn::cpu::simd_level(); }

@@ -35,5 +35,6 @@ cudaError_t batch_norm_shrink(const BatchNormShrink& op, void* workspace, cudaSt
 cudaError_t batch_norm_shrink_backward(const BatchNormShrinkBackward& op, void* workspace, cudaStream_t stream);
 cudaError_t batch_norm_relu(const BatchNormRelu& op, void* workspace, cudaStream_t stream);
 cudaError_t batch_norm_relu_backward(const BatchNormReluBackward& op, void* workspace, cudaStream_t stream);
+cudaError_t convert(const Conversions& op, cudaStream_t stream);
 
 }  // namespace drsn::cuda

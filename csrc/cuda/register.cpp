@@ -85,6 +85,7 @@ struct Cuda {
     const Scratch memory(drsn::cuda::batch_norm_relu_backward_workspace(p), t);
     check(drsn::cuda::batch_norm_relu_backward(p, memory.data(), stream_of(t)));
   }
+  static void convert(const drsn::Conversions& p, const Tensor& t) { check(drsn::cuda::convert(p, stream_of(t))); }
 };
 
 }  // namespace

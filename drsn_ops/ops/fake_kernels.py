@@ -173,8 +173,10 @@ def _state_like(x: Tensor, a: Any) -> Tensor:
 
 
 def _gradients_like(a: Any, parameters: tuple[str, ...], needed: bool) -> list[Tensor]:
-    shapes = [t.shape if needed and t is not None else [0] for t in (getattr(a, name) for name in parameters)]
-    return [a.grad.new_empty(shape, dtype=accumulator(a.grad.dtype)) for shape in shapes]
+    found = (getattr(a, name) for name in parameters)
+    none = [0], accumulator(a.grad.dtype)
+    like = (none if t is None else (t.shape if needed else [0], t.dtype) for t in found)
+    return [a.grad.new_empty(shape, dtype=dtype) for shape, dtype in like]
 
 
 @_register_by_names("gated_shrink")
