@@ -37,7 +37,7 @@ struct AbsSum {
 #pragma unroll
     for (int j = 0; j < V; ++j) sums[0][j % W] += magnitude_of(acc_t(widen(item.value[j])));
     if (mask != nullptr) {
-      const unsigned word = mask_of(item, [](int) { return acc_t(0); });
+      const unsigned word = signs_of(item);
       store_mask<V>(left > 0, row.segment, plane_bytes, kAbsMeanPlanes, position, word);
     }
   }

@@ -65,28 +65,25 @@ struct Axes {
   __device__ __forceinline__ Place locate(int64_t e) const {
     return fits_short(e) ? locate_as(unsigned(e)) : locate_as(e);
   }
-  // The values at V neighbouring flat indices from e < end; V > 1 needs an innermost axis of V elements or more.
-  template <int V, class acc_t, class Read>
-  __device__ __forceinline__ void read(acc_t (&out)[V], int64_t e, int64_t end, Read read_at) const {
+  // The numbers of `data` at V neighbouring flat indices from e; V > 1 needs an innermost axis of V elements or more.
+  template <int V, class acc_t, class number_t>
+  __device__ __forceinline__ void read(acc_t (&out)[V], int64_t e, const number_t* data) const {
     const Place here = locate(e);
-    if constexpr (V == 1) {
-      out[0] = read_at(here.offset);
-    } else {
-      const int64_t inner_stride = stride[last];
-      const bool wraps = here.left < V && e + here.left < end;
-      const int64_t next = wraps ? locate(e + here.left).offset : 0;
-      if (inner_stride == 0) {
-        const acc_t first = read_at(here.offset);
-        const acc_t second = wraps ? read_at(next) : first;
+    const number_t* p = data + here.offset;
+    const int64_t apart = stride[last];
+    if (V == 1 || (apart == 1 && here.left >= V)) return load_numbers(out, p);
+    const number_t* next = here.left < V ? data + locate(e + here.left).offset : p;
+    if (apart == 0) {
+      const acc_t first = widen(*p), second = widen(*next);
 #pragma unroll
-        for (int j = 0; j < V; ++j) out[j] = j < here.left ? first : second;
-        return;
-      }
+      for (int j = 0; j < V; ++j) out[j] = j < here.left ? first : second;
+      return;
+    }
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const int64_t offset = j < here.left ? here.offset + j * inner_stride : next + (j - here.left) * inner_stride;
-        out[j] = e + j < end ? read_at(offset) : acc_t(0);
-      }
+    for (int j = 0; j < V; ++j) {
+      if (j == here.left) p = next;
+      out[j] = widen(*p);
+      p += apart;
     }
   }
 

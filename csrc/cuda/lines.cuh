@@ -110,9 +110,25 @@ struct LineWalk {
     const unsigned quotient = channels.divide(index);
     return {channels_last ? p.line : quotient, index - quotient * unsigned(channels.value)};
   }
-  // Moves to the row of the vector's next element. Only in channels_last is it another.
-  __device__ __forceinline__ void advance(Row& row) const {
-    if (channels_last && ++row.c == unsigned(channels.value)) row.c = 0;
+  // The values of the rows of a vector's elements. Only in channels_last are they several.
+  template <int V, class acc_t>
+  __device__ __forceinline__ void read(acc_t (&out)[V], const RowValues& values, Row row) const {
+    const acc_t* data = static_cast<const acc_t*>(values.data);
+    const acc_t* mine = data + (row.n * values.sample_stride + row.c * values.channel_stride);
+    if (!channels_last || V == 1) {
+      const acc_t value = *mine;
+#pragma unroll
+      for (int j = 0; j < V; ++j) out[j] = value;
+    } else if (values.channel_stride == 1 && row.c + V <= unsigned(channels.value)) {
+      load_numbers(out, mine);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        out[j] = *mine;
+        mine += values.channel_stride;
+        if (++row.c == unsigned(channels.value)) mine = data + row.n * values.sample_stride;  // at most once: V <= C
+      }
+    }
   }
 };
 

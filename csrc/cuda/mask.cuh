@@ -23,21 +23,48 @@ __device__ __forceinline__ unsigned shift_in_sign(unsigned word, float v) {
 }
 __device__ __forceinline__ unsigned shift_in_sign(unsigned word, double v) { return word << 1 | unsigned(v < 0); }
 
-// A thread's word of the mask of shrink, by element_mask: bit 8 * plane + j belongs to element j of its V, whose
-// threshold is tau(j).
+// v with the sign of x; v >= 0 or NaN.
+__device__ __forceinline__ float with_sign_of(float x, float v) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(__float_as_uint(v) | (__float_as_uint(x) & 0x80000000u));
+#else
+  return x < 0 ? -v : v;
+#endif
+}
+__device__ __forceinline__ double with_sign_of(double x, double v) { return x < 0 ? -v : v; }
+
+// soft_threshold(x, tau(j)) + residual, and the thread's word of the mask, by element_mask: bit 8 * plane + j belongs
+// to element j of its V. A 0 may have either sign.
 template <class scalar_t, int V, class Tau>
-__device__ __forceinline__ unsigned mask_of(const Vector<scalar_t, V>& x, Tau tau) {
+__device__ __forceinline__ Vector<scalar_t, V> shrink(const Vector<scalar_t, V>& x, const Vector<scalar_t, V>& residual,
+                                                      Tau tau, unsigned& word) {
   using acc_t = Accumulator<scalar_t>;
   unsigned negative = 0, nonzero = 0, active = 0;
+  Vector<scalar_t, V> y;
 #pragma unroll
   for (int j = V - 1; j >= 0; --j) {
     const acc_t v = widen(x.value[j]);
-    const acc_t magnitude = magnitude_of(v);
+    const acc_t magnitude = magnitude_of(v), distance = tau(j) - magnitude;
+    y.value[j] = narrow<scalar_t>(with_sign_of(v, relu(-distance)) + acc_t(widen(residual.value[j])));
     negative = shift_in_sign(negative, v);
     nonzero = shift_in_sign(nonzero, acc_t(0) - magnitude);
-    active = shift_in_sign(active, tau(j) - magnitude);
+    active = shift_in_sign(active, distance);
   }
-  return (negative & nonzero) << (8 * kNegative) | nonzero << (8 * kNonzero) | active << (8 * kActive);
+  word = (negative & nonzero) << (8 * kNegative) | nonzero << (8 * kNonzero) | active << (8 * kActive);
+  return y;
+}
+// The word of abs_mean's mask: nothing is active.
+template <class scalar_t, int V>
+__device__ __forceinline__ unsigned signs_of(const Vector<scalar_t, V>& x) {
+  using acc_t = Accumulator<scalar_t>;
+  unsigned negative = 0, nonzero = 0;
+#pragma unroll
+  for (int j = V - 1; j >= 0; --j) {
+    const acc_t v = widen(x.value[j]);
+    negative = shift_in_sign(negative, v);
+    nonzero = shift_in_sign(nonzero, acc_t(0) - magnitude_of(v));
+  }
+  return (negative & nonzero) << (8 * kNegative) | nonzero << (8 * kNonzero);
 }
 __device__ __forceinline__ bool test(unsigned word, int plane, int j) { return word >> (8 * plane + j) & 1; }
 

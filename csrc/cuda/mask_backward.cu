@@ -57,7 +57,6 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   const scalar_t* grad = static_cast<const scalar_t*>(op.grad);
-  const acc_t* shares = static_cast<const acc_t*>(op.share.data);
   scalar_t* out = static_cast<scalar_t*>(op.out);
   constexpr int kSlots = kElementwiseSlots<V>;
   Packed<scalar_t, V> g[kSlots];
@@ -70,18 +69,14 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   walk_lines<V, kSlots>(walk, load, [&](int i, const LineWalk::Place& p) {
     if (!p.inside) return;
     const unsigned word = bytes[i].word(p.position);
-    LineWalk::Row row = walk.row(p);
-    acc_t share = 0;
+    acc_t share[V];
+    walk.read(share, op.share, walk.row(p));
     const Vector<scalar_t, V> grads = unpack(g[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      if (j == 0 || walk.channels_last) {
-        share = shares[offset_of(op.share, row.n, row.c)];
-        walk.advance(row);
-      }
       result.value[j] = narrow<scalar_t>(drsn::combine(test(word, kNegative, j), test(word, kNonzero, j),
-                                                       test(word, kActive, j), acc_t(widen(grads.value[j])), share));
+                                                       test(word, kActive, j), acc_t(widen(grads.value[j])), share[j]));
     }
     store<V>(true, out + p.element, result);
   });

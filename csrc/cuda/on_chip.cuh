@@ -97,19 +97,11 @@ __device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kO
       if ((begin + i) * at.step >= length) break;
       const int position = at.position + (begin + i) * at.step;
       const bool inside = at.exists && position < length;
-      const Vector<scalar_t, V> mine = unpack(held[begin + i]);
-      const Vector<scalar_t, V> residual_values = unpack(residuals[i]);
-      Vector<scalar_t, V> result;
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const acc_t v = widen(mine.value[j]);
-        result.value[j] = narrow<scalar_t>(drsn::soft_threshold(v, tau) + acc_t(widen(residual_values.value[j])));
-      }
+      unsigned word;
+      const Vector<scalar_t, V> result =
+          shrink(unpack(held[begin + i]), unpack(residuals[i]), [&](int) { return tau; }, word);
       store<V>(inside, y + unsigned((begin + i) * at.step), result);
-      if (mask_data != nullptr) {
-        const unsigned word = mask_of(mine, [&](int) { return tau; });
-        store_mask<V>(inside, mask, plane_bytes, kShrinkPlanes, unsigned(position), word);
-      }
+      if (mask_data != nullptr) store_mask<V>(inside, mask, plane_bytes, kShrinkPlanes, unsigned(position), word);
     }
   }
 }

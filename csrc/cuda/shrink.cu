@@ -48,8 +48,6 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   constexpr int kSlots = kElementwiseSlots<V>;
   const scalar_t* x = static_cast<const scalar_t*>(op.x);
   const scalar_t* residual = static_cast<const scalar_t*>(op.residual);
-  const acc_t* alpha = static_cast<const acc_t*>(op.alpha.data);
-  const acc_t* mean = static_cast<const acc_t*>(statistic.data);
   scalar_t* y = static_cast<scalar_t*>(op.y);
   Packed<scalar_t, V> values[kSlots], residuals[kSlots];
   const auto load = [&](int i, const LineWalk::Place& p) {
@@ -57,27 +55,20 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     residuals[i] = load_if<V>(p.inside && residual != nullptr, residual + p.element);
   };
   walk_lines<V, kSlots>(walk, load, [&](int i, const LineWalk::Place& p) {
-    LineWalk::Row row = walk.row(p);
-    acc_t tau = 0, taus[V];
+    acc_t tau[V] = {}, mean[V];
+    if (p.inside) {
+      const LineWalk::Row row = walk.row(p);
+      walk.read(tau, op.alpha, row);
+      walk.read(mean, statistic, row);
+      const acc_t first = relu(tau[0] * mean[0]);
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      if (p.inside && (j == 0 || walk.channels_last)) {
-        tau = relu(alpha[offset_of(op.alpha, row.n, row.c)] * mean[offset_of(statistic, row.n, row.c)]);
-        walk.advance(row);
-      }
-      taus[j] = tau;
+      for (int j = 0; j < V; ++j) tau[j] = walk.channels_last ? relu(tau[j] * mean[j]) : first;
     }
-    const Vector<scalar_t, V> mine = unpack(values[i]);
-    const Vector<scalar_t, V> residual_values = unpack(residuals[i]);
-    Vector<scalar_t, V> result;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(acc_t(widen(mine.value[j])), taus[j]) +
-                                         acc_t(widen(residual_values.value[j])));
-    }
+    unsigned word;
+    const Vector<scalar_t, V> result =
+        shrink(unpack(values[i]), unpack(residuals[i]), [&](int j) { return tau[j]; }, word);
     store<V>(p.inside, y + p.element, result);
     if (op.mask != nullptr) {
-      const unsigned word = mask_of(mine, [&](int j) { return taus[j]; });
       store_mask<V>(p.inside, op.mask + walk.segment(p, kShrinkPlanes), walk.plane_bytes, kShrinkPlanes, p.position,
                     word);
     }

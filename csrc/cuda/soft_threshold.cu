@@ -8,44 +8,38 @@
 namespace drsn::cuda {
 namespace {
 
-// Element i of `data`, which holds accumulators or scalars.
-template <class scalar_t>
-__device__ __forceinline__ Accumulator<scalar_t> read_as(const void* data, bool accumulators, int64_t i) {
-  if (accumulators) return static_cast<const Accumulator<scalar_t>*>(data)[i];
-  return widen(static_cast<const scalar_t*>(data)[i]);
-}
-
 // Soft-thresholds the V elements from e. The whole warp calls it, where there is a mask.
-template <int V, class scalar_t, class left_t>
-__device__ __forceinline__ void threshold(const SoftThreshold& op, const Axes& over, int64_t e, left_t left,
+template <int V, class scalar_t>
+__device__ __forceinline__ void threshold(const SoftThreshold& op, const Axes& over, int64_t e, bool inside,
                                           const Packed<scalar_t, V>& values) {
   using acc_t = Accumulator<scalar_t>;
   acc_t tau[V];
 #pragma unroll
   for (int j = 0; j < V; ++j) tau[j] = acc_t(op.value);
-  if (left > 0 && op.tau != nullptr) {
-    over.read(tau, e, op.numel,
-              [&](int64_t offset) { return read_as<scalar_t>(op.tau, op.tau_in_accumulator, offset); });
+  if (inside && op.tau != nullptr) {
+    if (std::is_same_v<scalar_t, acc_t> || op.tau_in_accumulator) {
+      over.read(tau, e, static_cast<const acc_t*>(op.tau));
+    } else {
+      over.read(tau, e, static_cast<const scalar_t*>(op.tau));
+    }
   }
   const Vector<scalar_t, V> mine = unpack(values);
   Vector<scalar_t, V> result;
-#pragma unroll
-  for (int j = 0; j < V; ++j) {
-    result.value[j] = narrow<scalar_t>(drsn::soft_threshold(acc_t(widen(mine.value[j])), relu(tau[j])));
-  }
-  store<V>(left, static_cast<scalar_t*>(op.y) + e, result);
-  if (op.mask == nullptr) return;
   unsigned negative = 0, open = 0, passes = 0;
 #pragma unroll
   for (int j = V - 1; j >= 0; --j) {
-    const acc_t v = widen(mine.value[j]);
+    const acc_t v = widen(mine.value[j]), distance = relu(tau[j]) - magnitude_of(v);
+    const acc_t magnitude = relu(-distance);
+    result.value[j] = narrow<scalar_t>(v < acc_t(0) ? -magnitude : magnitude);
     negative = shift_in_sign(negative, v);
     open = shift_in_sign(open, tau[j] + acc_t(0));  // -0 is not open
-    passes = shift_in_sign(passes, relu(tau[j]) - magnitude_of(v));
+    passes = shift_in_sign(passes, distance);
   }
+  store<V>(inside, static_cast<scalar_t*>(op.y) + e, result);
+  if (op.mask == nullptr) return;
   const unsigned word = (passes & (negative | open)) << (8 * kNegative) | (passes & ~open)
                                                                               << (8 * kSoftThresholdActive);
-  store_mask<V>(left > 0, op.mask, mask_bytes(op.numel), kSoftThresholdPlanes, e, word);
+  store_mask<V>(inside, op.mask, mask_bytes(op.numel), kSoftThresholdPlanes, e, word);
 }
 
 template <class scalar_t, int V>
@@ -68,10 +62,10 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     const int64_t e = base + i * kThreads * V;
     if (i < slots) threshold<V>(op, over, e, e < whole, values[i]);
   }
-  if constexpr (V > 1) {
+  if constexpr (V > 1) {  // a cut-off vector, an element per thread
     if (blockIdx.x > 0 || whole == op.numel) return;
-    const int64_t e = whole + threadIdx.x * V;
-    threshold<V>(op, over, e, op.numel - e, load<V>(op.numel - e, x + e));
+    const int64_t e = whole + threadIdx.x;
+    threshold<1>(op, over, e, e < op.numel, load_if<1>(e < op.numel, x + e));
   }
 }
 

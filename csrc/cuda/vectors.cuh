@@ -75,6 +75,25 @@ __device__ __forceinline__ Packed<scalar_t, V> load_if(bool inside, const scalar
   }
 }
 
+// V neighbouring numbers from p, in 16-byte accesses where p allows it.
+template <int V, class acc_t, class number_t>
+__device__ __forceinline__ void load_numbers(acc_t (&out)[V], const number_t* p) {
+  constexpr int kOnce = 16 / sizeof(number_t);
+  if constexpr (V % kOnce == 0) {
+    if (reinterpret_cast<uintptr_t>(p) % 16 == 0) {
+#pragma unroll
+      for (int i = 0; i < V; i += kOnce) {
+        const Vector<number_t, kOnce> numbers = unpack(load_if<kOnce>(true, p + i));
+#pragma unroll
+        for (int j = 0; j < kOnce; ++j) out[i + j] = widen(numbers.value[j]);
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < V; ++j) out[j] = widen(p[j]);
+}
+
 // Of `length` elements, those in whole vectors. A cut-off vector is handled with those that share its byte of mask.
 template <int V, class index_t>
 __device__ __forceinline__ index_t whole_vectors(index_t length) {
