@@ -51,8 +51,8 @@ class Row:
     others: int | None = (
         None  # of each vector, or of the thread: accesses of other sizes, where they tell paths apart
     )
-    others_of_element: int = 0  # the same, of each element
-    for_channels: int = 0  # their arrays of which a thread loads V numbers
+    for_channels: int = 0  # arrays of which a thread loads V numbers
+    for_vectors: int = 0  # the same for each vector
     threads: str = "kThreads"  # of a block
 
 
@@ -80,7 +80,7 @@ ON_CHIP = {"threads": "kOnChipThreads"}
 
 TABLE = [
     Row("`soft_threshold`, tau of a row, mask", plain("soft_threshold_kernel"), 2, 1 / 4, others=1),
-    Row("the same, channels_last", plain("soft_threshold_kernel"), 2, 1 / 4, others_of_element=1),
+    Row("the same, channels_last", plain("soft_threshold_kernel"), 2, 1 / 4, for_vectors=1),
     Row("its backward with dtau", rows(plain("ActiveSum")), 2, 1 / 4),
     Row("the same, channels_last", columns(plain("ActiveSum")), 2, 1 / 4),
     Row("`abs_mean`, mask", rows(plain("AbsSum")), 1, 1 / 4, stores=0),
@@ -95,11 +95,11 @@ TABLE = [
     Row("its backward", plain("gated_shrink_backward_on_chip"), 2, 3 / 8, **ON_CHIP),
     Row("`shrink` off chip, the result, residual, mask", plain("shrink_apply"), 3, 3 / 8, 2, others=2),
     Row("the same, no residual", plain("shrink_apply"), 2, 3 / 8, 2, idle=1, others=2),
-    Row("the same, channels_last, residual", plain("shrink_apply"), 3, 3 / 8, 2, others_of_element=2),
-    Row("its backward, the sums", rows(plain("ActiveSum")), 1, 3 / 8, stores=0),
-    Row("the same, channels_last", columns(plain("ActiveSum")), 1, 3 / 8, stores=0, others=0),
+    Row("the same, channels_last, residual", plain("shrink_apply"), 3, 3 / 8, 2, for_vectors=2),
+    Row("its backward, the sums", rows(plain("ActiveSum")), 1, 1 / 4, stores=0),
+    Row("the same, channels_last", columns(plain("ActiveSum")), 1, 1 / 4, stores=0),
     Row("its backward, dx", plain("combine_kernel"), 2, 3 / 8, others=1),
-    Row("the same, channels_last", plain("combine_kernel"), 2, 3 / 8, others_of_element=1),
+    Row("the same, channels_last", plain("combine_kernel"), 2, 3 / 8, for_vectors=1),
     Row("BatchNorm, statistics", contiguous("piece_statistics"), 1, stores=0),
     Row("the same, channels_last", channels_last("piece_statistics"), 1, stores=0),
     Row("`batch_norm_relu`, the result", contiguous("apply_norm_relu"), 2),
@@ -136,20 +136,19 @@ def resident(threads: int, registers: int, shared: int) -> int:
 
 def fitting(row: Row, kernel: Kernel, V: int) -> tuple[CodePath, int] | None:
     """The row's path through the kernel and its vectors of each stream; None if there is no such path."""
-    others = row.others_of_element * V or row.others
     split = not any(path.accesses.stores for path in kernel.paths)  # into smaller stores, by the compiler
     found = []
     for path in kernel.paths:
         seen = path.accesses
-        vectors, rest = divmod(seen.loads - row.for_channels * V // 4, row.streams)
+        vectors, rest = divmod(seen.loads - row.for_channels * V // 4, row.streams + row.for_vectors * V // 4)
         stores = 0 if split else vectors * row.stores
         if rest or vectors < 1 or seen.stores < stores:
             continue
-        for_each = not others or seen.others == vectors * others
-        if for_each or seen.others == others:
+        for_each = not row.others or seen.others == vectors * row.others
+        if for_each or seen.others == row.others:
             # what the row does not have may still be on each path, under a predicate
             beside = (
-                seen.stores - stores + (0 if row.mask else seen.bytes) + (seen.others if others == 0 else 0)
+                seen.stores - stores + (0 if row.mask else seen.bytes) + (seen.others if row.others == 0 else 0)
             )
             rank = (vectors, -beside, seen.bytes, for_each, path.arithmetic, seen.others, -path.cost)
             found.append((rank, path, vectors))

@@ -13,6 +13,7 @@ struct AbsSum {
   using scalar_t = scalar;
   static constexpr int kVector = V;
   static constexpr int kSums = 1;
+  static constexpr int kTensors = 1;
   using acc_t = Accumulator<scalar_t>;
   using Item = Packed<scalar_t, V>;
   struct Row {

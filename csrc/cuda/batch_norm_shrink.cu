@@ -25,6 +25,7 @@ struct NormAbsSum {
   using scalar_t = scalar;
   static constexpr int kVector = V;
   static constexpr int kSums = 1;
+  static constexpr int kTensors = 1;
   static constexpr int kChannels = channels_last ? V : 1;
   using acc_t = Accumulator<scalar_t>;
   using Item = Packed<scalar_t, V>;
@@ -161,6 +162,7 @@ struct NormRowSums {
   using scalar_t = scalar;
   static constexpr int kVector = V;
   static constexpr int kSums = kRowSums;
+  static constexpr int kTensors = 2;
   static constexpr int kChannels = channels_last ? V : 1;
   using acc_t = Accumulator<scalar_t>;
   struct Item {

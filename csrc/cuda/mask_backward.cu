@@ -11,6 +11,7 @@ struct ActiveSum {
   using scalar_t = scalar;
   static constexpr int kVector = V;
   static constexpr int kSums = 1;
+  static constexpr int kTensors = 1;
   using acc_t = Accumulator<scalar_t>;
   struct Item {
     Packed<scalar_t, V> g;
@@ -38,16 +39,18 @@ struct ActiveSum {
                                       acc_t (&sums)[kSums][W]) const {
     const unsigned word = item.bytes.word(mask.position_of(position, element));
     const Vector<scalar_t, V> grads = unpack(item.g);
-    Vector<scalar_t, V> passed;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const acc_t g = widen(grads.value[j]);
-      const bool negative = test(word, 0, j);
-      const bool active = test(word, 1, j);
-      sums[0][j % W] += active ? (negative ? -g : g) : acc_t(0);
-      passed.value[j] = active || negative ? grads.value[j] : scalar_t{};  // negative alone: open
+      sums[0][j % W] += test(word, 1, j) ? (test(word, 0, j) ? -g : g) : acc_t(0);
     }
-    if (dx != nullptr) store<V>(left, dx + element, passed);
+    if (dx == nullptr) return;
+    Vector<scalar_t, V> passed;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {  // negative alone: open
+      passed.value[j] = test(word, 0, j) || test(word, 1, j) ? grads.value[j] : scalar_t{};
+    }
+    store<V>(left, dx + element, passed);
   }
 };
 

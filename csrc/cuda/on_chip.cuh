@@ -75,7 +75,6 @@ template <class scalar_t, int V>
 __device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kOnChipSlots<V>], const OnChipPlace& at,
                                             int length, Accumulator<scalar_t> tau, const void* residual_data,
                                             void* y_data, uint8_t* mask_data) {
-  using acc_t = Accumulator<scalar_t>;
   constexpr int kSlots = kOnChipSlots<V>;
   const int64_t start = fixed(at.row * length + at.position);
   const scalar_t* residual = static_cast<const scalar_t*>(residual_data) + start;

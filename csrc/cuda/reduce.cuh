@@ -1,6 +1,7 @@
 // Sums along one axis of a tensor, and the fold that adds up their partial sums.
 //
-// An Op says what is summed, and may do more to each element. It has scalar_t, kVector (V), kSums, an Item, and
+// An Op says what is summed, and may do more to each element. It has scalar_t, kVector (V), kSums, kTensors, which
+// are read, an Item, and
 //   Row(op, exists, outer, inner)
 //     what a thread needs for all of its vectors, whose outer index and inner one, of the first element, are these; it
 //     has none unless it exists;
@@ -53,9 +54,9 @@ struct NoRow {
   __device__ __forceinline__ NoRow(const Op&, bool, int64_t, int64_t) {}
 };
 
-// Items that a thread loads before it uses the first: about 64 bytes.
+// Items that a thread loads before it uses the first.
 template <class Op>
-constexpr int kUnroll = sizeof(typename Op::Item) <= 20 ? 4 : 2;
+constexpr int kUnroll = Op::kVector == 1 && sizeof(typename Op::Item) <= 16 ? 4 : 4 / Op::kTensors;
 
 template <class Op>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)

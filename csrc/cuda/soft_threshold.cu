@@ -95,6 +95,7 @@ struct ComplexBackward {
   using scalar_t = real_t;
   static constexpr int kVector = 1;
   static constexpr int kSums = 1;
+  static constexpr int kTensors = 2;
   using Row = NoRow;
   struct Item {
     complex_t g, z;
