@@ -1,7 +1,9 @@
 """Options, fixtures and the choice of tests by device."""
 
+import ctypes
 import importlib.util
 import os
+import random
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 BUILD = Path(__file__).parent.parent / "build"
+EMULATOR = BUILD / os.environ.get("DRSN_OPS_EMULATOR", "emulator") / "_ops_cuda.so"
 # The longest first, so that two processes that share the files end together.
 LONGEST = (
     "test_torchrun test_distributed test_train test_export test_experiment test_library test_gated_shrink "
@@ -18,6 +21,8 @@ LONGEST = (
 ).split()
 
 os.environ.setdefault("DRSN_OPS_FILL", "nan")  # an element that an operator leaves unwritten is seen
+# The order in which the emulator runs threads and blocks; another in every run, the same in all its processes.
+os.environ.setdefault("DRSN_OPS_EMULATOR_SEED", str(random.randrange(2**32)))
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no process is started for the few compilations
 
 
@@ -33,10 +38,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--device") == "emulated":
         # Before the package loads its own: the first library that defines the operators stays.
-        library = BUILD / os.environ.get("DRSN_OPS_EMULATOR", "emulator") / "_ops_cuda.so"
-        if not library.exists():
-            raise pytest.UsageError(f"--device emulated: no {library}; make emulate compiles it")
-        torch.ops.load_library(library)
+        if not EMULATOR.exists():
+            raise pytest.UsageError(f"--device emulated: no {EMULATOR}; make emulate compiles it")
+        torch.ops.load_library(EMULATOR)
+        ctypes.CDLL(EMULATOR).tell_errors_to(os.dup(2))  # before pytest puts a file in its place
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +56,19 @@ def device(request):
     return device
 
 
+@pytest.fixture(scope="session")
+def emulator(request):
+    """The library with the emulated kernels, where the operators run there."""
+    return EMULATOR if request.config.getoption("--device") == "emulated" else None
+
+
 @pytest.fixture(autouse=True)
-def seed():
+def seed(request, emulator):
     torch.manual_seed(0)
+    if emulator is not None:
+        order = os.environ["DRSN_OPS_EMULATOR_SEED"]
+        ctypes.CDLL(emulator).seed_emulator(ctypes.c_uint64(int(order)))
+        request.node.add_report_section("setup", "emulator", f"DRSN_OPS_EMULATOR_SEED={order} repeats this")
 
 
 @pytest.fixture
@@ -109,7 +124,9 @@ def no_caches():
 
 def pytest_ignore_collect(collection_path, config):
     """What test_kernels.py chooses by a GPU's kernels, the CPU has in the tests of the operators."""
-    return True if collection_path.name == "test_kernels.py" and not config.getoption("--device") else None
+    device = config.getoption("--device")
+    needs = {"test_kernels.py": device is not None, "test_emulator.py": device == "emulated"}
+    return None if needs.get(collection_path.name, True) else True
 
 
 def pytest_collection_modifyitems(config, items):

@@ -121,6 +121,32 @@ def test_complex_numbers(device, layout, dtype):
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("rows", ROWS)
+def test_in_place(device, rows, dtype):
+    """Into x and, where the residual is x, over what is read twice; with a mask and without."""
+    shape, layout = ROWS[rows]
+    start, alpha = make_shrink(shape, "row", dtype, device)
+    start = lay_out(start, layout)
+    tau = torch.full((shape[1],) + (1,) * (len(shape) - 2), 1e-3, device=device)
+    gate = make_gate(shape[1], 5, shape[1], "layer").to(device, accumulator(dtype)).requires_grad_(False)
+    for function in (
+        lambda x, _, inplace: drsn_ops.soft_threshold(x, tau, inplace=inplace),
+        lambda x, residual, inplace: drsn_ops.shrink(x, alpha, residual=residual, inplace=inplace),
+        lambda x, residual, inplace: drsn_ops.gated_shrink(x, gate, residual=residual, inplace=inplace),
+    ):
+        for needs_grad in (False, True):
+            for with_residual in (False, True):
+                x = start.clone().requires_grad_(needs_grad) * 1
+                wanted = function(start, start if with_residual else None, False)
+                found = function(
+                    x, x if with_residual and not needs_grad else start if with_residual else None, True
+                )
+                assert found is x
+                assert torch.equal(found, wanted)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("rows", [name for name in ROWS if "long" not in name])
 @pytest.mark.parametrize("norm, statistic", [("batch", "channel"), ("layer", "sample"), ("none", "channel")])
 def test_gates(device, rows, dtype, norm, statistic):

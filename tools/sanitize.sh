@@ -11,7 +11,7 @@ flags="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
 CXX=$cxx DEBUG=1 USE_CUDA=0 CFLAGS=$flags CXXFLAGS=$flags LDFLAGS=$flags \
     "$python" setup.py -q build --build-lib "$out/package" build_ext --build-temp "$out/objects"
-make -C tests/emulator PY="$python" OUT="$out/emulator" CXX="$cxx $flags"
+make -C tests/emulator PY="$python" OUT="$out/emulator" CXX="$cxx $flags" WATCH= "$out/emulator/_ops_cuda.so"
 
 # Python has to load the sanitizers first, as it is not compiled with them. It leaks at exit, so leaks are not searched.
 preload=

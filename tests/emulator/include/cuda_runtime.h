@@ -4,7 +4,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <functional>
+
+#include "../emulator.h"
 
 #define __global__
 #define __device__
@@ -12,7 +13,12 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
-#define __shared__ static  // blocks run one after the other
+// The Makefile writes `__shared__ type name;` as `auto& name = EMULATED_SHARED(type);`.
+#define EMULATED_SHARED(...)                  \
+  emulator::shared_variable<__VA_ARGS__>([] { \
+    static char of_this_instance;             \
+    return &of_this_instance;                 \
+  }())
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -39,18 +45,7 @@ inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((static_cas
 
 namespace emulator {
 
-struct Place {
-  const char* file;
-  int line;
-};
-
-void barrier(Place place);
-// Leaves the bits with the thread's warp; `published` are then those that a lane of it left.
-void publish(uint64_t bits, Place place);
-uint64_t published(unsigned lane);
-void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel);
-
-inline unsigned own_lane() { return threadIdx.x % 32; }
+inline unsigned own_lane() { return threadIdx.x % kWarp; }
 
 // The value of `lane`; one's own where there is no such lane.
 template <class T>
@@ -58,7 +53,7 @@ T shuffle(T value, unsigned lane, Place place) {
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(value));
   publish(bits, place);
-  bits = published(lane < 32 ? lane : own_lane());
+  bits = published(lane < kWarp ? lane : own_lane());
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
@@ -66,8 +61,13 @@ T shuffle(T value, unsigned lane, Place place) {
 inline unsigned ballot(bool vote, Place place) {
   publish(vote, place);
   unsigned votes = 0;
-  for (unsigned lane = 0; lane < 32; ++lane) votes |= unsigned(published(lane)) << lane;
+  for (unsigned lane = 0; lane < kWarp; ++lane) votes |= unsigned(published(lane)) << lane;
   return votes;
+}
+
+template <class T>
+T& shared_variable(const void* key) {
+  return *static_cast<T*>(shared(key, sizeof(T), alignof(T)));
 }
 
 template <class To, class From>
@@ -93,8 +93,8 @@ To same_bits(From from) {
   emulator::shuffle(value, emulator::own_lane() + unsigned(distance), EMULATOR_PLACE)
 #define __ballot_sync(mask, vote) emulator::ballot(vote, EMULATOR_PLACE)
 
-inline void cudaGridDependencySynchronize() {}
-inline void cudaTriggerProgrammaticLaunchCompletion() {}
+inline void cudaGridDependencySynchronize() { emulator::wait_for_previous(); }
+inline void cudaTriggerProgrammaticLaunchCompletion() { emulator::let_next_start(); }
 
 inline void __threadfence() {}
 template <class T>
@@ -177,6 +177,8 @@ struct cudaLaunchConfig_t {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
-  emulator::run(config->gridDim.x, config->blockDim.x, [&] { kernel(arguments...); });
+  bool early = false;
+  for (unsigned i = 0; i < config->numAttrs; ++i) early |= config->attrs[i].val.programmaticStreamSerializationAllowed;
+  emulator::run(config->gridDim.x, config->blockDim.x, early, [&] { kernel(arguments...); });
   return cudaSuccess;
 }
