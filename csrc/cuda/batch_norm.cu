@@ -23,13 +23,13 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     at.advance(walk);
   }
 #pragma unroll
-  for (int j = 0; j < kChannels; ++j) first[j] = acc_t(widen(unpack(start).value[j]));
+  for (int j = 0; j < kChannels; ++j) first[j] = unpack_wide(start).value[j];
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     if (!at.inside(i)) break;
-    const Vector<scalar_t, V> mine = unpack(held[i]);
+    const Vector<acc_t, V> mine = unpack_wide(held[i]);
 #pragma unroll
-    for (int j = 0; j < V; ++j) means[j % kChannels] += acc_t(widen(mine.value[j])) - first[j % kChannels];
+    for (int j = 0; j < V; ++j) means[j % kChannels] += mine.value[j] - first[j % kChannels];
   }
   at.sum(means);
   const acc_t count = acc_t(at.in_piece * Place::kLength);
@@ -38,11 +38,11 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     if (!at.inside(i)) break;
-    const Vector<scalar_t, V> mine = unpack(held[i]);
+    const Vector<acc_t, V> mine = unpack_wide(held[i]);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const int k = j % kChannels;
-      const acc_t distance = acc_t(widen(mine.value[j])) - first[k] - means[k];
+      const acc_t distance = mine.value[j] - first[k] - means[k];
       squares[k] += distance * distance;
     }
   }

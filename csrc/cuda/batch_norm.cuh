@@ -66,6 +66,8 @@ struct ChannelWalk {
   Divisor of_sample;  // vectors of a channel in a sample
   Divisor tiles, columns;
   int64_t channels, length;
+  // From a thread's vector to its next: samples and vectors, which are elements; and elements where a sample ends.
+  int64_t samples, rest, step, wrap;
 
   ChannelWalk(const Rows& rows, int V, const ChannelPlan& channel_plan)
       : plan(channel_plan),
@@ -73,7 +75,11 @@ struct ChannelWalk {
         tiles(plan.tiles),
         columns(plan.columns),
         channels(rows.channels),
-        length(rows.length) {}
+        length(rows.length),
+        samples(plan.depth / of_sample.value),
+        rest(plan.depth % of_sample.value),
+        step(rows.channels_last ? plan.depth * channels : samples * channels * length + rest * V),
+        wrap(rows.channels_last ? 0 : (channels - 1) * length) {}
 };
 
 // A thread's channels, kChannels from c, and its vectors, `depth` apart, at one of which it is.
@@ -112,20 +118,13 @@ struct ChannelPlace {
   }
   // Moves on by `depth` vectors.
   __device__ __forceinline__ void advance(const ChannelWalk& walk) {
-    const index_t of_sample = index_t(walk.of_sample.value);
-    const index_t samples = index_t(walk.of_sample.divide(unsigned(depth)));
-    const index_t rest = depth - samples * of_sample;
-    sample += samples;
-    position += rest;
-    if constexpr (channels_last) {
-      element += depth * walk.channels;
-    } else {
-      element += samples * walk.channels * walk.length + rest * kLength;
-    }
-    if (position < of_sample) return;
+    sample += index_t(walk.samples);
+    position += index_t(walk.rest);
+    element += walk.step;
+    if (position < index_t(walk.of_sample.value)) return;
     ++sample;
-    position -= of_sample;
-    if constexpr (!channels_last) element += (walk.channels - 1) * walk.length;
+    position -= index_t(walk.of_sample.value);
+    if constexpr (!channels_last) element += walk.wrap;
   }
   // Whether the thread has an i-th vector.
   __device__ __forceinline__ bool inside(int i) const { return i * depth < left; }

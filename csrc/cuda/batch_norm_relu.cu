@@ -148,17 +148,17 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll
   for (int i = 0; i < kChannelSlots<V>; ++i) {
     if (!at.inside(i)) break;
-    const Vector<scalar_t, V> mine = unpack(values[i]);
+    const Vector<acc_t, V> mine = unpack_wide(values[i]);
     Vector<scalar_t, V> result{};
     if (elements[i].x >= 0) {
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        result.value[j] = narrow<scalar_t>(relu(channel[j % Place::kChannels].x(acc_t(widen(mine.value[j])))));
+        result.value[j] = narrow<scalar_t>(relu(channel[j % Place::kChannels].x(mine.value[j])));
       }
     }
     store<V>(true, y + elements[i].y, result);
     if (elements[i].shortcut < 0) continue;
-    store<V>(true, shortcut + elements[i].shortcut, mine);
+    store<V>(true, shortcut + elements[i].shortcut, unpack(values[i]));
     // Channel c of x fills the zeros c, c + C, c + 2 C, ...: those before x, then those behind it.
     const int64_t before = geometry.zeros / 2;
     for (int64_t zero = at.c; zero < geometry.zeros; zero += view.walk.channels) {
@@ -205,10 +205,10 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll
     for (int i = 0; i < kChannelSlots<V>; ++i) {
       if (!at.inside(i)) break;
-      const Vector<scalar_t, V> mine = unpack(values[i]), above = unpack(grads[i]);
+      const Vector<acc_t, V> mine = unpack_wide(values[i]), above = unpack_wide(grads[i]);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        const Element<acc_t> e(channel[j % kChannels], widen(mine.value[j]), widen(above.value[j]));
+        const Element<acc_t> e(channel[j % kChannels], mine.value[j], above.value[j]);
         sums[j % kChannels] += e.passed;
         sums[kChannels + j % kChannels] += e.passed * e.xhat;
       }
@@ -274,14 +274,15 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll
   for (int i = 0; i < kChannelSlots<V>; ++i) {
     if (!at.inside(i)) break;
-    const Vector<scalar_t, V> mine = unpack(values[i]), above = unpack(grads[i]), beside = unpack(others[i]);
+    const Vector<acc_t, V> mine = unpack_wide(values[i]), above = unpack_wide(grads[i]),
+                           beside = unpack_wide(others[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const int k = j % kChannels;
-      const Element<acc_t> e(channel[k], widen(mine.value[j]), widen(above.value[j]));
+      const Element<acc_t> e(channel[k], mine.value[j], above.value[j]);
       const acc_t past_norm = channel[k].gradient(e.passed, e.xhat, dbias[k], dweight[k]);
-      result.value[j] = narrow<scalar_t>(past_norm + acc_t(widen(beside.value[j])));
+      result.value[j] = narrow<scalar_t>(past_norm + beside.value[j]);
     }
     store<V>(true, dx + element[i], result);
   }

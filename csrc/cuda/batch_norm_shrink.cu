@@ -49,10 +49,10 @@ struct NormAbsSum {
   __device__ __forceinline__ void add(const Row& row, int64_t, int64_t, left_t left, const Item& packed,
                                       acc_t (&sums)[kSums][W]) const {
     if (left <= 0) return;
-    const Vector<scalar_t, V> item = unpack(packed);
+    const Vector<acc_t, V> item = unpack_wide(packed);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t x = row.channel[j % kChannels].x(widen(item.value[j]));
+      const acc_t x = row.channel[j % kChannels].x(item.value[j]);
       sums[0][j % W] += magnitude_of(x);
     }
   }
@@ -128,13 +128,13 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   for (int i = 0; i < kSlots; ++i) {
     if (!at.inside(i)) break;
     if (i > 0 && sample[i] != sample[i - 1]) thresholds.read(sample[i], at.c, walk.channels, tau);
-    const Vector<scalar_t, V> mine = unpack(values[i]), beside = unpack(residuals[i]);
+    const Vector<acc_t, V> mine = unpack_wide(values[i]), beside = unpack_wide(residuals[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const int k = j % Place::kChannels;
-      const acc_t x = channel[k].x(widen(mine.value[j]));
-      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau[k]) + acc_t(widen(beside.value[j])));
+      const acc_t x = channel[k].x(mine.value[j]);
+      result.value[j] = narrow<scalar_t>(drsn::soft_threshold(x, tau[k]) + beside.value[j]);
     }
     store<V>(true, y + element[i], result);
   }
@@ -193,11 +193,11 @@ struct NormRowSums {
   __device__ __forceinline__ void add(const Row& row, int64_t, int64_t, left_t left, const Item& item,
                                       acc_t (&sums)[kSums][W]) const {
     if (left <= 0) return;
-    const Vector<scalar_t, V> values = unpack(item.z), grads = unpack(item.g);
+    const Vector<acc_t, V> values = unpack_wide(item.z), grads = unpack_wide(item.g);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const int k = j % kChannels;
-      const Element<acc_t> e(row.channel[k], row.tau[k], widen(values.value[j]), widen(grads.value[j]));
+      const Element<acc_t> e(row.channel[k], row.tau[k], values.value[j], grads.value[j]);
       sums[kPassedAlong][j % W] += e.passed * e.sign;
       sums[kPassed][j % W] += e.passed;
       sums[kPassedXhat][j % W] += e.passed * e.xhat;
@@ -267,12 +267,12 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   for (int i = 0; i < kSlots; ++i) {
     if (!at.inside(i)) break;
     if (i > 0 && sample[i] != sample[i - 1]) read_row(sample[i]);
-    const Vector<scalar_t, V> mine = unpack(values[i]), above = unpack(grads[i]);
+    const Vector<acc_t, V> mine = unpack_wide(values[i]), above = unpack_wide(grads[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const int k = j % kChannels;
-      const Element<acc_t> e(channel[k], tau[k], widen(mine.value[j]), widen(above.value[j]));
+      const Element<acc_t> e(channel[k], tau[k], mine.value[j], above.value[j]);
       const acc_t dx = e.passed + e.sign * row_share[k];
       result.value[j] = narrow<scalar_t>(channel[k].gradient(dx, e.xhat, dbias[k], dweight[k]));
     }

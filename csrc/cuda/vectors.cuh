@@ -64,6 +64,24 @@ __device__ __forceinline__ Vector<scalar_t, V> unpack(const Packed<scalar_t, V>&
   return v;
 }
 
+// The elements, widened. Of two bfloat16 in a word the compiler would take the second one out before it widens it.
+template <class scalar_t, int V>
+__device__ __forceinline__ Vector<Accumulator<scalar_t>, V> unpack_wide(const Packed<scalar_t, V>& packed) {
+  const Vector<scalar_t, V> v = unpack(packed);
+  Vector<Accumulator<scalar_t>, V> wide;
+  if constexpr (V > 1 && std::is_same_v<scalar_t, __nv_bfloat16>) {
+    unsigned words[V / 2];
+    memcpy(words, &v, sizeof(v));
+#pragma unroll
+    for (int j = 0; j < V; ++j)
+      wide.value[j] = __uint_as_float(j % 2 == 0 ? words[j / 2] << 16 : words[j / 2] & ~0xffffu);
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) wide.value[j] = widen(v.value[j]);
+  }
+  return wide;
+}
+
 // V elements in one access, zeros where not `inside`; p is aligned to the vector.
 template <int V, class scalar_t>
 __device__ __forceinline__ Packed<scalar_t, V> load_if(bool inside, const scalar_t* p) {
