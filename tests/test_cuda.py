@@ -300,7 +300,7 @@ class TestTheEndOfTheMemory:
         limit()
         # in place, what there is no room for is the mask, of 2 or 3 bits an element
         with pytest.raises(
-            RuntimeError, match=r"CUDA out of memory: drsn_ops asked PyTorch for a tensor of shape"
+            torch.OutOfMemoryError, match=r"CUDA out of memory: drsn_ops asked PyTorch for a tensor of shape"
         ):
             function(x, threshold, inplace=inplace)
         torch.cuda.set_per_process_memory_fraction(1.0)

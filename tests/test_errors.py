@@ -1,5 +1,7 @@
 """Every wrong argument: the message names it, what came and what is allowed, and nothing is written."""
 
+import copy
+
 import pytest
 import torch
 
@@ -271,8 +273,36 @@ def test_the_registered_operators_check_what_would_crash_them(call, message):
         call()
 
 
-def test_no_memory_says_so():
+TOO_MUCH = torch.ones(1).expand(2**46)
+NO_MEMORY = {
+    "forward": lambda: drsn_ops.soft_threshold(TOO_MUCH, 0.5),
+    "with a mask": lambda: drsn_ops.soft_threshold(TOO_MUCH, torch.ones(1, requires_grad=True)),
+    "in a copy": lambda: drsn_ops.abs_mean(TOO_MUCH.view(2, 2, -1)),
+    "backward": lambda: OPERATORS.soft_threshold_backward.default(
+        TOO_MUCH, torch.ones(1, dtype=torch.uint8).expand(2**44), [], None, False, True
+    ),
+    "compiled": lambda: torch.compile(drsn_ops.soft_threshold, backend="aot_eager")(TOO_MUCH, 0.5),
+}
+
+
+@pytest.mark.parametrize("call", NO_MEMORY.values(), ids=NO_MEMORY.keys())
+def test_no_memory_says_so(call):
     with pytest.raises(
-        RuntimeError, match=r"out of memory: drsn_ops asked PyTorch for a tensor of shape \(\d+,\)"
+        torch.OutOfMemoryError, match="out of memory: drsn_ops asked PyTorch for a tensor of shape"
     ):
-        drsn_ops.soft_threshold(torch.ones(1).expand(2**46), 0.5)
+        call()
+
+
+def test_no_memory_for_a_kernel_says_so():
+    def fails(*arguments):
+        raise RuntimeError(words)
+
+    operator = copy.copy(OPERATORS.soft_threshold.default)
+    operator._op = fails
+    words = "drsn_ops: out of memory"  # what CUDA says
+    with pytest.raises(torch.OutOfMemoryError, match=words):
+        operator(x, None, 0.5)
+    words = "drsn_ops: invalid argument"
+    with pytest.raises(RuntimeError, match=words) as raised:
+        operator(x, None, 0.5)
+    assert raised.type is RuntimeError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -99,6 +100,28 @@ def _build_id(library: Path) -> bytes:
 
 
 cuda_reason = _load()
+
+
+class _Operator(torch._ops.OpOverload):
+    """An operator that raises torch.OutOfMemoryError for want of memory, wherever it is called from.
+
+    PyTorch's stable interface knows no types of errors: what comes through it is a RuntimeError.
+    """
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._op(*args, **kwargs)
+        except RuntimeError as error:
+            if "out of memory" in str(error):
+                raise torch.OutOfMemoryError(str(error)) from None
+            raise
+
+
+with contextlib.suppress(TypeError):  # of a PyTorch to come whose operators cannot be given a class
+    for _name in torch._C._dispatch_get_all_op_names():
+        if _name.startswith(f"{NAMESPACE}::"):
+            getattr(OPS, _name.partition("::")[2]).default.__class__ = _Operator
+
 simd: str = OPS.cpu_simd()
 _warned = False
 
