@@ -82,7 +82,7 @@ CXX_FLAGS += ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-co
 CXX_FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 # -O2 is for host code: nvcc always optimises device code. For a profiler: NVCC_APPEND_FLAGS=-lineinfo.
 NVCC_FLAGS = ["-O0", "-g", "-G"] if DEBUG else ["-O2"]
-NVCC_FLAGS += ["-Xcompiler", "-fvisibility=hidden", "--compress-mode=size"]
+NVCC_FLAGS += ["-Xcompiler", "-fvisibility=hidden"]
 
 
 def nvcc_output(toolkit, flag):
@@ -155,7 +155,9 @@ def cuda_library_dirs(toolkit):
 def default_cuda_archs(toolkit):
     known = nvcc_output(toolkit, "--list-gpu-arch").split()
     archs = [a for a in ("7.5", "8.0", "9.0", "10.0", "12.0") if "compute_" + a.replace(".", "") in known]
-    return ";".join(archs) + "+PTX"  # newer GPUs compile the last one's PTX
+    # 10.3 and 12.1 run the code of 10.0 and 12.0; 11.0 and GPUs to come compile the PTX
+    ptx = "10.0" if "10.0" in archs else archs[-1]
+    return ";".join(a + "+PTX" if a == ptx else a for a in archs)
 
 
 def choose_cuda():
@@ -175,6 +177,8 @@ def choose_cuda():
 CUDA_HOME, CUDA_REASON = choose_cuda()
 CUDA_VERSION = cuda_version(CUDA_HOME) if CUDA_HOME else None
 CUDA_ARCHS = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";").split(";") if CUDA_HOME else []
+if CUDA_HOME and "--compress-mode" in nvcc_output(CUDA_HOME, "--help"):
+    NVCC_FLAGS.append("--compress-mode=size")
 if CUDA_HOME and PORTABLE:
     # PyTorch's BuildExtension refuses another CUDA's nvcc, and follows no headers of .cu files where it has no CUDA
     torch.version.cuda = CUDA_VERSION

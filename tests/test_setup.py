@@ -20,6 +20,7 @@ NVCC = """#!/bin/sh
 case $1 in
     --version) echo 'Cuda compilation tools, release 13.0, V13.0.88' ;;
     --list-gpu-arch) printf 'compute_75\\ncompute_80\\ncompute_90\\n' ;;
+    --help) echo 'Usage: nvcc [options] <inputfile>' ;;
     *) exit 1 ;;
 esac
 """
@@ -97,6 +98,27 @@ class TestUseCuda:
         for name in ("DEBUG", "PORTABLE"):
             with pytest.raises(SystemExit, match=rf"^{name} may be 0, 1 or not set, and is '{wish}'\.$"):
                 run_setup(**{name: wish})
+
+    @pytest.mark.parametrize(
+        "newest, expected",
+        [
+            ("90", "7.5;8.0;9.0+PTX"),
+            ("90\\ncompute_100", "7.5;8.0;9.0;10.0+PTX"),
+            ("90\\ncompute_100\\ncompute_110\\ncompute_120", "7.5;8.0;9.0;10.0+PTX;12.0"),
+        ],
+    )
+    def test_the_ptx_is_older_than_each_gpu_without_code_of_its_own(
+        self, run_setup, tmp_path, newest, expected
+    ):
+        run_setup(CUDA_HOME=make_toolkit(tmp_path, NVCC.replace("compute_90", f"compute_{newest}")))
+        assert os.environ["TORCH_CUDA_ARCH_LIST"] == expected
+
+    @pytest.mark.parametrize("knows", [False, True])
+    def test_code_is_packed_small_where_nvcc_can(self, run_setup, tmp_path, knows):
+        words = "--compress-mode [default,size,speed,balance,none]" if knows else "--no-compress"
+        place = make_toolkit(tmp_path, NVCC.replace("Usage: nvcc [options] <inputfile>", words))
+        flags = run_setup(CUDA_HOME=place)["extensions"]["drsn_ops._ops_cuda"].extra_compile_args["nvcc"]
+        assert ("--compress-mode=size" in flags) is knows
 
     def test_architectures_that_are_asked_for(self, run_setup, tmp_path):
         names = run_setup(CUDA_HOME=make_toolkit(tmp_path), TORCH_CUDA_ARCH_LIST="8.6 9.0a")
