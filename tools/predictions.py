@@ -148,7 +148,10 @@ def fitting(row: Row, kernel: Kernel, V: int) -> tuple[CodePath, int] | None:
         if for_each or seen.others == row.others:
             # what the row does not have may still be on each path, under a predicate
             beside = (
-                seen.stores - stores + (0 if row.mask else seen.bytes) + (seen.others if row.others == 0 else 0)
+                seen.stores
+                - stores
+                + (0 if row.mask else seen.bytes)
+                + (seen.others if row.others == 0 else 0)
             )
             rank = (vectors, -beside, seen.bytes, for_each, path.arithmetic, seen.others, -path.cost)
             found.append((rank, path, vectors))
