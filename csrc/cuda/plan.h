@@ -138,7 +138,7 @@ struct ChannelPlan {
   int64_t blocks;
 };
 
-// `steps`: vectors of a thread.
+// `steps`: vectors of a thread; it has fewer where the blocks would leave multiprocessors idle.
 inline ChannelPlan plan_channels(const Rows& rows, int V, int64_t steps) {
   ChannelPlan plan{};
   const int64_t across = rows.channels_last ? ceil_div(rows.channels, V) : rows.channels;
@@ -146,6 +146,7 @@ inline ChannelPlan plan_channels(const Rows& rows, int V, int64_t steps) {
   plan.tiles = ceil_div(across, plan.columns);
   plan.vectors = rows.samples * (rows.channels_last ? rows.length : ceil_div(rows.length, V));
   plan.depth = int(std::min<int64_t>(kThreads / plan.columns, plan.vectors));
+  while (steps > 1 && plan.tiles * ceil_div(plan.vectors, plan.depth * steps) < kBusyBlocks) steps /= 2;
   plan.piece = plan.depth * steps;
   plan.pieces = ceil_div(plan.vectors, plan.piece);
   plan.threads = int(ceil_div(int64_t(plan.columns) * plan.depth, kWarp) * kWarp);
@@ -153,10 +154,11 @@ inline ChannelPlan plan_channels(const Rows& rows, int V, int64_t steps) {
   return plan;
 }
 
-// For sums over a channel: as few pieces as still fill a device.
+// For sums over a channel: long pieces, and yet so many that a device which ends with a part of its blocks idles
+// little.
 inline ChannelPlan plan_channel_sums(const Rows& rows, int V) {
   const ChannelPlan single = plan_channels(rows, V, 1);
-  return plan_channels(rows, V, std::max<int64_t>(8, ceil_div(single.pieces, ceil_div(1024, single.tiles))));
+  return plan_channels(rows, V, std::max<int64_t>(8, ceil_div(single.pieces, ceil_div(4 * kManyBlocks, single.tiles))));
 }
 
 constexpr int kTile = 32;                // a block of a gate's kernels: kTile x kTile sums, in steps of kTile terms
