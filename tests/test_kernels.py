@@ -158,8 +158,8 @@ def test_gates(device, rows, dtype, norm, statistic):
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("norm", ["batch", "rms"])
-@pytest.mark.parametrize("samples", [32, 33, 64, 65, 600])
-def test_gates_of_more_samples_than_one_block_or_one_sum_takes(device, samples, norm, dtype):
+@pytest.mark.parametrize("samples", [32, 33, 256, 257, 600])
+def test_gates_of_more_samples_than_one_block_one_cluster_or_one_sum_takes(device, samples, norm, dtype):
     gate = make_gate(3, 5, 3, norm).to(device, dtype)
     compare_gated_shrink((samples, 3, 8), dtype, gate)
 
@@ -167,14 +167,15 @@ def test_gates_of_more_samples_than_one_block_or_one_sum_takes(device, samples, 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("norm, training", [("batch", True), ("batch", False), ("rms", True), ("none", True)])
-def test_a_gate_in_one_launch_has_the_bits_of_one_in_two(device, norm, training, dtype):
+@pytest.mark.parametrize("samples", [32, 64])  # a block, a cluster of them
+def test_a_gate_in_one_launch_has_the_bits_of_one_in_two(device, samples, norm, training, dtype):
     """A batch norm's gate grows by features without a weight behind, others' batches by samples without a gradient."""
-    channels, samples = 6, 32
-    gate, wide = (make_gate(channels, h, channels, norm).to(device, dtype).train(training) for h in (5, 96))
+    channels = 6
+    gate, wide = (make_gate(channels, h, channels, norm).to(device, dtype).train(training) for h in (5, 288))
     wide[3].weight.data.zero_()
     for own, other in zip(gate.state_dict().values(), wide.state_dict().values(), strict=True):
         other[tuple(map(slice, own.shape))] = own
-    x = lay_out(make_features((160, channels, 3, 3), device).to(dtype), "channels_last")
+    x = lay_out(make_features((288, channels, 3, 3), device).to(dtype), "channels_last")
     grad = torch.randn_like(x)
     grad[samples:] = 0
 

@@ -136,8 +136,9 @@ __global__ void __launch_bounds__(kThreads, kGateBlocks<acc_t>)
                 const __grid_constant__ Layers layers) {
   wait_for_previous();
   __shared__ Tiles<acc_t> tiles;
-  for_each_block(layers.first, [&](int64_t block) { hidden_layer(op, pieces, tiles, block); });
-  for_each_block(layers.second, [&](int64_t block) { alpha_layer(op, pieces, tiles, block); });
+  if (blockIdx.x < layers.first) hidden_layer(op, pieces, tiles, blockIdx.x);
+  if (layers.both()) wait_for_cluster();
+  if (blockIdx.x < layers.second) alpha_layer(op, pieces, tiles, blockIdx.x);
   if (layers.second > 0) count_batch(op.gate.norm);  // block 0 alone reads the counter, and all of it is past that
 }
 
@@ -169,12 +170,8 @@ cudaError_t gate_forward(const GateForward& op, cudaStream_t stream) {
   const NormPieces pieces(op.rows.samples);
   const Layers all{pieces.count * ceil_div(op.gate.hidden, kTile),
                    ceil_div(op.rows.samples, kTile) * ceil_div(op.gate.outputs, kTile)};
-  const int64_t products = tile_products(op.rows.samples, op.gate.hidden, op.rows.channels) +
-                           tile_products(op.rows.samples, op.gate.hidden, op.gate.outputs);
   return dispatch_accumulator(op.dtype, [&](auto accumulator) {
-    return launch_layers(all, products, [&](int64_t blocks, const Layers& layers) {
-      return launch_next(&gate_layers<decltype(accumulator)>, blocks, kThreads, stream, op, pieces, layers);
-    });
+    return launch_layers(&gate_layers<decltype(accumulator)>, all, stream, op, pieces);
   });
 }
 

@@ -56,15 +56,21 @@ struct GateBackward : GatedShrinkBackward {
 // The blocks of a gate's two layers; 0 where a launch does without one.
 struct Layers {
   int64_t first, second;
+  constexpr bool both() const { return first > 0 && second > 0; }
 };
 
-// One launch for both layers, run(blocks, layers), where one block makes all their products of tiles; else one for
+// Launches kernel(arguments..., layers): once for both layers where one block or one cluster makes them, else once for
 // each.
-template <class Run>
-cudaError_t launch_layers(const Layers& all, int64_t products, Run run) {
-  if (all.first > 0 && fits_one_block(products)) return run(1, all);
-  DRSN_CUDA_TRY(run(all.first, Layers{all.first, 0}));
-  return run(all.second, Layers{0, all.second});
+template <class... Parameters, class... Arguments>
+cudaError_t launch_layers(void (*kernel)(Parameters...), const Layers& all, cudaStream_t stream,
+                          const Arguments&... arguments) {
+  const int64_t most = std::max(all.first, all.second);
+  const bool cluster = most > 1 && most <= kMostOfCluster && compiled_for_hopper(reinterpret_cast<const void*>(kernel));
+  if (all.both() && (most == 1 || cluster)) {
+    return launch_next(kernel, power_of_two_at_least(most), kThreads, Stream(stream, true, cluster), arguments..., all);
+  }
+  DRSN_CUDA_TRY(launch_next(kernel, all.first, kThreads, stream, arguments..., Layers{all.first, 0}));
+  return launch_next(kernel, all.second, kThreads, stream, arguments..., Layers{0, all.second});
 }
 
 cudaError_t gate_forward(const GateForward& op, cudaStream_t stream);

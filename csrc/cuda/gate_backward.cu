@@ -1,5 +1,5 @@
-// The gate over a whole batch, backward: two layers of tiles, one launch each, or one for both where one block makes
-// them; and one launch more for a very long batch.
+// The gate over a whole batch, backward: two layers of tiles, one launch each, or one for both where they are small;
+// and one launch more for a very long batch.
 //   hidden_gradient  dz2; dh = [h > 0] w2^T dz2, and the sums over it that the norm's gradient needs
 //   make_product     w1^T dz1 for the share of each row; dz1^T m and dz2^T a for the parameters' gradients; dz1, the
 //                    gradient before the norm, is made on the way
@@ -389,8 +389,9 @@ __global__ void __launch_bounds__(kThreads, kGateBlocks<acc_t>)
                          const __grid_constant__ Layers layers) {
   wait_for_previous();
   __shared__ Tiles<acc_t> tiles;
-  for_each_block(layers.first, [&](int64_t block) { hidden_gradient(op, pieces, tiles, block); });
-  for_each_block(layers.second, [&](int64_t block) { make_product(op, blocks, out, tiles, block); });
+  if (blockIdx.x < layers.first) hidden_gradient(op, pieces, tiles, blockIdx.x);
+  if (layers.both()) wait_for_cluster();
+  if (blockIdx.x < layers.second) make_product(op, blocks, out, tiles, blockIdx.x);
 }
 
 template <class acc_t>
@@ -435,17 +436,12 @@ namespace {
 cudaError_t run_layers(const GateBackward& op, bool both, cudaStream_t stream) {
   const NormPieces norm_pieces(op.rows.samples);
   const ProductBlocks blocks(op);
-  const int64_t hidden_tiles = ceil_div(op.gate.hidden, kTile);
-  const Layers all{both ? norm_pieces.count * hidden_tiles : 0, blocks.count()};
-  const int64_t products = tile_products(op.rows.samples, op.gate.hidden, op.gate.outputs) +
-                           blocks.share * hidden_tiles + (blocks.w1 + blocks.w2) * ceil_div(op.rows.samples, kTile);
+  const Layers all{both ? norm_pieces.count * ceil_div(op.gate.hidden, kTile) : 0, blocks.count()};
   return dispatch_accumulator(op.dtype, [&](auto accumulator) {
     using acc_t = decltype(accumulator);
     const Gradients out(op);
-    DRSN_CUDA_TRY(launch_layers(all, products, [&](int64_t count, const Layers& layers) {
-      return launch_next(&gate_backward_layers<acc_t>, count, kThreads, stream, op, norm_pieces, blocks,
-                         blocks.pieces.count > 1 ? of_first_piece<acc_t>(op) : out, layers);
-    }));
+    DRSN_CUDA_TRY(launch_layers(&gate_backward_layers<acc_t>, all, stream, op, norm_pieces, blocks,
+                                blocks.pieces.count > 1 ? of_first_piece<acc_t>(op) : out));
     if (blocks.pieces.count == 1 || blocks.w1 + blocks.w2 == 0) return cudaSuccess;
     return launch_next(&add_pieces<acc_t>, ceil_div(op.weights_size(), kThreads), kThreads, stream, out,
                        static_cast<const acc_t*>(op.piece_gradients), blocks.pieces.count, op.weights_size());

@@ -28,17 +28,6 @@ struct Tiles {
 template <class acc_t>
 constexpr int kGateBlocks = sizeof(acc_t) == sizeof(float) ? 2 : kFewBlocks;
 
-// make(b) for each of a layer's `count` blocks, which the blocks of the launch share out. All that a block's threads
-// have written is then seen by all of them.
-template <class Make>
-__device__ __forceinline__ void for_each_block(int64_t count, Make make) {
-#pragma unroll 1
-  for (int64_t b = blockIdx.x; b < count; b += gridDim.x) {
-    make(b);
-    __syncthreads();
-  }
-}
-
 // The sum over the threads of each place threadIdx.x % kTile, in every thread.
 template <class acc_t>
 __device__ __forceinline__ acc_t place_sum(Tiles<acc_t>& tiles, acc_t v) {

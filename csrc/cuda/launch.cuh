@@ -103,9 +103,22 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-// True if wait_for_previous waits in the code that the current device runs: a new device may run what was compiled for
-// an old one. All kernels are compiled alike, so that what holds for one on a device holds for all.
-inline bool kernels_wait(const void* kernel) {
+// Waits for every thread of a launch of one block or one cluster; what they have written is seen from then on.
+__device__ __forceinline__ void wait_for_cluster() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  if (gridDim.x > 1) {
+    __cluster_barrier_arrive();
+    __cluster_barrier_wait();
+    return;
+  }
+#endif
+  __syncthreads();
+}
+
+// True if the code that the current device runs is compiled for 9.0 or newer: it waits for kernels and has clusters. A
+// new device may run what was compiled for an old one. All kernels are compiled alike, so that what holds for one on a
+// device holds for all.
+inline bool compiled_for_hopper(const void* kernel) {
   constexpr int kDevices = 64;
   static std::atomic<int> versions[kDevices];  // 0: not asked yet
   int device = 0;
@@ -123,12 +136,15 @@ inline bool kernels_wait(const void* kernel) {
   return version >= 90;
 }
 
-// Where a kernel is launched, and whether another one of the same call is before it there.
+// Where a kernel is launched, whether another one of the same call is before it there, and whether all its blocks are
+// one cluster: on the device at the same time, with a barrier.
 struct Stream {
   cudaStream_t handle;
   bool follows;
+  bool cluster;
 
-  Stream(cudaStream_t stream, bool follows_another = false) : handle(stream), follows(follows_another) {}
+  Stream(cudaStream_t stream, bool follows_another = false, bool one_cluster = false)
+      : handle(stream), follows(follows_another), cluster(one_cluster) {}
   operator cudaStream_t() const { return handle; }
 };
 
@@ -141,11 +157,19 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, S
   config.gridDim = dim3(unsigned(blocks));
   config.blockDim = dim3(unsigned(threads));
   config.stream = stream;
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = stream.follows && kernels_wait(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
+  cudaLaunchAttribute attributes[2]{};
+  config.attrs = attributes;
+  if (stream.follows && compiled_for_hopper(reinterpret_cast<const void*>(kernel))) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (stream.cluster) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = config.gridDim.x;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  }
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error != cudaSuccess) cudaGetLastError();  // cleared: the next caller must not find it
   return error;
@@ -153,9 +177,10 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, S
 
 // For a kernel that follows another one of the same call.
 template <class... Parameters, class... Arguments>
-cudaError_t launch_next(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
+cudaError_t launch_next(void (*kernel)(Parameters...), int64_t blocks, int threads, Stream stream,
                         const Arguments&... arguments) {
-  return launch(kernel, blocks, threads, Stream(stream, true), arguments...);
+  stream.follows = true;
+  return launch(kernel, blocks, threads, stream, arguments...);
 }
 
 }  // namespace drsn::cuda

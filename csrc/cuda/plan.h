@@ -10,8 +10,8 @@
 //   shrink and its backward, the    sums, then an elementwise kernel that reads x, or the gradient, again, from its end
 //     rest (channels_last, long rows)
 //   everything else                 elementwise     V elements per thread and step, in memory order
-//   gate                            tiles           32 samples x 32 features or outputs per block; one block for both
-//                                                   layers where the batch is small
+//   gate                            tiles           32 samples x 32 features or outputs per block; both layers in one
+//                                                   launch where a cluster, or a single block, makes them
 //   gated shrink, contiguous, fits  on chip         a sample and its gate in a block; not where the gate's norm is
 //                                                   kBatch, nor where reading the weights again for every sample would
 //                                                   cost more than reading x again
@@ -164,14 +164,9 @@ inline ChannelPlan plan_channel_sums(const Rows& rows, int V) {
 constexpr int kTile = 32;                // a block of a gate's kernels: kTile x kTile sums, in steps of kTile terms
 constexpr int64_t kMaxBatchPieces = 64;  // of a sum over the batch
 
-// The products of two tiles that a block of a gate's kernels makes for i x j sums of k terms.
-inline int64_t tile_products(int64_t i, int64_t j, int64_t k) {
-  return ceil_div(i, kTile) * ceil_div(j, kTile) * ceil_div(k, kTile);
-}
-// True if one block makes both layers of a gate, with as many products in all. A product is predicted to take half a
-// microsecond: a load from the cache, two barriers, 32 steps of 2 loads and 4 multiply-adds for each of 8 warps. Two
-// launches make two products one after the other, and the second launch is predicted to cost one microsecond.
-inline bool fits_one_block(int64_t products) { return products <= 4; }
+// Of the blocks that make both layers of a gate in one launch, with a barrier between: every device with clusters takes
+// as many. More go without the barrier and with a second launch.
+constexpr int64_t kMostOfCluster = 8;
 
 // Pieces of the batch, whole tiles of samples, for the sums of a gate's norm over the batch.
 struct NormPieces {

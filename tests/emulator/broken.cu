@@ -19,16 +19,29 @@ alignas(16) float memory[3][kThreads * kBlocks];
 float *const in = memory[0], *const out = memory[1], *const other = memory[2];
 
 template <class... Parameters, class... Arguments>
-void launch(bool early, void (*kernel)(Parameters...), const Arguments&... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = early;
+void launch_with(cudaLaunchAttribute attribute, void (*kernel)(Parameters...), const Arguments&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(kBlocks);
   config.blockDim = dim3(kThreads);
   config.attrs = &attribute;
   config.numAttrs = 1;
   cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <class... Parameters, class... Arguments>
+void launch(bool early, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = early;
+  launch_with(attribute, kernel, arguments...);
+}
+
+template <class... Parameters, class... Arguments>
+void launch_cluster(void (*kernel)(Parameters...), const Arguments&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = kBlocks;
+  launch_with(attribute, kernel, arguments...);
 }
 
 __device__ int own() { return blockIdx.x * blockDim.x + threadIdx.x; }
@@ -53,6 +66,16 @@ __global__ void read_neighbour(int distance, Between synchronized) {
 }
 
 __global__ void add_in_place(int distance) { out[own()] += out[(own() + distance) % (kThreads * kBlocks)]; }
+
+// Reads what the next block has written; the first `waiting` blocks wait for each other.
+__global__ void read_block(unsigned waiting, bool all_read) {
+  other[own()] = 1;
+  if (blockIdx.x < waiting) {
+    __cluster_barrier_arrive();
+    __cluster_barrier_wait();
+  }
+  if (blockIdx.x < waiting || all_read) out[own()] = other[(own() + kThreads) % (kThreads * kBlocks)];
+}
 
 __global__ void load_vector(int offset) { out[own()] = drsn::cuda::load_if<4>(true, in + offset).bits.x; }
 __global__ void load_shared_vector() {
@@ -113,6 +136,10 @@ const std::map<std::string, std::function<void()>> programs = {
     {"a neighbour of the warp behind no shuffle", [] { launch(false, read_neighbour, 1, Between::kNothing); }},
     {"in place, one's own element", [] { launch(false, add_in_place, 0); }},
     {"in place, another block's element", [] { launch(false, add_in_place, kThreads); }},
+    {"another block's element behind a cluster's barrier", [] { launch_cluster(read_block, 8u, true); }},
+    {"another block's element behind no barrier", [] { launch_cluster(read_block, 0u, true); }},
+    {"a cluster's barrier of some blocks", [] { launch_cluster(read_block, 7u, false); }},
+    {"a cluster's barrier without a cluster", [] { launch(false, read_block, 8u, true); }},
     {"a vector", [] { launch(false, load_vector, 4); }},
     {"a misaligned vector", [] { launch(false, load_vector, 2); }},
     {"a misaligned vector of shared memory", [] { launch(false, load_shared_vector); }},

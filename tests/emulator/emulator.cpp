@@ -1,5 +1,5 @@
 // Runs the kernels of csrc/cuda, compiled as C++, on a CPU. Each thread of a block is a fiber. The order of fibers and
-// of blocks is another for every launch, and up to four blocks take turns, so that a result which depends on the order
+// of blocks is another for every launch, and up to eight blocks take turns, so that a result which depends on the order
 // changes from run to run; the number given to seed_emulator brings an order back. What a GPU leaves undefined ends the
 // process: a shuffle that only part of a warp reaches, a barrier that only some of the threads that have not ended
 // reach, a kernel that may start early and does not wait for the one before, and what memory.cpp watches for.
@@ -32,11 +32,11 @@ Launch launch;
 namespace {
 
 constexpr unsigned kMostThreads = 1024;
-constexpr unsigned kMostResident = 4;
+constexpr unsigned kMostResident = 8;
 constexpr size_t kStack = 256 * 1024;
 constexpr size_t kStacks = kMostResident * kMostThreads * kStack;
 
-enum class Wait { kNothing, kExchange, kBarrier, kEnd };
+enum class Wait { kNothing, kExchange, kBarrier, kCluster, kEnd };
 
 struct Fiber {
   char* stack;
@@ -68,7 +68,8 @@ Block* block;  // that runs, and its thread
 Fiber* fiber;
 unsigned threads_of_launch;
 const std::function<void()>* kernel_of_launch;
-bool early_launch;
+bool early_launch, cluster_launch;
+Moment start_of_launch;
 bool next_may_start_early;  // before all threads have waited
 jmp_buf scheduler;
 int errors = STDERR_FILENO;
@@ -172,23 +173,29 @@ void start_block(unsigned index) {
   shuffle_warps();
 }
 
-// Runs one more warp of the block up to the barrier; false where the block has ended.
-bool run_block() {
-  run_warp(block->warps.back());
-  block->warps.pop_back();
-  if (!block->warps.empty()) return true;
-  check_together(0, threads_of_launch, true, "a barrier that not every thread reaches");
-  ++now;
-  bool ended = true;
+// Lets the threads of the block go on.
+void pass_barrier() {
   for (unsigned i = 0; i < threads_of_launch; ++i) {
     Fiber& next = block->fibers[i];
     if (next.wait == Wait::kEnd) continue;
     next.wait = Wait::kNothing;
     next.thread.barrier = now;
-    ended = false;
   }
-  if (!ended) shuffle_warps();
-  return !ended;
+  shuffle_warps();
+}
+
+// Runs one more warp of the block up to the barrier, and returns what the block waits for then.
+Wait run_block() {
+  run_warp(block->warps.back());
+  block->warps.pop_back();
+  if (!block->warps.empty()) return Wait::kNothing;
+  check_together(0, threads_of_launch, true, "a barrier that not every thread reaches");
+  Wait wait = Wait::kEnd;
+  for (unsigned i = 0; i < threads_of_launch; ++i) wait = std::min(wait, block->fibers[i].wait);
+  if (wait != Wait::kBarrier) return wait;
+  ++now;
+  pass_barrier();
+  return Wait::kNothing;
 }
 
 }  // namespace
@@ -210,6 +217,11 @@ bool in_stacks(const void* memory) {
 }
 
 void barrier(Place place) { pause(Wait::kBarrier, place); }
+
+void cluster_barrier(Place place) {
+  if (!cluster_launch) fail_at("a cluster's barrier in a launch without one", place);
+  pause(Wait::kCluster, place);
+}
 
 void publish(uint64_t bits, Place place) {
   fiber->offered = bits;
@@ -238,11 +250,12 @@ void let_next_start() {
   if (!fiber->thread.waited) next_may_start_early = true;
 }
 
-void run(unsigned blocks, unsigned threads, bool early, const std::function<void()>& kernel) {
+void run(unsigned blocks, unsigned threads, bool early, bool cluster, const std::function<void()>& kernel) {
   const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
   if (threads % kWarp != 0 || threads > kMostThreads) {
     fail("a block of part of a warp, or too large", "a launch");
   }
+  if (cluster && blocks > kMostResident) fail("a cluster that is too large", "a launch");
   if (stacks == nullptr) {
     stacks = static_cast<char*>(
         mmap(nullptr, kStacks, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
@@ -250,9 +263,11 @@ void run(unsigned blocks, unsigned threads, bool early, const std::function<void
   }
   const Launch before = launch;
   launch.start = ++now;
-  launch.unfinished = !early ? launch.start : next_may_start_early ? before.unfinished : before.start;
+  launch.unfinished = !early ? launch.start : next_may_start_early ? before.unfinished : start_of_launch;
+  start_of_launch = launch.start;
   if (!early) forget_all();
   early_launch = early;
+  cluster_launch = cluster;
   next_may_start_early = false;
   kernel_of_launch = &kernel;
   threads_of_launch = threads;
@@ -262,8 +277,8 @@ void run(unsigned blocks, unsigned threads, bool early, const std::function<void
   std::vector<unsigned> all(blocks);
   std::iota(all.begin(), all.end(), 0);
   std::shuffle(all.begin(), all.end(), order);
-  std::vector<Block*> running;
-  const unsigned most = std::min(1 + unsigned(order() % kMostResident), blocks);
+  std::vector<Block*> running, waiting;
+  const unsigned most = cluster ? blocks : std::min(1 + unsigned(order() % kMostResident), blocks);
   for (unsigned i = 0; i < most; ++i) {
     running.push_back(block = &residents[i]);
     start_block(all.back());
@@ -272,13 +287,23 @@ void run(unsigned blocks, unsigned threads, bool early, const std::function<void
   while (!running.empty()) {
     Block*& chosen = running[order() % running.size()];
     block = chosen;
-    if (run_block()) continue;
+    const Wait wait = run_block();
+    if (wait == Wait::kNothing) continue;
+    if (wait == Wait::kCluster) waiting.push_back(block);
     if (all.empty()) {
       chosen = running.back();
       running.pop_back();
     } else {
       start_block(all.back());
       all.pop_back();
+    }
+    if (!running.empty() || waiting.empty()) continue;
+    if (waiting.size() < blocks) fail("a cluster's barrier that not every block reaches", "a launch");
+    launch.start = ++now;  // what was done before is done, for every block
+    running.swap(waiting);
+    for (Block* next : running) {
+      block = next;
+      pass_barrier();
     }
   }
 }

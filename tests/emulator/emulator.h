@@ -15,6 +15,7 @@ struct Place {
 };
 
 void barrier(Place place);
+void cluster_barrier(Place place);
 // Leaves the bits with the thread's warp; `published` are then those that a lane of it left.
 void publish(uint64_t bits, Place place);
 uint64_t published(unsigned lane);
@@ -22,8 +23,8 @@ uint64_t published(unsigned lane);
 void* shared(const void* key, size_t bytes, size_t alignment);
 void wait_for_previous();
 void let_next_start();
-// `early`: the kernel may start before the one before has ended.
-void run(unsigned blocks, unsigned threads, bool early, const std::function<void()>& kernel);
+// `early`: the kernel may start before the one before has ended. `cluster`: the blocks are one cluster.
+void run(unsigned blocks, unsigned threads, bool early, bool cluster, const std::function<void()>& kernel);
 
 // Counted up at every launch, barrier and shuffle.
 using Moment = uint64_t;

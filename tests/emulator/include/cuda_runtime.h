@@ -83,6 +83,7 @@ To same_bits(From from) {
 #define EMULATOR_PLACE \
   emulator::Place { __FILE__, __LINE__ }
 #define __syncthreads() emulator::barrier(EMULATOR_PLACE)
+#define __cluster_barrier_wait() emulator::cluster_barrier(EMULATOR_PLACE)
 #define __syncwarp() emulator::publish(0, EMULATOR_PLACE)
 #define __shfl_sync(mask, value, lane) emulator::shuffle(value, (lane) % 32u, EMULATOR_PLACE)
 #define __shfl_xor_sync(mask, value, distance) \
@@ -97,6 +98,7 @@ inline void cudaGridDependencySynchronize() { emulator::wait_for_previous(); }
 inline void cudaTriggerProgrammaticLaunchCompletion() { emulator::let_next_start(); }
 
 inline void __threadfence() {}
+inline void __cluster_barrier_arrive() {}
 template <class T>
 T atomicAdd(T* address, T value) {
   const T before = *address;
@@ -161,11 +163,14 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const v
   return cudaSuccess;
 }
 
-enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization };
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization, cudaLaunchAttributeClusterDimension };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
     int programmaticStreamSerializationAllowed;
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -178,7 +183,12 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
   bool early = false;
-  for (unsigned i = 0; i < config->numAttrs; ++i) early |= config->attrs[i].val.programmaticStreamSerializationAllowed;
-  emulator::run(config->gridDim.x, config->blockDim.x, early, [&] { kernel(arguments...); });
+  unsigned cluster = 0;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    early |= config->attrs[i].val.programmaticStreamSerializationAllowed;
+    cluster |= config->attrs[i].val.clusterDim.x;
+  }
+  if (cluster > 0 && cluster != config->gridDim.x) return cudaErrorInvalidConfiguration;  // several are not emulated
+  emulator::run(config->gridDim.x, config->blockDim.x, early, cluster > 0, [&] { kernel(arguments...); });
   return cudaSuccess;
 }
