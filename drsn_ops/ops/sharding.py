@@ -145,7 +145,7 @@ def place_like(t: Tensor, y: Tensor) -> Tensor:
 def _source(x: DTensor, inplace: bool = False) -> DTensor:
     """x after pending reductions; a copy, if x is to be overwritten and a backward pass keeps it."""
     for p in x.placements:
-        if not (type(p) is Shard or p.is_replicate() or p.is_partial()):
+        if not (isinstance(p, Shard) or p.is_replicate() or p.is_partial()):
             raise ValueError(f"x: got a placement {p}, expected Shard, Replicate or Partial")
     kept = torch.is_grad_enabled() and (x.is_complex() or not autograd.fuses(x))
     source: Any = x.clone() if inplace and kept else x
