@@ -142,16 +142,7 @@ struct ChannelPlace {
   template <int N, class acc_t>
   __device__ __forceinline__ void sum(acc_t (&sums)[N]) const {
     if constexpr (channels_last) {
-      __shared__ acc_t shared[N][kThreads];
-      __syncthreads();  // an earlier sum may still be read
-      level_sum(sums, shared, columns, depth, level, exists);
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        if (level == 0) shared[j][column] = sums[j];
-      }
-      __syncthreads();
-#pragma unroll
-      for (int j = 0; j < N; ++j) sums[j] = shared[j][column];
+      column_sum<kThreads>(sums, columns, depth, level, column, exists);
     } else {
 #pragma unroll
       for (int j = 0; j < N; ++j) sums[j] = block_sum(sums[j]);

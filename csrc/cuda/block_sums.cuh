@@ -50,8 +50,8 @@ __device__ __forceinline__ acc_t block_sum(acc_t v) {
 
 // Over the `depth` levels of threads that are `columns` apart; level 0 gets the sums. The upper half of the levels is
 // added to the lower half, until one is left. The whole block must call it; a thread that does not exist adds nothing.
-template <int N, class acc_t>
-__device__ __forceinline__ void level_sum(acc_t (&sums)[N], acc_t (&shared)[N][kThreads], int columns, int depth,
+template <int N, int kWidth, class acc_t>
+__device__ __forceinline__ void level_sum(acc_t (&sums)[N], acc_t (&shared)[N][kWidth], int columns, int depth,
                                           int level, bool exists) {
   for (int levels = depth; levels > 1; levels = (levels + 1) / 2) {
     const int half = (levels + 1) / 2;
@@ -66,6 +66,22 @@ __device__ __forceinline__ void level_sum(acc_t (&sums)[N], acc_t (&shared)[N][k
     }
     __syncthreads();
   }
+}
+
+// The same in a block of at most kWidth threads; all levels get the sums.
+template <int kWidth, int N, class acc_t>
+__device__ __forceinline__ void column_sum(acc_t (&sums)[N], int columns, int depth, int level, int column,
+                                           bool exists) {
+  __shared__ acc_t shared[N][kWidth];
+  __syncthreads();  // an earlier sum may still be read
+  level_sum(sums, shared, columns, depth, level, exists);
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    if (level == 0) shared[j][column] = sums[j];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < N; ++j) sums[j] = shared[j][column];
 }
 
 // The threads that share a sum over many numbers.

@@ -16,12 +16,15 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   __shared__ OnChipGate<acc_t> gate;
-  const OnChipPlace at(plan, op.rows, channels, V);
+  const OnChipPlace<false, V> at(plan, op.rows, channels);
   const int length = int(op.rows.length);
   Packed<scalar_t, V> held[kOnChipSlots<V>];
   hold(held, at, length, static_cast<const scalar_t*>(op.x) + at.row * length);
-  prefetch_row<scalar_t, V>(at, length, static_cast<const scalar_t*>(op.residual));
-  const acc_t mean = lane_sum(held_abs_sum(held, at, length), 1 << plan.lane_bits) / acc_t(length);
+  prefetch_line<V>(at, length, static_cast<const scalar_t*>(op.residual));
+  acc_t sum[1] = {};
+  add_abs(sum, held, at, length);
+  at.sum(plan, sum);
+  const acc_t mean = sum[0] / acc_t(length);
   if (at.first) {
     gate.channel[at.c] = mean;
     static_cast<acc_t*>(op.mean)[at.row] = mean;
@@ -30,7 +33,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   if (op.per_sample) statistic = block_sum(at.first ? mean : acc_t(0)) / acc_t(op.rows.channels);
   gate_forward_on_chip(gate, op, in_state, blockIdx.x);
   const acc_t alpha = gate.output[op.gate.outputs == 1 || !at.exists ? 0 : at.c];
-  shrink_held(held, at, length, relu(alpha * statistic), op.residual, op.y, op.mask);
+  shrink_held(held, at, length, {relu(alpha * statistic)}, op.residual, op.y, op.mask);
 }
 
 // dx of a sample, and dz2, dh and the norm's sums for gate_backward_products.
@@ -41,14 +44,16 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
   __shared__ OnChipGate<acc_t> gate;
-  const OnChipPlace at(plan, op.rows, channels, V);
+  const OnChipPlace<false, V> at(plan, op.rows, channels);
   const int length = int(op.rows.length);
   const int64_t n = blockIdx.x;
   const int outputs = int(op.gate.outputs);
   Packed<scalar_t, V> held[kOnChipSlots<V>];
   unsigned word[kOnChipSlots<V>];
   hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + at.row * length, op.mask);
-  const acc_t active_sum = lane_sum(held_active_sum(held, word, at, length), 1 << plan.lane_bits);
+  acc_t active_sum[1] = {};
+  add_active(active_sum, held, word, at, length);
+  at.sum(plan, active_sum);
 
   acc_t mean = 0, alpha = 0;
   if (at.exists) {
@@ -57,7 +62,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   }
   acc_t statistic = mean;
   if (op.per_sample) statistic = block_sum(at.first ? mean : acc_t(0)) / acc_t(op.rows.channels);
-  const acc_t dtau = at.first ? -active_sum : acc_t(0);
+  const acc_t dtau = at.first ? -active_sum[0] : acc_t(0);
   acc_t dstatistic = dtau * alpha;
   if (op.per_sample) dstatistic = block_sum(dstatistic) / acc_t(op.rows.channels);
   acc_t dalpha = dtau * statistic;
@@ -75,7 +80,7 @@ __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
   }
   __syncthreads();
   if (!at.exists) return;
-  combine_held(held, word, at, length, gate.channel[at.c], static_cast<scalar_t*>(op.dx) + at.row * length);
+  combine_held(held, word, at, length, {gate.channel[at.c]}, static_cast<scalar_t*>(op.dx) + at.row * length);
 }
 
 // If V = 1 fits in registers, every V does. Used to size the workspace, when alignment is not known yet.

@@ -1,6 +1,7 @@
 // Rows of x, or of a gradient, that the threads of an on-chip kernel hold in registers.
 #pragma once
 
+#include "cuda/block_sums.cuh"
 #include "cuda/indexing.cuh"
 #include "cuda/mask.cuh"
 #include "cuda/plan.h"
@@ -11,29 +12,53 @@ namespace drsn::cuda {
 constexpr int kResidualsInFlight = 4;  // vectors of a thread
 constexpr int kMasksInFlight = 4;      // a thread's vectors whose mask is loaded together
 
-// The row of a thread, and the thread's place in it.
+// The row of a thread, or its rows in channels_last, kRows from c, and the thread's place in their line.
+template <bool channels_last, int V>
 struct OnChipPlace {
+  static constexpr int kRows = channels_last ? V : 1;
   int step;  // elements between a thread's vectors
   int position;
-  int64_t row, n, c;
+  int64_t row, line, n, c;  // row: the first
   bool exists, first;
 
-  __device__ __forceinline__ OnChipPlace(const OnChip& plan, const Rows& rows, const Divisor& channels, int V) {
-    const int local = threadIdx.x >> plan.lane_bits;
-    const int lane = threadIdx.x & ((1 << plan.lane_bits) - 1);
-    step = V << plan.lane_bits;
-    position = lane * V;
-    row = int64_t(blockIdx.x) * plan.rows + local;
-    exists = local < plan.rows && row < rows.samples * rows.channels;
-    first = exists && lane == 0;
-    n = channels.divide(row);
-    c = row - n * channels.value;
+  __device__ __forceinline__ OnChipPlace(const OnChip& plan, const Rows& rows, const Divisor& channels) {
+    if constexpr (channels_last) {
+      line = n = blockIdx.x / unsigned(plan.tiles);
+      c = (int64_t(blockIdx.x % unsigned(plan.tiles)) * plan.columns + threadIdx.x % plan.columns) * V;
+      const int level = threadIdx.x / plan.columns;
+      exists = level < plan.depth && c < rows.channels;
+      first = exists && level == 0;
+      row = n * rows.channels + c;
+      step = plan.depth * int(rows.channels);
+      position = level * int(rows.channels) + int(c);
+    } else {
+      const int local = threadIdx.x >> plan.lane_bits;
+      const int lane = threadIdx.x & ((1 << plan.lane_bits) - 1);
+      line = row = int64_t(blockIdx.x) * plan.rows + local;
+      exists = local < plan.rows && row < rows.samples * rows.channels;
+      first = exists && lane == 0;
+      n = channels.divide(row);
+      c = row - n * channels.value;
+      step = V << plan.lane_bits;
+      position = lane * V;
+    }
+  }
+
+  // Sums over the threads of the same rows.
+  template <class acc_t>
+  __device__ __forceinline__ void sum(const OnChip& plan, acc_t (&sums)[kRows]) const {
+    if constexpr (channels_last) {
+      column_sum<kOnChipThreads>(sums, plan.columns, plan.depth, threadIdx.x / plan.columns, threadIdx.x % plan.columns,
+                                 exists);
+    } else {
+      sums[0] = lane_sum(sums[0], 1 << plan.lane_bits);
+    }
   }
 };
 
-// Loads the thread's row, `x`. Every loop over slots has the same bound for the whole block.
-template <class scalar_t, int V>
-__device__ __forceinline__ void hold(Packed<scalar_t, V> (&held)[kOnChipSlots<V>], const OnChipPlace& at, int length,
+// Loads the thread's vectors of its line, `x`. Every loop over slots has the same bound for the whole block.
+template <class scalar_t, int V, class Place>
+__device__ __forceinline__ void hold(Packed<scalar_t, V> (&held)[kOnChipSlots<V>], const Place& at, int length,
                                      const scalar_t* x) {
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
@@ -43,44 +68,43 @@ __device__ __forceinline__ void hold(Packed<scalar_t, V> (&held)[kOnChipSlots<V>
   }
 }
 
-// Prefetches a row that the thread will read after a sum over the held one.
-template <class scalar_t, int V>
-__device__ __forceinline__ void prefetch_row(const OnChipPlace& at, int length, const scalar_t* x) {
+// Prefetches a line that the thread will read after a sum over the held one.
+template <int V, class Place, class scalar_t>
+__device__ __forceinline__ void prefetch_line(const Place& at, int length, const scalar_t* x) {
   if (x == nullptr || !at.exists) return;
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     if (i * at.step >= length) break;
     const int position = at.position + i * at.step;
-    if (position < length) prefetch(x + at.row * length + unsigned(position));
+    if (position < length) prefetch(x + at.line * length + unsigned(position));
   }
 }
 
-template <class scalar_t, int V>
-__device__ __forceinline__ Accumulator<scalar_t> held_abs_sum(Packed<scalar_t, V> (&held)[kOnChipSlots<V>],
-                                                              const OnChipPlace& at, int length) {
+// Adds |x| to the sums of the thread's rows.
+template <class scalar_t, int V, class Place>
+__device__ __forceinline__ void add_abs(Accumulator<scalar_t> (&sums)[Place::kRows],
+                                        Packed<scalar_t, V> (&held)[kOnChipSlots<V>], const Place& at, int length) {
   using acc_t = Accumulator<scalar_t>;
-  acc_t sum = 0;
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     if (i * at.step >= length) break;
     const Vector<scalar_t, V> mine = unpack(held[i]);
 #pragma unroll
-    for (int j = 0; j < V; ++j) sum += magnitude_of(acc_t(widen(mine.value[j])));
+    for (int j = 0; j < V; ++j) sums[j % Place::kRows] += magnitude_of(acc_t(widen(mine.value[j])));
   }
-  return sum;
 }
 
-// Soft-thresholds the held row into its row of y and, where they are not null, adds the residual and writes the mask.
-template <class scalar_t, int V>
-__device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kOnChipSlots<V>], const OnChipPlace& at,
-                                            int length, Accumulator<scalar_t> tau, const void* residual_data,
-                                            void* y_data, uint8_t* mask_data) {
+// Soft-thresholds what is held into y and, where they are not null, adds the residual and writes the mask.
+template <class scalar_t, int V, class Place>
+__device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kOnChipSlots<V>], const Place& at,
+                                            int length, const Accumulator<scalar_t> (&tau)[Place::kRows],
+                                            const void* residual_data, void* y_data, uint8_t* mask_data) {
   constexpr int kSlots = kOnChipSlots<V>;
-  const int64_t start = fixed(at.row * length + at.position);
+  const int64_t start = fixed(at.line * length + at.position);
   const scalar_t* residual = static_cast<const scalar_t*>(residual_data) + start;
   scalar_t* y = static_cast<scalar_t*>(y_data) + start;
   const int plane_bytes = int(mask_bytes(length));
-  uint8_t* mask = mask_data + fixed(at.row * kShrinkPlanes * plane_bytes);
+  uint8_t* mask = mask_data + fixed(at.line * kShrinkPlanes * plane_bytes);
 #pragma unroll
   for (int begin = 0; begin < kSlots; begin += kResidualsInFlight) {
     if (begin * at.step >= length) break;
@@ -98,19 +122,19 @@ __device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kO
       const bool inside = at.exists && position < length;
       unsigned word;
       const Vector<scalar_t, V> result =
-          shrink(unpack(held[begin + i]), unpack(residuals[i]), [&](int) { return tau; }, word);
+          shrink(unpack(held[begin + i]), unpack(residuals[i]), [&](int j) { return tau[j % Place::kRows]; }, word);
       store<V>(inside, y + unsigned((begin + i) * at.step), result);
       if (mask_data != nullptr) store_mask<V>(inside, mask, plane_bytes, kShrinkPlanes, unsigned(position), word);
     }
   }
 }
 
-// Loads the thread's row of a gradient, `grad`, and its segment of the mask.
-template <class scalar_t, int V>
+// Loads the thread's vectors of a line of a gradient, `grad`, and of its segment of the mask.
+template <class scalar_t, int V, class Place>
 __device__ __forceinline__ void hold_gradient(Packed<scalar_t, V> (&held)[kOnChipSlots<V>],
-                                              unsigned (&word)[kOnChipSlots<V>], const OnChipPlace& at, int length,
+                                              unsigned (&word)[kOnChipSlots<V>], const Place& at, int length,
                                               const scalar_t* grad, const uint8_t* mask) {
-  const int64_t segment = at.row * kShrinkPlanes * mask_bytes(length);
+  const int64_t segment = at.line * kShrinkPlanes * mask_bytes(length);
   const int plane_bytes = int(mask_bytes(length));
   hold(held, at, length, grad);
 #pragma unroll
@@ -128,12 +152,12 @@ __device__ __forceinline__ void hold_gradient(Packed<scalar_t, V> (&held)[kOnChi
   }
 }
 
-template <class scalar_t, int V>
-__device__ __forceinline__ Accumulator<scalar_t> held_active_sum(Packed<scalar_t, V> (&held)[kOnChipSlots<V>],
-                                                                 const unsigned (&word)[kOnChipSlots<V>],
-                                                                 const OnChipPlace& at, int length) {
+// Adds active * sign * g to the sums of the thread's rows.
+template <class scalar_t, int V, class Place>
+__device__ __forceinline__ void add_active(Accumulator<scalar_t> (&sums)[Place::kRows],
+                                           const Packed<scalar_t, V> (&held)[kOnChipSlots<V>],
+                                           const unsigned (&word)[kOnChipSlots<V>], const Place& at, int length) {
   using acc_t = Accumulator<scalar_t>;
-  acc_t sum = 0;
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     if (i * at.step >= length) break;
@@ -142,17 +166,16 @@ __device__ __forceinline__ Accumulator<scalar_t> held_active_sum(Packed<scalar_t
     for (int j = 0; j < V; ++j) {
       const acc_t g = widen(mine.value[j]);
       const acc_t along = test(word[i], kNegative, j) ? -g : g;
-      sum += test(word[i], kActive, j) ? along : acc_t(0);
+      sums[j % Place::kRows] += test(word[i], kActive, j) ? along : acc_t(0);
     }
   }
-  return sum;
 }
 
-// Writes the thread's row of dx; the row exists. Each element receives `share` along its sign.
-template <class scalar_t, int V>
+// Writes the thread's vectors of a line of dx; the thread exists. Each element receives its row's share along its sign.
+template <class scalar_t, int V, class Place>
 __device__ __forceinline__ void combine_held(const Packed<scalar_t, V> (&held)[kOnChipSlots<V>],
-                                             const unsigned (&word)[kOnChipSlots<V>], const OnChipPlace& at, int length,
-                                             Accumulator<scalar_t> share, scalar_t* dx) {
+                                             const unsigned (&word)[kOnChipSlots<V>], const Place& at, int length,
+                                             const Accumulator<scalar_t> (&share)[Place::kRows], scalar_t* dx) {
   using acc_t = Accumulator<scalar_t>;
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
@@ -163,7 +186,8 @@ __device__ __forceinline__ void combine_held(const Packed<scalar_t, V> (&held)[k
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       result.value[j] = narrow<scalar_t>(drsn::combine(test(word[i], kNegative, j), test(word[i], kNonzero, j),
-                                                       test(word[i], kActive, j), acc_t(widen(mine.value[j])), share));
+                                                       test(word[i], kActive, j), acc_t(widen(mine.value[j])),
+                                                       share[j % Place::kRows]));
     }
     store<V>(position < length, dx + unsigned(position), result);
   }

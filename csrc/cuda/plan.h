@@ -5,10 +5,11 @@
 //   sums, reduced axis innermost    reduce_rows     1 to 256 threads per sum, or a block per piece
 //   sums, another axis innermost    reduce_columns  a thread for V sums; several levels of threads share the axis
 //     (rows in channels_last)
-//   shrink and its backward,        on chip         1 to 512 threads hold a row in registers; a block per sample where
-//     contiguous, fits                              per_sample
+//   shrink and its backward, fits   on chip         1 to 512 threads hold a row in registers; a block per sample where
+//                                                   per_sample. In channels_last a block holds a tile of a sample's
+//                                                   channels
 //   shrink and its backward, the    sums, then an elementwise kernel that reads x, or the gradient, again, from its end
-//     rest (channels_last, long rows)
+//     rest (long rows)
 //   everything else                 elementwise     V elements per thread and step, in memory order
 //   gate                            tiles           32 samples x 32 features or outputs per block; both layers in one
 //                                                   launch where a cluster, or a single block, makes them
@@ -88,28 +89,55 @@ inline int64_t spread_lanes(int64_t lanes, int64_t rows, int64_t vectors, int64_
   return lanes;
 }
 
-// An on-chip launch: `rows` rows per block, 1 << lane_bits lanes per row.
+// An on-chip launch: `rows` rows per block, 1 << lane_bits lanes per row. In channels_last a block takes a tile of a
+// sample's channels, `columns` vectors of them, with `depth` threads for each.
 struct OnChip {
   bool fits;
   int lane_bits;
-  int rows, threads;
+  int rows, columns, depth, threads;
+  int64_t tiles;  // of a sample
   int64_t blocks;
 };
 
+constexpr int64_t kBlockThreads = 128;  // of a block of short rows
+
+// Only where no byte of mask has channels of two tiles. A tile is 32 bytes wide or more, or has all channels.
+inline OnChip plan_columns_on_chip(const Rows& rows, bool per_sample, int V) {
+  OnChip plan{};
+  if (V == 1 || rows.channels % 8 != 0 || rows.line_length() >= 1 << 27) return plan;  // positions are of type int
+  const int slots = on_chip_slots(V);
+  const int64_t across = rows.channels / V, narrow = std::max(8 / V, 2);
+  const int64_t most = kOnChipThreads * slots / rows.length / narrow * narrow;  // columns whose vectors fit
+  int64_t columns = std::min({across, std::max(most, narrow), int64_t(kOnChipThreads)});
+  while (!per_sample && columns % (4 * narrow) == 0 && ceil_div(across, columns) * rows.samples < kBusyBlocks) {
+    columns /= 2;
+  }
+  const int64_t spread = std::min(rows.length, ceil_div(kBlockThreads, columns));
+  const int64_t depth = std::max(spread, ceil_div(rows.length, slots));
+  plan.tiles = ceil_div(across, columns);
+  plan.blocks = rows.samples * plan.tiles;
+  plan.fits = columns * depth <= kOnChipThreads && plan.blocks <= kMaxBlocks && (!per_sample || plan.tiles == 1);
+  if (!plan.fits) return plan;
+  plan.columns = int(columns);
+  plan.depth = int(depth);
+  plan.threads = int(ceil_div(columns * depth, kWarp) * kWarp);
+  return plan;
+}
+
 inline OnChip plan_on_chip(const Rows& rows, bool per_sample, int V) {
+  if (rows.channels_last) return plan_columns_on_chip(rows, per_sample, V);
   OnChip plan{};
   const int slots = on_chip_slots(V);
   const int64_t vectors = ceil_div(rows.length, V);
   int64_t lanes = row_lanes(vectors, V, slots);
-  constexpr int64_t kRowThreads = 128;  // of a block of short rows
   if (per_sample) {
     while (lanes * rows.channels > kOnChipThreads && lanes > 8 / V && vectors <= lanes / 2 * slots) lanes /= 2;
   }
-  if (!per_sample) lanes = spread_lanes(lanes, rows.samples * rows.channels, vectors, kRowThreads);
-  const int64_t block_rows = per_sample ? rows.channels : std::max<int64_t>(1, kRowThreads / lanes);
+  if (!per_sample) lanes = spread_lanes(lanes, rows.samples * rows.channels, vectors, kBlockThreads);
+  const int64_t block_rows = per_sample ? rows.channels : std::max<int64_t>(1, kBlockThreads / lanes);
   plan.blocks = per_sample ? rows.samples : ceil_div(rows.samples * rows.channels, block_rows);
-  plan.fits = !rows.channels_last && vectors <= lanes * slots && block_rows <= kOnChipThreads &&
-              lanes * block_rows <= kOnChipThreads && plan.blocks <= kMaxBlocks;
+  plan.fits = vectors <= lanes * slots && block_rows <= kOnChipThreads && lanes * block_rows <= kOnChipThreads &&
+              plan.blocks <= kMaxBlocks;
   if (!plan.fits) return plan;
   while (int64_t(1) << plan.lane_bits < lanes) ++plan.lane_bits;
   plan.rows = int(block_rows);
@@ -123,7 +151,7 @@ constexpr int kOnChipHidden = 1024;  // the most hidden features of a gate on ch
 inline OnChip plan_gated_on_chip(const Rows& rows, const Gate& gate, int V) {
   OnChip plan = plan_on_chip(rows, true, V);
   const int64_t weights = gate.hidden * (rows.channels + gate.outputs);
-  plan.fits = plan.fits && gate.norm.kind != NormKind::kBatch && gate.hidden <= kOnChipHidden &&
+  plan.fits = plan.fits && !rows.channels_last && gate.norm.kind != NormKind::kBatch && gate.hidden <= kOnChipHidden &&
               weights <= std::max<int64_t>(2 * rows.channels * rows.length, 16384);
   return plan;
 }

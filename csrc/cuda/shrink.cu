@@ -17,26 +17,54 @@ __device__ __forceinline__ int64_t statistic_index(const Rows& rows, bool per_sa
   return per_sample ? n : n * rows.channels + c;
 }
 
-template <class scalar_t, int V>
+template <int N, class acc_t>
+__device__ __forceinline__ acc_t total(const acc_t (&numbers)[N]) {
+  acc_t sum = numbers[0];
+#pragma unroll
+  for (int k = 1; k < N; ++k) sum += numbers[k];
+  return sum;
+}
+
+// The length of a thread's line: of a row or, in channels_last, of a sample.
+template <bool channels_last>
+__device__ __forceinline__ int line_length(const Rows& rows) {
+  return int(channels_last ? rows.length * rows.channels : rows.length);
+}
+
+template <class scalar_t, int V, bool channels_last>
 __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
     shrink_on_chip(const __grid_constant__ Shrink op, const __grid_constant__ OnChip plan,
                    const __grid_constant__ Divisor channels) {
   wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
-  const OnChipPlace at(plan, op.rows, channels, V);
-  const int length = int(op.rows.length);
+  using Place = OnChipPlace<channels_last, V>;
+  const Place at(plan, op.rows, channels);
+  const int length = line_length<channels_last>(op.rows);
   Packed<scalar_t, V> held[kOnChipSlots<V>];
-  hold(held, at, length, static_cast<const scalar_t*>(op.x) + fixed(at.row * length));
-  // Loaded before the sum, which waits for x.
-  const acc_t alpha = at.exists ? static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, at.n, at.c)] : acc_t(0);
-  prefetch_row<scalar_t, V>(at, length, static_cast<const scalar_t*>(op.residual));
-  acc_t sum = held_abs_sum(held, at, length);
-  sum = op.per_sample ? block_sum(sum) : lane_sum(sum, 1 << plan.lane_bits);
-  const acc_t mean = sum / count_of<acc_t>(op.rows, op.per_sample);
-  if (at.first && (at.c == 0 || !op.per_sample)) {
-    static_cast<acc_t*>(op.mean)[statistic_index(op.rows, op.per_sample, at.n, at.c)] = mean;
+  hold(held, at, length, static_cast<const scalar_t*>(op.x) + fixed(at.line * length));
+  acc_t alpha[Place::kRows] = {}, mean[Place::kRows] = {}, tau[Place::kRows];
+#pragma unroll
+  for (int k = 0; k < Place::kRows; ++k) {  // loaded before the sum, which waits for x
+    if (at.exists) alpha[k] = static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, at.n, at.c + k)];
   }
-  shrink_held(held, at, length, relu(alpha * mean), op.residual, op.y, op.mask);
+  prefetch_line<V>(at, length, static_cast<const scalar_t*>(op.residual));
+  add_abs(mean, held, at, length);
+  if (op.per_sample) {
+    const acc_t sample = block_sum(total(mean));
+#pragma unroll
+    for (int k = 0; k < Place::kRows; ++k) mean[k] = sample;
+  } else {
+    at.sum(plan, mean);
+  }
+#pragma unroll
+  for (int k = 0; k < Place::kRows; ++k) {
+    mean[k] /= count_of<acc_t>(op.rows, op.per_sample);
+    tau[k] = relu(alpha[k] * mean[k]);
+    if (at.first && (at.c + k == 0 || !op.per_sample)) {
+      static_cast<acc_t*>(op.mean)[statistic_index(op.rows, op.per_sample, at.n, at.c + k)] = mean[k];
+    }
+  }
+  shrink_held(held, at, length, tau, op.residual, op.y, op.mask);
 }
 
 template <class scalar_t, int V>
@@ -80,8 +108,8 @@ template <class acc_t>
 struct RowNumbers {
   acc_t alpha = 0, mean = 0, grad_mean = 0;
 
-  __device__ __forceinline__ RowNumbers(const ShrinkBackward& op, bool exists, int64_t n, int64_t c) {
-    if (!exists) return;
+  RowNumbers() = default;
+  __device__ __forceinline__ RowNumbers(const ShrinkBackward& op, int64_t n, int64_t c) {
     const int64_t i = statistic_index(op.rows, op.per_sample, n, c);
     alpha = static_cast<const acc_t*>(op.alpha.data)[offset_of(op.alpha, n, c)];
     mean = static_cast<const acc_t*>(op.mean)[i];
@@ -96,27 +124,42 @@ struct RowNumbers {
   }
 };
 
-template <class scalar_t, int V>
+template <class scalar_t, int V, bool channels_last>
 __global__ void __launch_bounds__(kOnChipThreads, kFewBlocks)
     shrink_backward_on_chip(const __grid_constant__ ShrinkBackward op, const __grid_constant__ OnChip plan,
                             const __grid_constant__ Divisor channels, void* row_dalpha) {
   wait_for_previous();
   using acc_t = Accumulator<scalar_t>;
-  const OnChipPlace at(plan, op.rows, channels, V);
-  const int length = int(op.rows.length);
+  using Place = OnChipPlace<channels_last, V>;
+  const Place at(plan, op.rows, channels);
+  const int length = line_length<channels_last>(op.rows);
   Packed<scalar_t, V> held[kOnChipSlots<V>];
   unsigned word[kOnChipSlots<V>];
-  hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + fixed(at.row * length), op.mask);
-  const RowNumbers<acc_t> numbers(op, at.exists, at.n, at.c);
-  const acc_t sum = lane_sum(held_active_sum(held, word, at, length), 1 << plan.lane_bits);
-  const acc_t dtau = numbers.dtau(sum);
-  if (at.first && row_dalpha != nullptr) static_cast<acc_t*>(row_dalpha)[at.row] = dtau * numbers.mean;
-  acc_t dmean = dtau * numbers.alpha;
-  if (op.per_sample) dmean = block_sum(at.first ? dmean : acc_t(0));
+  hold_gradient(held, word, at, length, static_cast<const scalar_t*>(op.grad) + fixed(at.line * length), op.mask);
+  RowNumbers<acc_t> numbers[Place::kRows];
+#pragma unroll
+  for (int k = 0; k < Place::kRows; ++k) {
+    if (at.exists) numbers[k] = RowNumbers<acc_t>(op, at.n, at.c + k);
+  }
+  acc_t sum[Place::kRows] = {}, share[Place::kRows];
+  add_active(sum, held, word, at, length);
+  at.sum(plan, sum);
+#pragma unroll
+  for (int k = 0; k < Place::kRows; ++k) {
+    const acc_t dtau = numbers[k].dtau(sum[k]);
+    if (at.first && row_dalpha != nullptr) static_cast<acc_t*>(row_dalpha)[at.row + k] = dtau * numbers[k].mean;
+    share[k] = dtau * numbers[k].alpha;
+  }
+  if (op.per_sample) {
+    const acc_t dmean = block_sum(at.first ? total(share) : acc_t(0));
+#pragma unroll
+    for (int k = 0; k < Place::kRows; ++k) share[k] = dmean;
+  }
   if (op.dx == nullptr || !at.exists) return;
 
-  combine_held(held, word, at, length, numbers.share(op, dmean),
-               static_cast<scalar_t*>(op.dx) + fixed(at.row * length));
+#pragma unroll
+  for (int k = 0; k < Place::kRows; ++k) share[k] = numbers[k].share(op, share[k]);
+  combine_held(held, word, at, length, share, static_cast<scalar_t*>(op.dx) + fixed(at.line * length));
 }
 
 // From the rows' active sums to each row's gradient of alpha, and to the share of each row or, where per_sample, of
@@ -131,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     acc_t sample = 0;
     for (int64_t c = threadIdx.x; c < channels; c += blockDim.x) {
       const int64_t row = n * channels + c;
-      const RowNumbers<acc_t> numbers(op, true, n, c);
+      const RowNumbers<acc_t> numbers(op, n, c);
       const acc_t dtau = numbers.dtau(active_sum[row]);
       const acc_t dmean = dtau * numbers.alpha;
       if (row_dalpha != nullptr) row_dalpha[row] = dtau * numbers.mean;
@@ -143,9 +186,18 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     }
     if (op.per_sample) {
       sample = block_sum(sample);
-      if (threadIdx.x == 0) share[n] = RowNumbers<acc_t>(op, true, n, 0).share(op, sample);
+      if (threadIdx.x == 0) share[n] = RowNumbers<acc_t>(op, n, 0).share(op, sample);
     }
   }
+}
+
+// f(std::bool_constant<channels_last>{}); in channels_last only whole vectors are on chip.
+template <int V, class F>
+cudaError_t dispatch_on_chip(bool channels_last, F f) {
+  if constexpr (V > 1) {
+    if (channels_last) return f(std::true_type{});
+  }
+  return f(std::false_type{});
 }
 
 // If V = 1 fits in registers, every V does. Used to size the workspace, when alignment is not known yet.
@@ -228,8 +280,10 @@ cudaError_t shrink(const Shrink& op, void* workspace, cudaStream_t stream) {
       [&](auto scalar, auto V) {
         const OnChip plan = plan_on_chip(op.rows, op.per_sample, V);
         if (plan.fits) {
-          return launch(&shrink_on_chip<decltype(scalar), V>, plan.blocks, plan.threads, stream, op, plan,
-                        Divisor(op.rows.channels));
+          return dispatch_on_chip<V>(op.rows.channels_last, [&](auto channels_last) {
+            return launch(&shrink_on_chip<decltype(scalar), V, channels_last>, plan.blocks, plan.threads, stream, op,
+                          plan, Divisor(op.rows.channels));
+          });
         }
         DRSN_CUDA_TRY(abs_mean(mean_of(op), workspace, stream));
         return shrink_from_means(op, stream);
@@ -247,8 +301,10 @@ cudaError_t shrink_backward(const ShrinkBackward& op, void* workspace, cudaStrea
         using scalar_t = decltype(scalar);
         const OnChip plan = plan_on_chip(op.rows, op.per_sample, V);
         if (!plan.fits) return backward.run<Accumulator<scalar_t>>(op, stream);
-        return launch(&shrink_backward_on_chip<scalar_t, V>, plan.blocks, plan.threads, stream, op, plan,
-                      Divisor(op.rows.channels), backward.row_dalpha);
+        return dispatch_on_chip<V>(op.rows.channels_last, [&](auto channels_last) {
+          return launch(&shrink_backward_on_chip<scalar_t, V, channels_last>, plan.blocks, plan.threads, stream, op,
+                        plan, Divisor(op.rows.channels), backward.row_dalpha);
+        });
       }));
   if (backward.row_dalpha == op.dalpha) return cudaSuccess;
   const Target dalpha{op.dalpha, true, 1};
