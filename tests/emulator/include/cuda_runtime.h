@@ -47,22 +47,15 @@ namespace emulator {
 
 inline unsigned own_lane() { return threadIdx.x % kWarp; }
 
-// The value of `lane`; one's own where there is no such lane.
+// The value of `lane`.
 template <class T>
 T shuffle(T value, unsigned lane, Place place) {
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(value));
   publish(bits, place);
-  bits = published(lane < kWarp ? lane : own_lane());
+  bits = published(lane);
   std::memcpy(&value, &bits, sizeof(value));
   return value;
-}
-
-inline unsigned ballot(bool vote, Place place) {
-  publish(vote, place);
-  unsigned votes = 0;
-  for (unsigned lane = 0; lane < kWarp; ++lane) votes |= unsigned(published(lane)) << lane;
-  return votes;
 }
 
 template <class T>
@@ -85,61 +78,18 @@ To same_bits(From from) {
 #define __syncthreads() emulator::barrier(EMULATOR_PLACE)
 #define __cluster_barrier_wait() emulator::cluster_barrier(EMULATOR_PLACE)
 #define __syncwarp() emulator::publish(0, EMULATOR_PLACE)
-#define __shfl_sync(mask, value, lane) emulator::shuffle(value, (lane) % 32u, EMULATOR_PLACE)
 #define __shfl_xor_sync(mask, value, distance) \
   emulator::shuffle(value, emulator::own_lane() ^ unsigned(distance), EMULATOR_PLACE)
-#define __shfl_up_sync(mask, value, distance) \
-  emulator::shuffle(value, emulator::own_lane() - unsigned(distance), EMULATOR_PLACE)
-#define __shfl_down_sync(mask, value, distance) \
-  emulator::shuffle(value, emulator::own_lane() + unsigned(distance), EMULATOR_PLACE)
-#define __ballot_sync(mask, vote) emulator::ballot(vote, EMULATOR_PLACE)
 
 inline void cudaGridDependencySynchronize() { emulator::wait_for_previous(); }
 inline void cudaTriggerProgrammaticLaunchCompletion() { emulator::let_next_start(); }
 
-inline void __threadfence() {}
 inline void __cluster_barrier_arrive() {}
-template <class T>
-T atomicAdd(T* address, T value) {
-  const T before = *address;
-  *address = before + value;
-  return before;
-}
-
 inline unsigned __float_as_uint(float v) { return emulator::same_bits<unsigned>(v); }
-inline int __float_as_int(float v) { return emulator::same_bits<int>(v); }
 inline float __uint_as_float(unsigned v) { return emulator::same_bits<float>(v); }
-inline float __int_as_float(int v) { return emulator::same_bits<float>(v); }
-inline long long __double_as_longlong(double v) { return emulator::same_bits<long long>(v); }
-inline double __longlong_as_double(long long v) { return emulator::same_bits<double>(v); }
-inline int __double2hiint(double v) { return int(uint64_t(__double_as_longlong(v)) >> 32); }
-inline int __double2loint(double v) { return int(__double_as_longlong(v)); }
-
-inline int __popc(unsigned v) { return __builtin_popcount(v); }
-inline int __clz(int v) { return v == 0 ? 32 : __builtin_clz(unsigned(v)); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((uint64_t(a) * b) >> 32); }
-// The words as one number of 64 bits, shifted; the c of the last two stops at 32, the others wrap.
+// The upper word of both as one number, shifted.
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
   return unsigned(((uint64_t(high) << 32 | low) << by % 32) >> 32);
-}
-inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
-  return unsigned((uint64_t(high) << 32 | low) >> by % 32);
-}
-inline unsigned __funnelshift_lc(unsigned low, unsigned high, unsigned by) {
-  return by >= 32 ? low : __funnelshift_l(low, high, by);
-}
-inline unsigned __funnelshift_rc(unsigned low, unsigned high, unsigned by) {
-  return by >= 32 ? high : __funnelshift_r(low, high, by);
-}
-// Byte i is the one of b:a that nibble i of the selector names, or eight times its sign.
-inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
-  unsigned result = 0;
-  for (unsigned i = 0; i < 4; ++i) {
-    const unsigned nibble = selector >> 4 * i;
-    const unsigned byte = unsigned((uint64_t(b) << 32 | a) >> 8 * (nibble & 7)) & 0xff;
-    result |= ((nibble & 8) == 0 ? byte : (byte & 0x80) == 0 ? 0u : 0xffu) << 8 * i;
-  }
-  return result;
 }
 
 using cudaStream_t = void*;
