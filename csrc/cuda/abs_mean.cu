@@ -34,9 +34,9 @@ struct AbsSum {
   template <int W, class left_t>
   __device__ __forceinline__ void add(const Row& row, int64_t position, int64_t, left_t left, const Item& packed,
                                       acc_t (&sums)[kSums][W]) const {
-    const Vector<scalar_t, V> item = unpack(packed);
+    const Vector<acc_t, V> item = unpack_wide(packed);
 #pragma unroll
-    for (int j = 0; j < V; ++j) sums[0][j % W] += magnitude_of(acc_t(widen(item.value[j])));
+    for (int j = 0; j < V; ++j) sums[0][j % W] += magnitude_of(item.value[j]);
     if (mask != nullptr) {
       const unsigned word = signs_of(item);
       store_mask<V>(left > 0, row.segment, plane_bytes, kAbsMeanPlanes, position, word);

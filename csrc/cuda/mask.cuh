@@ -36,16 +36,16 @@ __device__ __forceinline__ double with_sign_of(double x, double v) { return x < 
 // soft_threshold(x, tau(j)) + residual, and the thread's word of the mask, by element_mask: bit 8 * plane + j belongs
 // to element j of its V. A 0 may have either sign.
 template <class scalar_t, int V, class Tau>
-__device__ __forceinline__ Vector<scalar_t, V> shrink(const Vector<scalar_t, V>& x, const Vector<scalar_t, V>& residual,
+__device__ __forceinline__ Vector<scalar_t, V> shrink(const Packed<scalar_t, V>& x, const Packed<scalar_t, V>& residual,
                                                       Tau tau, unsigned& word) {
   using acc_t = Accumulator<scalar_t>;
+  const Vector<acc_t, V> values = unpack_wide(x), residuals = unpack_wide(residual);
   unsigned negative = 0, nonzero = 0, active = 0;
   Vector<scalar_t, V> y;
 #pragma unroll
   for (int j = V - 1; j >= 0; --j) {
-    const acc_t v = widen(x.value[j]);
-    const acc_t magnitude = magnitude_of(v), distance = tau(j) - magnitude;
-    y.value[j] = narrow<scalar_t>(with_sign_of(v, relu(-distance)) + acc_t(widen(residual.value[j])));
+    const acc_t v = values.value[j], magnitude = magnitude_of(v), distance = tau(j) - magnitude;
+    y.value[j] = narrow<scalar_t>(with_sign_of(v, relu(-distance)) + residuals.value[j]);
     negative = shift_in_sign(negative, v);
     nonzero = shift_in_sign(nonzero, acc_t(0) - magnitude);
     active = shift_in_sign(active, distance);
@@ -54,15 +54,13 @@ __device__ __forceinline__ Vector<scalar_t, V> shrink(const Vector<scalar_t, V>&
   return y;
 }
 // The word of abs_mean's mask: nothing is active.
-template <class scalar_t, int V>
-__device__ __forceinline__ unsigned signs_of(const Vector<scalar_t, V>& x) {
-  using acc_t = Accumulator<scalar_t>;
+template <class acc_t, int V>
+__device__ __forceinline__ unsigned signs_of(const Vector<acc_t, V>& x) {
   unsigned negative = 0, nonzero = 0;
 #pragma unroll
   for (int j = V - 1; j >= 0; --j) {
-    const acc_t v = widen(x.value[j]);
-    negative = shift_in_sign(negative, v);
-    nonzero = shift_in_sign(nonzero, acc_t(0) - magnitude_of(v));
+    negative = shift_in_sign(negative, x.value[j]);
+    nonzero = shift_in_sign(nonzero, acc_t(0) - magnitude_of(x.value[j]));
   }
   return (negative & nonzero) << (8 * kNegative) | nonzero << (8 * kNonzero);
 }

@@ -38,13 +38,14 @@ struct ActiveSum {
   __device__ __forceinline__ void add(const Row&, int64_t position, int64_t element, left_t left, const Item& item,
                                       acc_t (&sums)[kSums][W]) const {
     const unsigned word = item.bytes.word(mask.position_of(position, element));
-    const Vector<scalar_t, V> grads = unpack(item.g);
+    const Vector<acc_t, V> wide = unpack_wide(item.g);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t g = widen(grads.value[j]);
+      const acc_t g = wide.value[j];
       sums[0][j % W] += test(word, 1, j) ? (test(word, 0, j) ? -g : g) : acc_t(0);
     }
     if (dx == nullptr) return;
+    const Vector<scalar_t, V> grads = unpack(item.g);
     Vector<scalar_t, V> passed;
 #pragma unroll
     for (int j = 0; j < V; ++j) {  // negative alone: open
@@ -74,12 +75,12 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     const unsigned word = bytes[i].word(p.position);
     acc_t share[V];
     walk.read(share, op.share, walk.row(p));
-    const Vector<scalar_t, V> grads = unpack(g[i]);
+    const Vector<acc_t, V> grads = unpack_wide(g[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       result.value[j] = narrow<scalar_t>(drsn::combine(test(word, kNegative, j), test(word, kNonzero, j),
-                                                       test(word, kActive, j), acc_t(widen(grads.value[j])), share[j]));
+                                                       test(word, kActive, j), grads.value[j], share[j]));
     }
     store<V>(true, out + p.element, result);
   });

@@ -88,9 +88,9 @@ __device__ __forceinline__ void add_abs(Accumulator<scalar_t> (&sums)[Place::kRo
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     if (i * at.step >= length) break;
-    const Vector<scalar_t, V> mine = unpack(held[i]);
+    const Vector<acc_t, V> mine = unpack_wide(held[i]);
 #pragma unroll
-    for (int j = 0; j < V; ++j) sums[j % Place::kRows] += magnitude_of(acc_t(widen(mine.value[j])));
+    for (int j = 0; j < V; ++j) sums[j % Place::kRows] += magnitude_of(mine.value[j]);
   }
 }
 
@@ -122,7 +122,7 @@ __device__ __forceinline__ void shrink_held(const Packed<scalar_t, V> (&held)[kO
       const bool inside = at.exists && position < length;
       unsigned word;
       const Vector<scalar_t, V> result =
-          shrink(unpack(held[begin + i]), unpack(residuals[i]), [&](int j) { return tau[j % Place::kRows]; }, word);
+          shrink(held[begin + i], residuals[i], [&](int j) { return tau[j % Place::kRows]; }, word);
       store<V>(inside, y + unsigned((begin + i) * at.step), result);
       if (mask_data != nullptr) store_mask<V>(inside, mask, plane_bytes, kShrinkPlanes, unsigned(position), word);
     }
@@ -161,10 +161,10 @@ __device__ __forceinline__ void add_active(Accumulator<scalar_t> (&sums)[Place::
 #pragma unroll
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     if (i * at.step >= length) break;
-    const Vector<scalar_t, V> mine = unpack(held[i]);
+    const Vector<acc_t, V> mine = unpack_wide(held[i]);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const acc_t g = widen(mine.value[j]);
+      const acc_t g = mine.value[j];
       const acc_t along = test(word[i], kNegative, j) ? -g : g;
       sums[j % Place::kRows] += test(word[i], kActive, j) ? along : acc_t(0);
     }
@@ -181,13 +181,13 @@ __device__ __forceinline__ void combine_held(const Packed<scalar_t, V> (&held)[k
   for (int i = 0; i < kOnChipSlots<V>; ++i) {
     if (i * at.step >= length) break;
     const int position = at.position + i * at.step;
-    const Vector<scalar_t, V> mine = unpack(held[i]);
+    const Vector<acc_t, V> mine = unpack_wide(held[i]);
     Vector<scalar_t, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      result.value[j] = narrow<scalar_t>(drsn::combine(test(word[i], kNegative, j), test(word[i], kNonzero, j),
-                                                       test(word[i], kActive, j), acc_t(widen(mine.value[j])),
-                                                       share[j % Place::kRows]));
+      result.value[j] =
+          narrow<scalar_t>(drsn::combine(test(word[i], kNegative, j), test(word[i], kNonzero, j),
+                                         test(word[i], kActive, j), mine.value[j], share[j % Place::kRows]));
     }
     store<V>(position < length, dx + unsigned(position), result);
   }

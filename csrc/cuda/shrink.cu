@@ -89,12 +89,16 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       walk.read(tau, op.alpha, row);
       walk.read(mean, statistic, row);
       const acc_t first = relu(tau[0] * mean[0]);
+      if (walk.channels_last) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) tau[j] = walk.channels_last ? relu(tau[j] * mean[j]) : first;
+        for (int j = 0; j < V; ++j) tau[j] = relu(tau[j] * mean[j]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < V; ++j) tau[j] = first;
+      }
     }
     unsigned word;
-    const Vector<scalar_t, V> result =
-        shrink(unpack(values[i]), unpack(residuals[i]), [&](int j) { return tau[j]; }, word);
+    const Vector<scalar_t, V> result = shrink(values[i], residuals[i], [&](int j) { return tau[j]; }, word);
     store<V>(p.inside, y + p.element, result);
     if (op.mask != nullptr) {
       store_mask<V>(p.inside, op.mask + walk.segment(p, kShrinkPlanes), walk.plane_bytes, kShrinkPlanes, p.position,

@@ -23,12 +23,12 @@ __device__ __forceinline__ void threshold(const SoftThreshold& op, const Axes& o
       over.read(tau, e, static_cast<const scalar_t*>(op.tau));
     }
   }
-  const Vector<scalar_t, V> mine = unpack(values);
+  const Vector<acc_t, V> mine = unpack_wide(values);
   Vector<scalar_t, V> result;
   unsigned negative = 0, open = 0, passes = 0;
 #pragma unroll
   for (int j = V - 1; j >= 0; --j) {
-    const acc_t v = widen(mine.value[j]), distance = relu(tau[j]) - magnitude_of(v);
+    const acc_t v = mine.value[j], distance = relu(tau[j]) - magnitude_of(v);
     const acc_t magnitude = relu(-distance);
     result.value[j] = narrow<scalar_t>(v < acc_t(0) ? -magnitude : magnitude);
     negative = shift_in_sign(negative, v);
