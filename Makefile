@@ -43,11 +43,11 @@ format: $(VENV)/installed
 	$(PY) tools/imports.py
 	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
 
-# the CUDA kernels, compiled as C++ with each product and sum rounded and with both rounded once, in the tests made for
-# them; no GPU and no nvcc is needed
+# the CUDA kernels, compiled as C++, in the tests made for them: with each product and sum rounded, then with both rounded
+# once and with the ways of large tensors; no GPU and no nvcc is needed
 emulate: $(VENV)/installed
 	$(MAKE) -C tests/emulator -j2
-	$(MAKE) -C tests/emulator -j2 OUT=$(CURDIR)/build/emulator/contracted CONTRACT=fast
+	$(MAKE) -C tests/emulator -j2 OUT=$(CURDIR)/build/emulator/contracted CONTRACT=fast SMALL_DEVICE=1
 	for folder in emulator emulator/contracted; do \
 		OMP_NUM_THREADS=1 DRSN_OPS_EMULATOR=$$folder $(PY) -m pytest tests/test_kernels.py tests/test_emulator.py \
 			--device emulated -n 2 -k "not 100000 and not 1000003" || exit 1; \

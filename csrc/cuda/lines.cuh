@@ -6,7 +6,7 @@
 
 namespace drsn::cuda {
 
-// A part of x, for one launch of an elementwise kernel, which counts in 32 bits.
+// A part of x, for one launch of an elementwise kernel.
 struct Part {
   Rows rows;                // of the part
   int64_t sample, channel;  // with which it begins
@@ -26,24 +26,19 @@ struct Part {
   }
 };
 
-#ifndef DRSN_MOST_ELEMENTS  // a test may have fewer
-#define DRSN_MOST_ELEMENTS (1 << 30)
-#endif
-
 // f(part) for each part of x: whole samples where one is not too large, else whole rows or positions, else pieces of a
 // row. A line counts with the bits that fill its last byte of mask.
 template <class F>
 cudaError_t for_each_part(const Rows& rows, F f) {
-  constexpr int64_t kMost = DRSN_MOST_ELEMENTS;
   const int64_t plane_bytes = mask_bytes(rows.line_length()), line = 8 * plane_bytes;
   const int64_t sample = rows.channels_last ? line : rows.channels * line;
-  int64_t samples = kMost / sample, channels = rows.channels, length = rows.length;
+  int64_t samples = kMostElements / sample, channels = rows.channels, length = rows.length;
   if (samples == 0 && rows.channels_last) {
-    length = std::max<int64_t>(8, kMost / rows.channels / 8 * 8);  // a part begins with a byte of mask
-    if (length * rows.channels > 2 * kMost) return cudaErrorInvalidValue;
+    length = std::max<int64_t>(8, kMostElements / rows.channels / 8 * 8);  // a part begins with a byte of mask
+    if (length * rows.channels > 2 * kMostElements) return cudaErrorInvalidValue;
   } else if (samples == 0) {
-    channels = std::max<int64_t>(1, kMost / line);
-    length = std::min(length, kMost);
+    channels = std::max<int64_t>(1, kMostElements / line);
+    length = std::min(length, kMostElements);
   }
   samples = std::max<int64_t>(1, samples);
   for (int64_t n = 0; n < rows.samples; n += samples) {

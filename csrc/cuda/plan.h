@@ -41,8 +41,14 @@ constexpr int on_chip_slots(int V) { return V == 1 ? 16 : 8; }
 template <int V>
 constexpr int kOnChipSlots = on_chip_slots(V);
 
-constexpr int64_t kManyBlocks = 1024;  // fill a device
-constexpr int64_t kBusyBlocks = 512;   // give each of its multiprocessors some
+#ifdef DRSN_SMALL_DEVICE  // for tests: small tensors go the ways of large ones
+constexpr int64_t kManyBlocks = 4;
+constexpr int64_t kMostElements = 4096;
+#else
+constexpr int64_t kManyBlocks = 1024;                // fill a device
+constexpr int64_t kMostElements = int64_t(1) << 30;  // of a launch of an elementwise kernel, which counts in 32 bits
+#endif
+constexpr int64_t kBusyBlocks = kManyBlocks / 2;  // give each multiprocessor some
 
 // The most vectors of a thread of an elementwise kernel that reads so many tensors: 64 bytes in flight.
 template <int V, int kTensors = 2>
@@ -216,7 +222,7 @@ struct WeightPieces {
   }
 };
 
-constexpr int64_t kMostPieces = 8192;  // of all outer indices
+constexpr int64_t kMostPieces = 8 * kManyBlocks;  // of all outer indices
 
 // A sum over the axes of `over` with stride 0, in two steps. The first sums along the innermost of these axes and sees
 // memory as (outer, reduced, inner); it cuts a long axis into pieces. The second step, the fold, adds up the (outer,
