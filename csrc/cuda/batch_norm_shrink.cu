@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   scalar_t* y = static_cast<scalar_t*>(op.y);
   count_batch(op.input);  // input_statistics could not: each of its blocks reads the counter
   Place at(walk, gridDim.x - 1 - blockIdx.x);
-  if (!at.exists) return;
+  if (!at.inside(0)) return;
   typename InputNorm<acc_t>::Channel channel[Place::kChannels];
   acc_t tau[Place::kChannels];
   input.channels(at.c, channel);
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const scalar_t* z = static_cast<const scalar_t*>(op.z);
   scalar_t* dz = static_cast<scalar_t*>(op.dx);
   Place at(walk, gridDim.x - 1 - blockIdx.x);
-  if (!at.exists) return;
+  if (!at.inside(0)) return;
   typename InputNorm<acc_t>::Channel channel[kChannels];
   acc_t dbias[kChannels], dweight[kChannels], tau[kChannels], row_share[kChannels];
   input.channels(at.c, channel);
