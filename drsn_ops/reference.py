@@ -75,6 +75,11 @@ def gate_values(alpha: Tensor | float, dtype: torch.dtype, device: torch.device)
     return alpha if alpha.dim() == 2 else alpha.reshape(1, -1)
 
 
+def at_least_0(tau: Tensor) -> Tensor:
+    """``tau.clamp(min=0)``, of a view: the ONNX exporter of PyTorch 2.11 fails at a parameter with a number."""
+    return tau.view(tau.shape).clamp(min=0)
+
+
 def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> Tensor:
     """``sign(x) * max(|x| - tau, 0)``, with ``tau`` clamped at 0."""
     if not isinstance(x, Tensor):
@@ -84,7 +89,7 @@ def soft_threshold(x: Tensor, tau: Tensor | float, *, inplace: bool = False) -> 
     wide = accumulator(x.dtype)
     source = x.clone() if inplace else x  # what autograd keeps must not be overwritten
     real = source if x.is_complex() else source.to(wide)
-    threshold = tau.to(wide).clamp(min=0) if isinstance(tau, Tensor) else tau
+    threshold = at_least_0(tau.to(wide)) if isinstance(tau, Tensor) else tau
     sign = real.sgn() if x.is_complex() else real.sign()
     # relu's derivative at 0 is 0, which closes the band.
     y = (sign * (real.abs() - threshold).relu()).to(x.dtype)

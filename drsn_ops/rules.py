@@ -45,7 +45,7 @@ def _threshold(tau: Tensor | float, x: Tensor, of: str = "x") -> Tensor:
     """tau as a tensor, at least 0."""
     if not isinstance(tau, Tensor):
         check_threshold(tau)
-    return _as_tensor("tau", tau, x, of).clamp(min=0)
+    return reference.at_least_0(_as_tensor("tau", tau, x, of))
 
 
 def _require_between(name: str, value: float, low: float, high: float, allowed: str) -> None:
