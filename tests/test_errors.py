@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import drsn_ops
 from drsn_ops import models, reference
@@ -306,3 +307,26 @@ def test_no_memory_for_a_kernel_says_so():
     with pytest.raises(RuntimeError, match=words) as raised:
         operator(x, None, 0.5)
     assert raised.type is RuntimeError
+
+
+class OwnError(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("the quota: out of memory"),
+        OwnError("out of memory: drsn_ops is over its quota"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_a_dispatch_mode_stays_what_it_is(error):
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            raise error
+
+    with pytest.raises(RuntimeError) as raised, Mode():
+        OPERATORS.soft_threshold.default(x, None, 0.5)
+    assert raised.value is error

@@ -100,6 +100,7 @@ def _build_id(library: Path) -> bytes:
 
 
 cuda_reason = _load()
+_NO_MEMORY = re.compile("out of memory: drsn_ops|drsn_ops: out of memory")  # as the libraries say it
 
 
 class _Operator(torch._ops.OpOverload):
@@ -112,7 +113,7 @@ class _Operator(torch._ops.OpOverload):
         try:
             return self._op(*args, **kwargs)
         except RuntimeError as error:
-            if "out of memory" in str(error):
+            if type(error) is RuntimeError and _NO_MEMORY.search(str(error)):
                 raise torch.OutOfMemoryError(str(error)) from None
             raise
 
