@@ -64,10 +64,12 @@ def test_channels_last(device, channels, dtype):
     compare((3, channels, 9, 7), "channels_last", dtype, device)
 
 
-# In channels_last: tiles of a sample's channels on chip, the last one narrower; rows that just fit and rows that do not;
-# many samples.
+# In channels_last: tiles of a sample's channels on chip, the last one narrower; rows that just fit and rows that do
+# not; many samples.
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("shape", [(2, 48, 35, 20), (1, 8, 64, 64), (1, 8, 64, 65), (2, 136, 11, 3), (300, 32, 3, 1)])
+@pytest.mark.parametrize(
+    "shape", [(2, 48, 35, 20), (1, 8, 64, 64), (1, 8, 64, 65), (2, 136, 11, 3), (300, 32, 3, 1)]
+)
 def test_channels_last_on_chip(device, shape, dtype):
     compare(shape, "channels_last", dtype, device)
 
