@@ -231,6 +231,62 @@ class TestNumbers:
             predictions.numbers(row, [kernel(ELEMENTWISE, "kernelIfLi4E")], "f", 256)
 
 
+# They move few bytes beside others of their call, or are of a type that the table has not.
+WITHOUT_A_ROW = {
+    "add_pieces",
+    "channel_statistics",
+    "convert_all",
+    "fold_channel_sums",
+    "fold_kernel",
+    "gate_backward_layers",
+    "gate_layers",
+    "input_gradients",
+    "sample_statistics_kernel",
+    "shrink_backward_rows",
+    "soft_threshold_complex",
+}
+
+
+def test_every_kernel_has_a_row_or_is_known_to_have_none():
+    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu*"))
+    kernels = set(re.findall(r"__global__ void\s+(?:__launch_bounds__\(.*?\)\s+)?(\w+)\(", sources))
+    summed = set(
+        re.findall(r"^struct (\w+Sums?) {", sources, re.MULTILINE)
+    )  # by reduce_rows or reduce_columns
+    patterns = " ".join(row.kernel for row in predictions.TABLE)
+    named = set(re.findall(r"\\d(\w+?)I{}", patterns)) | set(re.findall(r"\d(reduce_\w+)I", patterns))
+    assert named | WITHOUT_A_ROW == kernels | summed and not named & WITHOUT_A_ROW
+
+
+def test_a_table_that_lacks_a_kernel_is_not_written(monkeypatch, tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("<!-- predictions -->\nas it was\n<!-- /predictions -->\n")
+    monkeypatch.setattr(predictions, "PAGE", page)
+    monkeypatch.setattr(predictions, "find", lambda program: "true")  # which prints nothing
+    monkeypatch.setattr(predictions, "compiled", lambda folder: [Path(folder, "shrink.cubin")])
+    monkeypatch.setattr("sys.argv", ["predictions"])
+    with pytest.raises(SystemExit, match="no kernel of each type is named .*soft_threshold_kernel"):
+        predictions.main()
+    assert "as it was" in page.read_text()
+
+
+def test_nvdisasm_is_asked_for_before_anything_is_compiled(monkeypatch):
+    def find(program):
+        raise SystemExit(program)
+
+    monkeypatch.setattr(predictions, "find", find)
+    monkeypatch.setattr("sys.argv", ["predictions"])
+    with pytest.raises(SystemExit, match="nvdisasm"):
+        predictions.main()
+
+
+def test_a_file_that_is_not_machine_code(monkeypatch):
+    monkeypatch.setattr(predictions, "find", lambda program: "false")
+    monkeypatch.setattr("sys.argv", ["predictions", "some.cubin"])
+    with pytest.raises(SystemExit, match="^false failed on some.cubin"):
+        predictions.main()
+
+
 def test_a_program_that_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))

@@ -186,8 +186,8 @@ def numbers(row: Row, kernels: Iterable[Kernel], scalar: str, threads: int) -> N
     )
 
 
-def table(kernels: list[Kernel]) -> str:
-    """A row for each of TABLE whose kernels are among these."""
+def table(kernels: list[Kernel], whole: bool = False) -> str:
+    """A row for each of TABLE whose kernels are among these; where `whole` all have to be."""
     plan = (ROOT / "csrc" / "cuda" / "plan.h").read_text()
     lines = [
         "| kernel, float32 / bfloat16 | instructions an element | registers | KiB in flight an SM | predicted share |",
@@ -196,6 +196,10 @@ def table(kernels: list[Kernel]) -> str:
     for row in TABLE:
         threads = int(re.search(rf"constexpr int {row.threads} = (\d+);", plan)[1])
         both = [found for scalar in TYPES if (found := numbers(row, kernels, scalar, threads))]
+        if whole and len(both) < len(TYPES):
+            sys.exit(
+                f"tools/predictions.py: no kernel of each type is named {row.kernel}, as '{row.words}' says"
+            )
         if not both:
             continue
         cells = [
@@ -238,7 +242,7 @@ def disassembled(cubins: Iterable[Path], pattern: str = "") -> list[Kernel]:
     named = "|".join(row.kernel.format(scalar, 16 // size) for row in TABLE for scalar, size in TYPES.items())
     kernels = []
     for cubin in cubins:
-        text = subprocess.run([find("nvdisasm"), cubin], check=True, capture_output=True, text=True).stdout
+        text = subprocess.run([find("nvdisasm"), cubin], check=True, stdout=subprocess.PIPE, text=True).stdout
         kernels += read(text, lambda name: re.search(named, name) and re.search(pattern, name))
     return kernels
 
@@ -249,12 +253,16 @@ def main() -> None:
     parser.add_argument("--kernels", default="", metavar="PATTERN", help="prints the rows of such names")
     parser.add_argument("--check", action="store_true", help="an outdated table is an error")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        files = chosen.files or compiled(scratch)
-        made = table(disassembled(files, chosen.kernels))
+    find("nvdisasm")  # before minutes of compiling
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            kernels = disassembled(chosen.files or compiled(scratch), chosen.kernels)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{error.cmd[0]} failed on {error.cmd[-1]}")
     if chosen.files or chosen.kernels:
-        print(made, end="")
+        print(table(kernels), end="")
         return
+    made = table(kernels, whole=True)
     page = fill(PAGE.read_text(), REGION, made)
     if not chosen.check:
         PAGE.write_text(page)
