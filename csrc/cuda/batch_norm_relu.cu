@@ -94,7 +94,7 @@ struct Geometry {
       inside = inside && number_t(here) < number_t(size[k]);  // not negative either
       in_other += (walks_y ? here : here + index_t(before[k])) * index_t(other.axis[k]);
       if (!shortcut_wanted) continue;
-      const index_t quotient = index_t(stride.divide(number_t(here)));
+      const index_t quotient = index_t(stride.divide(number_t(inside ? here : 0)));
       kept = kept && quotient * index_t(stride.value) == here;
       in_shortcut += quotient * index_t(shortcut.axis[k]);
     }
