@@ -81,6 +81,19 @@ def test_parameters_that_repeat_one_number(device):
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_compiled_running_statistics_are_rounded_once(device, dtype):
+    norm = randomise(nn.BatchNorm1d(500)).to(device, dtype)
+    wide = copy.deepcopy(norm).float()
+    x = torch.randn(6, 500, 20, device=device)
+    with torch.no_grad():
+        torch.compile(drsn_ops.batch_norm_relu, backend="aot_eager")(x, norm)
+        drsn_ops.batch_norm_relu(x, wide)
+    for found, exact in ((norm.running_mean, wide.running_mean), (norm.running_var, wide.running_var)):
+        rounding = torch.finfo(dtype).eps / 2 * exact.abs() + 1e-6
+        assert ((found.float() - exact).abs() <= rounding).all()
+
+
 def numbers(dtype, device):
     """Numbers >= 0 of the type: all of a type of 16 bits, else ties, subnormals, and those that others do not have."""
     if dtype in (torch.float16, torch.bfloat16):

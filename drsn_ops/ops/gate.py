@@ -145,7 +145,7 @@ def update_running_statistics(
         return
     factor: Any = momentum if momentum >= 0 or batches is None else 1 / batches.double()
     for running, new in ((running_mean, mean), (running_var, var)):
-        running.copy_((1 - factor) * running + factor * new)
+        running.copy_((1 - factor) * running.to(new.dtype) + factor * new)
 
 
 def update(norm: Gate | Norm, mean: Tensor, var: Tensor) -> None:
