@@ -254,6 +254,12 @@ def test_a_batch_norm_and_relu_of_memory_between_two_vectors(device, offset, str
 
 
 @pytest.mark.sanitizer
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_batch_norm_and_relu_that_is_padded_and_counts_in_64_bits(device, layout):
+    compare_normed((5, 3, 1, 6), layout, torch.float32, device, stride=2**30, more=2)
+
+
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("x_dtype, dtype", pairwise((torch.float32, torch.float64), REAL))
 def test_parameters_of_other_types_and_strides(device, x_dtype, dtype):
     compare_parameters("batch_norm_shrink", x_dtype, dtype, device, spreads=True)

@@ -80,6 +80,7 @@ struct Geometry {
   template <bool walks_y, class index_t, class Place>
   __device__ __forceinline__ Elements locate_as(const Place& at) const {
     using number_t = std::conditional_t<std::is_same_v<index_t, int>, unsigned, int64_t>;
+    using unsigned_t = std::make_unsigned_t<index_t>;
     const index_t n = index_t(at.sample), c = index_t(at.c);
     number_t position = number_t(at.position) * Place::kLength;
     const Strides& other = walks_y ? x : y;
@@ -91,7 +92,7 @@ struct Geometry {
       const number_t next = k == outer_axis ? 0 : walked_size[k].divide(position);
       const index_t here = index_t(position - next * number_t(walked_size[k].value)) - index_t(origin[k]);
       position = next;
-      inside = inside && number_t(here) < number_t(size[k]);  // not negative either
+      inside = inside && unsigned_t(here) < unsigned_t(size[k]);  // not negative either
       in_other += (walks_y ? here : here + index_t(before[k])) * index_t(other.axis[k]);
       if (!shortcut_wanted) continue;
       const index_t quotient = index_t(stride.divide(number_t(inside ? here : 0)));
