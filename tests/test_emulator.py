@@ -28,6 +28,7 @@ def run(device, emulator):
         "early, waits",
         "early, waits for nothing it needs",
         "early, two behind one that has waited",
+        "early, behind one with shared memory",
     ],
 )
 def test_right(run, name):

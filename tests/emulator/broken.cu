@@ -54,6 +54,13 @@ __global__ void read_shared(int half) {
   out[own()] = shared[(blockIdx.x + half) % 2][threadIdx.x];
 }
 
+// Some blocks do without the shared memory, which those before them in their place have left.
+__global__ void write_shared() {
+  if (blockIdx.x % 2 != 0) return;
+  __shared__ float shared[1];
+  if (threadIdx.x == 0) shared[0] = 1;
+}
+
 enum class Between { kNothing, kWarps, kBlocks };
 
 // Reads what the thread `distance` further on has written.
@@ -157,6 +164,10 @@ const std::map<std::string, std::function<void()>> programs = {
      [] { launch(false, copy, in, out), launch(true, wait, false), launch(true, copy_then_wait, out, other); }},
     {"early, two behind one that has not waited",
      [] { launch(false, copy, in, out), launch(true, wait, true), launch(true, copy_then_wait, out, other); }},
+    {"early, behind one with shared memory",
+     [] {
+       for (int i = 0; i < 10; ++i) launch(false, write_shared), launch(true, wait_then_copy, in, other);
+     }},
     {"blocks", [] { launch(false, print_blocks); }},
     {"a product and a difference", [] { launch(false, round_product, 1 + 0x1p-12f, 1 + 0x1p-11f); }},
 };

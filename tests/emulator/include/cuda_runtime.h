@@ -139,6 +139,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     cluster |= config->attrs[i].val.clusterDim.x;
   }
   if (cluster > 0 && cluster != config->gridDim.x) return cudaErrorInvalidConfiguration;  // several are not emulated
-  emulator::run(config->gridDim.x, config->blockDim.x, early, cluster > 0, [&] { kernel(arguments...); });
+  // by reference: a std::function would copy it to the heap, where shared memory has been
+  const auto call = [&] { kernel(arguments...); };
+  emulator::run(config->gridDim.x, config->blockDim.x, early, cluster > 0, std::ref(call));
   return cudaSuccess;
 }
