@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles csrc/cuda for every architecture we ship, as a portable build does, and fails on a register spill, local
 # memory, or a symbol that PyTorch 2.11 has not. Needs nvcc; no GPU, and a PyTorch of any kind. Without an nvcc it
-# compiles nothing, or fails if REQUIRE_NVCC is set.
+# compiles no kernel, or fails if REQUIRE_NVCC is set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
